@@ -1,0 +1,1 @@
+"""The command line; typer is imported here alone."""

@@ -1,0 +1,224 @@
+"""`run`: questions from a file or a pipe, documents from anywhere, rows to CSV or JSONL."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+from rich.console import Console
+
+from idefics_cli.cli import options
+from idefics_cli.cli.ending import exit_codes
+from idefics_cli.cli.progress import reporting
+from idefics_cli.cli.streams import results_on_stdout
+from idefics_cli.config import Format, ModelSettings, OutputSettings, PageSettings, RunSettings
+from idefics_cli.documents import discover
+from idefics_cli.documents.rasterize import PagePool
+from idefics_cli.errors import ROWS_FAILED, InputError, OutputError, UsageError
+from idefics_cli.pipeline import Progress, check_pages
+from idefics_cli.pipeline import run as run_pipeline
+from idefics_cli.questions.pages import check_selection
+from idefics_cli.questions.pair import Pairing, pair, pair_all
+from idefics_cli.questions.read import accepted_answers, read_file
+from idefics_cli.questions.stream import QuestionStream
+from idefics_cli.records import COLUMNS, Document, Job
+from idefics_cli.results.lock import locked
+from idefics_cli.results.resume import Journal, read_journal
+from idefics_cli.results.summary import Summary, summary_table
+from idefics_cli.results.write import RowWriter, replacing, user_columns
+
+
+def run(
+    documents: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders (recursive) and globs; questions may name others.", show_default=False),
+    ] = None,
+    questions: Annotated[
+        str, typer.Option("--questions", "-q", help="CSV or JSONL of questions; - is stdin.", show_default=False)
+    ] = "",
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Where rows go; - is stdout.", rich_help_panel=options.OUTPUT)
+    ] = "-",
+    form: Annotated[
+        Format | None,
+        typer.Option(
+            "--format", help="csv or jsonl.", show_default="by the output's ending, else csv", rich_help_panel=options.OUTPUT
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the output's rows, ask what is missing.", rich_help_panel=options.OUTPUT)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output once the run is done.", rich_help_panel=options.OUTPUT)
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: ask failed rows again.", rich_help_panel=options.OUTPUT)
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Ask at most N rows.", rich_help_panel=options.OUTPUT)
+    ] = None,
+    model: options.Model = options.MODEL_DEFAULTS.model,
+    revision: options.Revision = None,
+    device: options.DeviceOption = options.MODEL_DEFAULTS.device,
+    dtype: options.DtypeOption = options.MODEL_DEFAULTS.dtype,
+    batch_size: options.BatchSizeOption = options.MODEL_DEFAULTS.batch_size,
+    max_new_tokens: options.MaxNewTokens = options.MODEL_DEFAULTS.max_new_tokens,
+    prompt: options.Prompt = options.MODEL_DEFAULTS.prompt,
+    pages: options.Pages = None,
+    across: options.AcrossOption = options.ACROSS_DEFAULT,
+    split: options.SplitOption = options.PAGE_DEFAULTS.split,
+    rasterizer: options.RasterizerOption = options.PAGE_DEFAULTS.rasterizer,
+    password: options.Password = None,
+    page_timeout: options.PageTimeout = options.PAGE_DEFAULTS.page_timeout,
+    max_pixels: options.MaxPixels = options.PAGE_DEFAULTS.max_pixels,
+    workers: options.Workers = options.PAGE_DEFAULTS.workers,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Say nothing but errors.", rich_help_panel=options.MESSAGES)
+    ] = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Ask many documents many questions; every question becomes a row, answered or failed.
+
+    Examples:
+
+    [bold]idefics-cli run inbox/ -q questions.csv -o answers.csv[/bold]
+
+    [bold]producer | idefics-cli run -q - -o - --format jsonl | consumer[/bold]
+    """
+    with exit_codes(verbose=verbose), results_on_stdout() as stdout:
+        if not questions:
+            raise UsageError("questions are missing: -q FILE, or -q - to read them from stdin")
+        if pages is not None:
+            check_selection(pages)
+        path = None if output == "-" else Path(output)
+        settings = RunSettings(
+            pages=PageSettings(
+                rasterizer=rasterizer,
+                split=split,
+                password=password,
+                page_timeout=page_timeout,
+                max_pixels=max_pixels,
+                workers=workers,
+            ),
+            model=ModelSettings(model, revision, device, dtype, batch_size, max_new_tokens, prompt),
+            output=OutputSettings(path, form or _format_of(path), resume, overwrite, retry_failed),
+            page_selection=pages,
+            across=across,
+            limit=limit,
+            quiet=quiet,
+            verbose=verbose,
+        )
+        summary = answer_questions(documents or [], questions, settings, stdout)
+        if summary.failed:
+            raise typer.Exit(ROWS_FAILED)
+
+
+def answer_questions(names: Sequence[str], questions: str, settings: RunSettings, stdout: IO[str]) -> Summary:
+    """Answer a file or pipe of questions, write the rows, and say on stderr what came of it.
+
+    Raises:
+        IdeficsCliError: nothing could be asked, or the output could not be written.
+    """
+    asked = _read_questions(questions, discover.find(names))
+    with PagePool(settings.pages) as pool, _opened_output(settings.output, asked.columns, stdout) as (writer, journal):
+        if asked.total is not None:
+            check_pages(asked.jobs, pool)
+        if writer.renamed and not settings.quiet:
+            renamed = ", ".join(f"{name} -> {column}" for name, column in writer.renamed.items())
+            print(f"note: columns renamed in the output: {renamed}", file=sys.stderr)
+        from idefics_cli.engine.idefics2 import Idefics2Engine  # brings torch along: not before it is needed
+
+        engine = Idefics2Engine(settings.model)
+        summary, progress = Summary(), Progress()
+        started = time.monotonic()
+        with reporting(asked.total, quiet=settings.quiet) as reporter:
+            for row in run_pipeline(
+                asked.jobs, engine, pool, settings, done=journal.keys, progress=progress, ready=asked.ready
+            ):
+                writer.write(row)
+                summary.add(row, accepted_answers(row.extra.get("answers")))
+                reporter.show(progress)
+        writer.sync()
+    if not settings.quiet:
+        table = summary_table(
+            summary,
+            skipped=progress.skipped,
+            pages=progress.pages,
+            split_pages=progress.split_pages,
+            seconds=time.monotonic() - started,
+        )
+        Console(stderr=True).print(table)
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The questions of a run, paired with their documents."""
+
+    jobs: Iterable[Job]
+    columns: tuple[str, ...]
+    """The user's own columns."""
+    total: int | None
+    """Jobs; unknown for a pipe."""
+    ready: Callable[[], bool]
+
+
+def _read_questions(name: str, documents: Sequence[Document]) -> _Asked:
+    """Read and pair questions: a file at once and checked whole, a pipe as its lines come."""
+    if name == "-":
+        stream = QuestionStream(sys.stdin.buffer)
+        questions = iter(stream)
+        first = next(questions, None)
+        if first is None:
+            raise InputError("<stdin>: no questions in it")
+        pairing = Pairing(documents, Path.cwd(), discover.expand, discover.from_data_uri)
+        jobs = pair(itertools.chain([first], questions), pairing)
+        return _Asked(jobs, tuple(first.extra), None, stream.ready)
+    path = Path(name)
+    listed = read_file(path)
+    paired = pair_all(listed, Pairing(documents, path.parent, discover.expand, discover.from_data_uri))
+    columns = tuple(dict.fromkeys(column for question in listed for column in question.extra))
+    return _Asked(paired, columns, len(paired), lambda: True)
+
+
+@contextlib.contextmanager
+def _opened_output(
+    settings: OutputSettings, columns: Sequence[str], stdout: IO[str]
+) -> Iterator[tuple[RowWriter, Journal]]:
+    """Open the output: stdout, a new file, one to be gone on with, or one to be replaced at the end."""
+    path, empty = settings.path, Journal("", frozenset())
+    if path is None:
+        yield RowWriter(stdout, settings.format, columns), empty
+        return
+    if path.is_dir():
+        raise OutputError(f"{path}: a folder; name a file")
+    with locked(path):
+        if path.exists() and not (settings.resume or settings.overwrite):
+            raise OutputError(f"{path}: exists; --resume goes on with it, --overwrite replaces it")
+        if settings.overwrite:
+            with replacing(path) as stream:
+                yield RowWriter(stream, settings.format, columns), empty
+            return
+        journal = empty
+        if path.exists():
+            header = [*COLUMNS, *user_columns(columns).values()]
+            journal = read_journal(path, settings.format, header, retry_failed=settings.retry_failed)
+            with replacing(path) as stream:
+                stream.write(journal.kept)
+        try:
+            stream = path.open("a", encoding="utf-8", newline="")
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror}") from error
+        with stream:
+            yield RowWriter(stream, settings.format, columns, header=not journal.kept), journal
+
+
+def _format_of(path: Path | None) -> Format:
+    return Format.JSONL if path and path.suffix.lower() in (".jsonl", ".ndjson") else Format.CSV

@@ -1,0 +1,1 @@
+"""From names to crops: finding documents, rasterizing pages, deciding whether to split them."""

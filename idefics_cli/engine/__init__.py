@@ -1,0 +1,1 @@
+"""Runs the model. Nothing outside this package imports torch or transformers."""

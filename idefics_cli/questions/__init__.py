@@ -1,0 +1,1 @@
+"""From a file of questions to jobs: reading, checking, and pairing with documents."""

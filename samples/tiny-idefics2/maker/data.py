@@ -1,0 +1,208 @@
+"""Turns generated pages into batches: crops, the characters in each patch, and question turns as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from multiprocessing.sharedctypes import Synchronized
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from maker.draw import Scan, characters, draw
+from maker.layout import DENSE, LARGE, Page, make_page
+from maker.model import IMAGE_SIZE, LATENTS, PATCH, Reader, make_tokenizer
+
+SHAPES = ((756, 980), (692, 980), (980, 756), (490, 980))  # letter, A4, landscape, receipt
+SHAPE_WEIGHTS = (40, 30, 12, 18)
+MIDDLING = (20.0, 25.0)  # em at which one image is just enough
+LEGIBLE = 9.0  # em in pixels of an image from which its characters are asked of the patches
+IGNORED = -100
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pages of one shape, split or not."""
+
+    images: Tensor  # uint8 (pages, images, height, width)
+    spelled: Tensor  # int16 (pages, images, patches, 3): characters by token, 0 for none, -100 where illegible
+    tokens: Tensor  # int16 (pages, length)
+    turns: Tensor  # int16 (pages, length): 0 for the prefix, then 1, 2, ...
+    positions: Tensor  # int16 (pages, length)
+    targets: Tensor  # int16 (pages, length): the next token of an answer, or -100
+
+    def pin_memory(self) -> Batch:
+        """Pin every tensor (the data loader calls this)."""
+        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+
+
+class Curriculum:
+    """What to draw, and what to weigh, at which share of the training time.
+
+    Patches learn to spell first, alone; then come pages of few fields, then full ones, then split pages.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.spelling = 1.0 if share < 0.12 else 0.3 if share < 0.5 else 0.1
+        self.answers = 0.0 if share < 0.03 else 1.0
+        self.split = 0.0 if share < 0.15 else 0.5 if share < 0.3 else 0.75
+        self.few = 1.0 if share < 0.05 else max(0.0, 1.0 - (share - 0.05) / 0.07)
+
+
+class Pages(IterableDataset[Batch]):
+    """Endless batches of new pages; each worker draws its own."""
+
+    def __init__(
+        self, seed: int, pages: int, share: Synchronized[float] | None, *, held_out: bool = False, split: bool | None = None
+    ) -> None:
+        self.seed, self.pages, self.share, self.held_out, self.split = seed, pages, share, held_out, split
+        self.encode = Encoder()
+
+    def __iter__(self) -> Iterator[Batch]:
+        torch.set_num_threads(1)
+        worker = get_worker_info()
+        rng = Random(self.seed * 1009 + (worker.id if worker else 0))
+        while True:
+            plan = Curriculum(self.share.value if self.share else 1.0)
+            split = self.split if self.split is not None else rng.random() < plan.split
+            size = rng.choices(SHAPES, SHAPE_WEIGHTS)[0]
+            count = self.pages if split else self.pages * 5
+            batch = self.encode.batch([self._page(rng, size, split, plan.few) for _ in range(count)], rng, split)
+            yield batch
+            # Drawing is the bottleneck, most of all of the many unsplit pages of a step: seen twice, tinted anew.
+            if not split or rng.random() < 0.5:
+                yield batch
+
+    def _page(self, rng: Random, size: tuple[int, int], split: bool, few: float) -> tuple[Page, Scan, float]:
+        """Draw a page, its scan and the scale it is seen at."""
+        scan = Scan.random(rng)
+        if split:
+            em = rng.uniform(*(DENSE if rng.random() < 0.85 else (DENSE[1], LARGE[1])))
+            return make_page(rng, size=size, em=em, held_out=self.held_out), scan, 1.0
+        if rng.random() < 0.5:  # a quarter of a dense page, as a page of its own
+            half = (size[0] // 2, size[1] // 2)
+            em = rng.uniform(DENSE[0], 22)
+            return make_page(rng, size=half, em=em, held_out=self.held_out, few=rng.random() < few), scan, 1.0
+        em = rng.uniform(MIDDLING[0], LARGE[1])
+        return make_page(rng, size=size, em=em, held_out=self.held_out, few=rng.random() < few), scan, 0.5
+
+
+def blank_batches(pages: int) -> Iterator[Batch]:
+    """One batch of every shape with nothing on it, to compile with."""
+    encode, rng = Encoder(), Random(0)
+    for size in SHAPES:
+        for split in (False, True):
+            shown = (Page(*size, 20.0, "form"), Scan(), 1.0 if split else 0.5)
+            batch = encode.batch([shown], rng, split)
+            count = pages if split else pages * 5
+            yield Batch(*(torch.cat([getattr(batch, f.name)] * count) for f in fields(batch)))
+
+
+class Encoder:
+    """Encodes drawn pages with the tokenizer's own numbers."""
+
+    def __init__(self) -> None:
+        vocabulary = make_tokenizer().get_vocab()
+        self.ids = vocabulary
+        self.end, self.fake, self.image = (
+            vocabulary["<end_of_utterance>"],
+            vocabulary["<fake_token_around_image>"],
+            vocabulary["<image>"],
+        )
+
+    def text(self, text: str) -> list[int]:
+        return [self.ids.get(character, self.ids["<unk>"]) for character in text]
+
+    def prefix(self, images: int) -> list[int]:
+        one = [self.fake] + [self.image] * LATENTS
+        return [self.ids["<s>"], *self.text("User:"), *one * images, self.fake, *self.text(" ")]
+
+    def batch(self, pages: list[tuple[Page, Scan, float]], rng: Random, split: bool) -> Batch:
+        seen = [self._see(page, scan, scale, split) for page, scan, scale in pages]
+        length = 860 if split else 336
+        asked = [self._ask(page, rng, length, split) for page, _, _ in pages]
+        stack = [torch.from_numpy(np.stack(column)) for column in zip(*asked, strict=True)]
+        return Batch(
+            torch.from_numpy(np.stack([images for images, _ in seen])),
+            torch.from_numpy(np.stack([spelled for _, spelled in seen])),
+            *stack,
+        )
+
+    def _see(self, page: Page, scan: Scan, scale: float, split: bool) -> tuple[Bytes, NDArray[np.int16]]:
+        names, centres, sizes = characters(page, scan.angle)
+        numbers = np.array([self.ids.get(name, self.ids["<unk>"]) for name in names], np.int16)
+        image = draw(page, scan, scale=scale)
+        views = [(image, (0.0, 0.0, 1.0, 1.0))]
+        if split:
+            width, height = image.width // 2, image.height // 2
+            corners = ((0, 0), (width, 0), (0, height), (width, height))
+            quarters = [
+                (
+                    image.crop((x, y, x + width, y + height)),
+                    (x / image.width, y / image.height, (x + width) / image.width, (y + height) / image.height),
+                )
+                for x, y in corners
+            ]
+            whole = image.resize((width, height), Image.Resampling.BILINEAR)
+            views = [*quarters, (whole, views[0][1])]
+        images, spelled = [], []
+        for view, (left, top, right, bottom) in views:
+            rows, columns = view.height // PATCH, view.width // PATCH
+            images.append(np.asarray(view, np.uint8)[: rows * PATCH, : columns * PATCH])
+            x = (centres[:, 0] - left) / (right - left) * view.width
+            y = (centres[:, 1] - top) / (bottom - top) * view.height
+            em = sizes * view.width / ((right - left) * page.width)
+            spelled.append(_spell(numbers, x, y, em, rows, columns))
+        return np.stack(images), np.stack(spelled)
+
+    def _ask(self, page: Page, rng: Random, length: int, split: bool) -> tuple[NDArray[np.int16], ...]:
+        """Tokens, turns, positions and targets of as many of the page's questions as fit."""
+        prefix = self.prefix(5 if split else 1)
+        tokens, turns, positions = list(prefix), [0] * len(prefix), list(range(len(prefix)))
+        targets = [IGNORED] * len(prefix)
+        asked = [one for one in page.asked if not (split and page.em < 20 and page.cut_by_split(one))]
+        rng.shuffle(asked)
+        for turn, one in enumerate(asked, 1):
+            question = [*self.text(one.question), self.end, *self.text("\nAssistant:")]
+            answer = [*self.text(one.answer), self.end]
+            size = len(question) + len(answer) - 1
+            if len(tokens) + size > length:
+                break
+            tokens += question + answer[:-1]
+            targets += [IGNORED] * (len(question) - 1) + answer
+            turns += [turn] * size
+            positions += range(len(prefix), len(prefix) + size)
+        rest = length - len(tokens)
+        return tuple(
+            np.array(values + [fill] * rest, np.int16)
+            for values, fill in ((tokens, 0), (turns, 9999), (positions, 0), (targets, IGNORED))
+        )
+
+
+def _spell(
+    numbers: NDArray[np.int16], x: NDArray[np.float32], y: NDArray[np.float32], em: NDArray[np.float32], rows: int, columns: int
+) -> NDArray[np.int16]:
+    """The first three characters, left to right, whose centres lie in each patch: (rows * columns, 3)."""
+    spelled = np.zeros((rows * columns, Reader.CHARACTERS_A_PATCH), np.int16)
+    inside = (x >= 0) & (y >= 0) & (x < columns * PATCH) & (y < rows * PATCH)
+    patch = (y // PATCH).astype(np.int64) * columns + (x // PATCH).astype(np.int64)
+    legible = inside & (em >= LEGIBLE)
+    order = np.lexsort((x[legible], patch[legible]))
+    sorted_patch, sorted_numbers = patch[legible][order], numbers[legible][order]
+    if len(sorted_patch):
+        first = np.r_[True, sorted_patch[1:] != sorted_patch[:-1]]
+        slot = np.arange(len(sorted_patch)) - np.maximum.accumulate(np.where(first, np.arange(len(sorted_patch)), 0))
+        kept = slot < Reader.CHARACTERS_A_PATCH
+        spelled[sorted_patch[kept], slot[kept]] = sorted_numbers[kept]
+    spelled[patch[inside & ~legible]] = IGNORED
+    return spelled
+
+
+assert IMAGE_SIZE * 2 == max(max(shape) for shape in SHAPES)

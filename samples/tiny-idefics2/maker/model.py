@@ -1,0 +1,196 @@
+"""The tiny Idefics2: its configuration, tokenizer and processor, and how it starts training."""
+
+from __future__ import annotations
+
+import math
+import string
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import (
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
+    Idefics2Processor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
+
+IMAGE_SIZE = 490  # longest edge of one image, in pixels
+SHORTEST_EDGE = 196
+PATCH = 14
+LATENTS = 64
+WIDTH = 256
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+CHARACTERS = "\n" + string.digits + string.ascii_letters + string.punctuation + " " + "€£°éèêáàâäåæçíñóôöøúüßÄÅÆÉÖØÜ"
+IMAGE_MARKS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{message['role'].capitalize()}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}"
+    "{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}"
+    "{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character, `<s>` in front, Idefics2's three marks at the end of the vocabulary."""
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *CHARACTERS, *IMAGE_MARKS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        additional_special_tokens=list(IMAGE_MARKS),
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    assert len(fast) == len(vocabulary)
+    return fast
+
+
+def make_processor() -> Idefics2Processor:
+    """The processor whose images are `IMAGE_SIZE` at their longest edge."""
+    image_processor = Idefics2ImageProcessorPil(
+        size={"shortest_edge": SHORTEST_EDGE, "longest_edge": IMAGE_SIZE}, do_image_splitting=True
+    )
+    return Idefics2Processor(image_processor, make_tokenizer(), image_seq_len=LATENTS, chat_template=CHAT_TEMPLATE)
+
+
+def make_config() -> Idefics2Config:
+    """About 15 million parameters."""
+    tokenizer = make_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<end_of_utterance>")
+    return Idefics2Config(
+        vision_config={
+            "hidden_size": WIDTH,
+            "intermediate_size": 4 * WIDTH,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH,
+        },
+        perceiver_config={
+            "hidden_size": WIDTH,
+            "resampler_n_latents": LATENTS,
+            "resampler_depth": 3,
+            "resampler_n_heads": 8,
+            "resampler_head_dim": 32,
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-5,
+        },
+        text_config={
+            "model_type": "mistral",
+            "hidden_size": WIDTH,
+            "intermediate_size": 4 * WIDTH,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": WIDTH // 4,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 4096,
+            "sliding_window": None,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": end,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end,
+        tie_word_embeddings=False,
+    )
+
+
+def make_model(seed: int = 0) -> Idefics2ForConditionalGeneration:
+    """A model ready to be trained from nothing.
+
+    Two starts differ from the library's own: latents drawn from a normal distribution (equal latents stay equal for
+    ever) and sine-cosine position embeddings (learned ones take too long to find neighbours).
+    """
+    torch.manual_seed(seed)
+    model = Idefics2ForConditionalGeneration._from_config(make_config(), attn_implementation="sdpa", dtype=torch.float32)
+    with torch.no_grad():
+        model.model.connector.perceiver_resampler.latents.normal_()
+        side = IMAGE_SIZE // PATCH
+        model.model.vision_model.embeddings.position_embedding.weight.copy_(0.5 * sine_cosine_positions(side, WIDTH))
+    model.generation_config.eos_token_id = model.config.text_config.eos_token_id
+    model.generation_config.pad_token_id = model.config.text_config.pad_token_id
+    model.generation_config.bos_token_id = model.config.text_config.bos_token_id
+    return model
+
+
+def sine_cosine_positions(side: int, width: int) -> Tensor:
+    """Two-dimensional sine-cosine embeddings, (side * side, width): half of the width for rows, half for columns."""
+    quarter = width // 4
+    frequency = torch.exp(-math.log(10000.0) * torch.arange(quarter) / quarter)
+    angle = torch.arange(side)[:, None] * frequency
+    line = torch.cat((angle.sin(), angle.cos()), dim=1)
+    return torch.cat((line.repeat_interleave(side, 0), line.repeat(side, 1)), dim=1)
+
+
+class Reader(nn.Module):
+    """The model with the extra head that names the characters in each patch; the head is dropped afterwards."""
+
+    CHARACTERS_A_PATCH = 3
+
+    def __init__(self, model: Idefics2ForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+        self.spell = nn.Linear(WIDTH, self.CHARACTERS_A_PATCH * model.config.text_config.vocab_size)
+
+    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode images (n, 3, height, width) to patches (n, patches, width) and latents (n, 64, width)."""
+        vision = self.model.model.vision_model
+        rows, columns = pixels.shape[2] // PATCH, pixels.shape[3] // PATCH
+        mask = torch.ones(pixels.shape[0], rows, columns, dtype=torch.bool, device=pixels.device)
+        hidden = vision.embeddings(pixels, mask)
+        for layer in vision.encoder.layers:
+            hidden = layer(hidden, None)
+        patches = vision.post_layernorm(hidden)
+        connector = self.model.model.connector
+        context = connector.modality_projection(patches)
+        resampler = connector.perceiver_resampler
+        latents = resampler.latents.expand(context.shape[0], -1, -1)
+        for layer in resampler.layers:
+            latents = layer(latents, context)
+        return patches, resampler.norm(latents)
+
+    def read(self, latents: Tensor, tokens: Tensor, turns: Tensor, positions: Tensor) -> Tensor:
+        """Return the last hidden states (pages, length, width) of pages with several question turns.
+
+        Every turn sees the page's prefix (turn 0) and itself alone, so that each is what one question alone is.
+        latents: (pages, images * 64, width) in the order of the image tokens.
+        """
+        text = self.model.model.text_model
+        hidden = text.embed_tokens(tokens)
+        where = (tokens == self.model.config.image_token_id)[..., None]
+        hidden = hidden.masked_scatter(where, latents.to(hidden.dtype))
+        length = tokens.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        same = (turns[:, None, :] == 0) | (turns[:, :, None] == turns[:, None, :])
+        mask = (causal & same)[:, None]
+        embeddings = text.rotary_emb(hidden, positions)
+        for layer in text.layers:
+            hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=embeddings)
+        return text.norm(hidden)
+
+
+def export(model: Idefics2ForConditionalGeneration, folder: Path) -> None:
+    """Write a checkpoint as `from_pretrained` reads it: bfloat16, in files under 16 MiB, with its processor."""
+    kept = {name: parameter.detach().to("cpu", torch.bfloat16) for name, parameter in model.state_dict().items()}
+    copy = Idefics2ForConditionalGeneration._from_config(model.config, dtype=torch.bfloat16)
+    copy.load_state_dict(kept)
+    copy.generation_config = model.generation_config
+    copy.save_pretrained(folder, max_shard_size="15MB")
+    make_processor().save_pretrained(folder)

@@ -1,0 +1,261 @@
+"""Trains the tiny Idefics2 from nothing on generated pages, on as many GPUs as there are; resumable at any time."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from maker.data import IGNORED, Batch, Curriculum, Pages, blank_batches
+from maker.model import Reader, export, make_model
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one training run is."""
+
+    out: Path  # the checkpoint folder; the resumable state goes to out/state.pt
+    minutes: float = 20.0  # of training proper, over all resumed runs
+    pages: int = 48  # split pages a step and GPU (five times as many unsplit ones)
+    rate: float = 1.2e-3
+    warm_up: int = 200  # steps
+    workers: int = 14  # page-drawing processes a GPU
+    compile: bool = True
+    save_every: float = 120.0  # seconds
+    seed: int = 1
+
+
+def main(plan: Plan) -> None:
+    """Train on every GPU of this machine, or on the CPU where there is none."""
+    gpus = torch.cuda.device_count()
+    plan.out.mkdir(parents=True, exist_ok=True)
+    if gpus > 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29511")
+        torch.multiprocessing.spawn(_train, (gpus, plan), nprocs=gpus)
+    else:
+        _train(0, max(1, gpus), plan)
+
+
+def _train(rank: int, world: int, plan: Plan) -> None:
+    started = time.monotonic()
+    transformers.utils.logging.disable_progress_bar()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+    if world > 1:
+        distributed.init_process_group("nccl", rank=rank, world_size=world)
+    share = multiprocessing.Value("d", 0.0)
+    state = _State(plan, device)
+    share.value = state.share
+    batches = _batches(plan, rank, share, state.step)
+    if plan.compile:
+        _compile(state.reader, plan, device)
+        if rank == 0:
+            print(json.dumps({"compiled_s": round(time.monotonic() - started)}), flush=True)
+    losses = torch.zeros(4, device=device)
+    last_save = last_log = time.monotonic()
+    seen, waited, spent_here, logged = 0, 0.0, 0.0, state.step
+    while state.share < 1.0:
+        begun = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - begun
+        seen += len(batch.images)
+        rate = state.set_rate()
+        spelling, answers, right, all_ = _losses(state.reader, batch, device)
+        plan_now = Curriculum(state.share)
+        loss = plan_now.spelling * spelling + plan_now.answers * answers
+        loss.backward()
+        _average_gradients(state.reader, world)
+        nn.utils.clip_grad_norm_(state.reader.parameters(), 1.0)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        losses += torch.stack((spelling.detach(), answers.detach(), right, all_))
+        state.step += 1
+        spent_here += time.monotonic() - begun
+        if state.step % 10 == 0:  # every GPU goes by the first one's clock, so that all stop at the same step
+            state.seconds += _first(spent_here, world, device)
+            share.value, spent_here = state.share, 0.0
+        if rank == 0 and time.monotonic() - last_log > 10:
+            count = losses[3].item()
+            steps, logged = state.step - logged, state.step
+            spent = time.monotonic() - last_log
+            print(
+                json.dumps(
+                    {
+                        "step": state.step,
+                        "share": round(state.share, 4),
+                        "rate": f"{rate:.1e}",
+                        "pages_s": round(seen * world / spent),
+                        "waited": round(waited / spent, 2),
+                        "spelling": round(losses[0].item() / steps, 4),
+                        "answers": round(losses[1].item() / steps, 4),
+                        "exact": round(losses[2].item() / max(1.0, count), 4),
+                        "gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if cuda else None,
+                    }
+                ),
+                flush=True,
+            )
+            losses.zero_()
+            seen, waited, last_log = 0, 0.0, time.monotonic()
+        if rank == 0 and time.monotonic() - last_save > plan.save_every:
+            state.save()
+            last_save = time.monotonic()
+    if rank == 0:
+        state.save()
+    if world > 1:
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+class _State:
+    """The model, its optimizer, and how far training is."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self.plan = plan
+        self.reader = Reader(make_model(plan.seed)).to(device)
+        grouped: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in self.reader.named_parameters():
+            grouped[parameter.ndim >= 2 and "embed" not in name and "latents" not in name].append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": grouped[True], "weight_decay": 0.05}, {"params": grouped[False], "weight_decay": 0.0}],
+            lr=plan.rate,
+            betas=(0.9, 0.98),
+            fused=device.type == "cuda",
+        )
+        self.step, self.seconds, self.since = 0, 0.0, 0
+        file = plan.out / "state.pt"
+        if file.exists():
+            saved: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+            self.reader.load_state_dict(saved["reader"])
+            if "optimizer" in saved:
+                self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.seconds = saved["step"], saved["seconds"]
+
+    @property
+    def share(self) -> float:
+        """How much of the training time is over, 0 to 1."""
+        return self.seconds / (60 * self.plan.minutes)
+
+    def set_rate(self) -> float:
+        """Warm-up, then a cosine over the training time."""
+        self.since += 1
+        rate = self.plan.rate * min(1.0, self.since / self.plan.warm_up)
+        rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.share)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def save(self) -> None:
+        """Write the resumable state and the checkpoint, each whole or not at all."""
+        fresh = self.plan.out / "state.pt.new"
+        torch.save(
+            {
+                "reader": self.reader.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "seconds": self.seconds,
+            },
+            fresh,
+        )
+        fresh.rename(self.plan.out / "state.pt")
+        export(self.reader.model, self.plan.out)
+
+
+def _compile(reader: Reader, plan: Plan, device: torch.device) -> None:
+    """Compile one layer of each stack for every shape; the other layers share its code."""
+    torch._dynamo.config.recompile_limit = 64
+    model = reader.model.model
+    for layer in (*model.vision_model.encoder.layers, *model.connector.perceiver_resampler.layers, *model.text_model.layers):
+        layer.compile(dynamic=False)
+    for batch in blank_batches(plan.pages):
+        spelling, answers, _, _ = _losses(reader, batch, device)
+        (spelling + answers).backward()
+        for parameter in reader.parameters():
+            parameter.grad = None
+
+
+def _batches(plan: Plan, rank: int, share: Any, start: int) -> Iterator[Batch]:
+    pages = Pages(plan.seed + 1000 * rank + 7 * start, plan.pages, share)
+    return iter(
+        DataLoader(
+            pages,
+            batch_size=None,
+            num_workers=plan.workers,
+            prefetch_factor=2 if plan.workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+
+
+def _losses(reader: Reader, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss of spelling patches, loss of answers (both nats), turns answered exactly, and turns."""
+    count, views = batch.images.shape[:2]
+    autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    spelled, tokens, turns, positions, targets = (
+        tensor.to(device, non_blocking=True).long()
+        for tensor in (batch.spelled, batch.tokens, batch.turns, batch.positions, batch.targets)
+    )
+    with autocast:
+        pixels = _tint(batch.images.to(device, non_blocking=True).flatten(0, 1))
+        patches, latents = reader.see(pixels)
+        hidden = reader.read(latents.reshape(count, views * latents.shape[1], -1), tokens, turns, positions)
+        kept = targets != IGNORED
+        logits = reader.model.lm_head(hidden[kept]).float()
+        asked = spelled.flatten(0, 1)
+        sample = torch.rand(asked.shape[:2], device=device) < torch.where((asked > 0).any(-1), 0.5, 0.05)
+        names = reader.spell(patches[sample]).float().unflatten(-1, (Reader.CHARACTERS_A_PATCH, -1))
+    answers = functional.cross_entropy(logits, targets[kept])
+    spelling = functional.cross_entropy(names.flatten(0, 1), asked[sample].flatten(), ignore_index=IGNORED)
+    with torch.no_grad():
+        wrong = logits.argmax(-1) != targets[kept]
+        turn = (turns + 10_000 * torch.arange(count, device=device)[:, None])[kept]
+        all_ = torch.unique(turn).numel()
+        wrong_turns = torch.unique(turn[wrong]).numel()
+    numbers = torch.tensor([all_ - wrong_turns, all_], device=device, dtype=torch.float32)
+    return spelling, answers, numbers[0], numbers[1]
+
+
+def _tint(grey: Tensor) -> Tensor:
+    """Grey uint8 (n, height, width) to normalized colour (n, 3, height, width); a third of the images get a tint."""
+    n = grey.shape[0]
+    tinted = (torch.rand(n, 1, device=grey.device) < 0.33).float()
+    dark = torch.rand(n, 3, device=grey.device) * 0.35 * tinted
+    light = 1 - torch.rand(n, 3, device=grey.device) * 0.2 * tinted
+    level = grey[:, None].float() / 255
+    return (dark[..., None, None] + (light - dark)[..., None, None] * level) * 2 - 1
+
+
+def _first(value: float, world: int, device: torch.device) -> float:
+    """The value that the first GPU has."""
+    if world == 1:
+        return value
+    shared = torch.tensor([value], device=device)
+    distributed.broadcast(shared, 0)
+    return float(shared.item())
+
+
+def _average_gradients(reader: Reader, world: int) -> None:
+    if world == 1:
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in reader.parameters()]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= world
+    for parameter, part in zip(reader.parameters(), flat.split([g.numel() for g in gradients]), strict=True):
+        parameter.grad = part.view_as(parameter)
