@@ -17,10 +17,17 @@ def _parse() -> Plan:
     parser.add_argument("--pages", type=int, default=usual.pages)
     parser.add_argument("--workers", type=int, default=usual.workers)
     parser.add_argument("--rate", type=float, default=usual.rate)
+    parser.add_argument("--vision", type=Path, help="a checkpoint whose vision tower is kept")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     given = parser.parse_args()
     return Plan(
-        given.out, minutes=given.minutes, pages=given.pages, rate=given.rate, workers=given.workers, compile=given.compile
+        given.out,
+        minutes=given.minutes,
+        pages=given.pages,
+        rate=given.rate,
+        workers=given.workers,
+        compile=given.compile,
+        vision=given.vision,
     )
 
 

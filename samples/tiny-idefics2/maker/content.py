@@ -116,7 +116,7 @@ class Words:
         def make() -> str:
             prefix = rng.choice(prefixes) if prefixes else "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=2))
             separator = rng.choice(("-", "-", "", " ")) if prefix else ""
-            return prefix + separator + "".join(rng.choices("0123456789", k=rng.randint(3, 6)))
+            return prefix + separator + "".join(rng.choices("0123456789", k=rng.randint(3, 5)))
 
         return self._open(make)
 
@@ -196,7 +196,7 @@ FIELDS: dict[str, Field] = {
         _field("invoice_number", "Invoice number|Invoice no.|Invoice #|Invoice No", "invoice number", lambda w: w.code("INV", "A", "", "RE")),
         _field("order_number", "Order number|Order no.|PO number|Purchase order", "order number|purchase order number", lambda w: w.code("PO", "ORD", "", "B")),
         _field("customer_number", "Customer number|Customer no.|Customer ID", "customer number", lambda w: w.digits(4, 7)),
-        _field("account_number", "Account number|Account no.|Account", "account number", lambda w: w.digits(6, 9)),
+        _field("account_number", "Account number|Account no.|Account", "account number", lambda w: w.digits(5, 7)),
         _field("reference", "Reference|Our reference|Ref.", "reference", lambda w: w.code()),
         _field("policy_number", "Policy number|Policy no.", "policy number", lambda w: w.code("POL", "P")),
         _field("claim_number", "Claim number|Claim no.", "claim number", lambda w: w.code("CL", "C")),
@@ -256,7 +256,7 @@ FIELDS: dict[str, Field] = {
         _field("meter_reading", "Meter reading|Reading", "meter reading", lambda w: w.digits(5, 6)),
         _field("card", "Card ending|Card no. ending", "card number ending", lambda w: w.digits(4, 4)),
         _field("quantity", "Total items|Number of items|Item count", "number of items", lambda w: str(w.rng.randint(1, 99))),
-        _field("tracking", "Tracking number|Tracking no.", "tracking number", lambda w: w.digits(8, 10)),
+        _field("tracking", "Tracking number|Tracking no.", "tracking number", lambda w: w.digits(6, 8)),
     )
 }
 

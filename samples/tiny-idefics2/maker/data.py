@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from enum import IntEnum
 from multiprocessing.sharedctypes import Synchronized
 from random import Random
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from maker.draw import Scan, characters, draw
-from maker.layout import DENSE, LARGE, Page, make_page
+from maker.layout import DENSE, LARGE, Page, make_page, make_snippet
 from maker.model import IMAGE_SIZE, LATENTS, PATCH, Reader, make_tokenizer
 
 SHAPES = ((756, 980), (692, 980), (980, 756), (490, 980))  # letter, A4, landscape, receipt
@@ -43,26 +44,29 @@ class Batch:
         return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
-class Curriculum:
-    """What to draw, and what to weigh, at which share of the training time.
+class Level(IntEnum):
+    """What is drawn; training climbs from one to the next as it learns to read."""
 
-    Patches learn to spell first, alone; then come pages of few fields, then full ones, then split pages.
-    """
+    SPELLING = 0  # patches alone
+    ONE_FIELD = 1  # scraps of one field
+    SCRAPS = 2  # scraps of a few
+    FEW_FIELDS = 3  # unsplit pages of few fields
+    PAGES = 4  # unsplit pages
+    SPLIT = 5  # half of the steps on split pages
+    ALL = 6  # most of them
 
-    def __init__(self, share: float) -> None:
-        self.spelling = 1.0 if share < 0.12 else 0.3 if share < 0.5 else 0.1
-        self.answers = 0.0 if share < 0.03 else 1.0
-        self.split = 0.0 if share < 0.15 else 0.5 if share < 0.3 else 0.75
-        self.few = 1.0 if share < 0.05 else max(0.0, 1.0 - (share - 0.05) / 0.07)
+
+SCRAPS = {Level.ONE_FIELD: ((140, 70), (1, 1), 16, 150), Level.SCRAPS: ((196, 140), (1, 3), 12, 240)}
+"""Size of a scrap, how many fields, how many times a step's split pages, and its tokens."""
+SPLIT_SHARE = {Level.SPLIT: 0.5, Level.ALL: 0.8}
+UNSPLIT_TOKENS, SPLIT_TOKENS = 336, 860
 
 
 class Pages(IterableDataset[Batch]):
     """Endless batches of new pages; each worker draws its own."""
 
-    def __init__(
-        self, seed: int, pages: int, share: Synchronized[float] | None, *, held_out: bool = False, split: bool | None = None
-    ) -> None:
-        self.seed, self.pages, self.share, self.held_out, self.split = seed, pages, share, held_out, split
+    def __init__(self, seed: int, pages: int, level: Synchronized[int]) -> None:
+        self.seed, self.pages, self.level = seed, pages, level
         self.encode = Encoder()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -70,37 +74,48 @@ class Pages(IterableDataset[Batch]):
         worker = get_worker_info()
         rng = Random(self.seed * 1009 + (worker.id if worker else 0))
         while True:
-            plan = Curriculum(self.share.value if self.share else 1.0)
-            split = self.split if self.split is not None else rng.random() < plan.split
-            size = rng.choices(SHAPES, SHAPE_WEIGHTS)[0]
-            count = self.pages if split else self.pages * 5
-            batch = self.encode.batch([self._page(rng, size, split, plan.few) for _ in range(count)], rng, split)
+            batch = self._draw(rng, Level(self.level.value))
             yield batch
             # Drawing is the bottleneck, most of all of the many unsplit pages of a step: seen twice, tinted anew.
-            if not split or rng.random() < 0.5:
+            if batch.images.shape[1] == 1 or rng.random() < 0.5:
                 yield batch
 
-    def _page(self, rng: Random, size: tuple[int, int], split: bool, few: float) -> tuple[Page, Scan, float]:
+    def _draw(self, rng: Random, level: Level) -> Batch:
+        if level in SCRAPS:
+            size, (fewest, most), times, length = SCRAPS[level]
+            drawn = []
+            while len(drawn) < self.pages * times:
+                page = make_snippet(rng, size=size, em=rng.choice((12.5, 13, 14, 15)), fields=rng.randint(fewest, most))
+                if page.asked:
+                    drawn.append((page, Scan.random(rng, strength=0.5), 1.0))
+            return self.encode.batch(drawn, rng, split=False, length=length)
+        split = rng.random() < SPLIT_SHARE.get(level, 0.0)
+        size = rng.choices(SHAPES, SHAPE_WEIGHTS)[0]
+        few = level <= Level.FEW_FIELDS
+        count = self.pages if split else self.pages * 5
+        pages = [self._page(rng, size, split, few) for _ in range(count)]
+        return self.encode.batch(pages, rng, split, SPLIT_TOKENS if split else UNSPLIT_TOKENS)
+
+    def _page(self, rng: Random, size: tuple[int, int], split: bool, few: bool) -> tuple[Page, Scan, float]:
         """Draw a page, its scan and the scale it is seen at."""
         scan = Scan.random(rng)
         if split:
             em = rng.uniform(*(DENSE if rng.random() < 0.85 else (DENSE[1], LARGE[1])))
-            return make_page(rng, size=size, em=em, held_out=self.held_out), scan, 1.0
+            return make_page(rng, size=size, em=em, held_out=False), scan, 1.0
         if rng.random() < 0.5:  # a quarter of a dense page, as a page of its own
             half = (size[0] // 2, size[1] // 2)
-            em = rng.uniform(DENSE[0], 22)
-            return make_page(rng, size=half, em=em, held_out=self.held_out, few=rng.random() < few), scan, 1.0
+            return make_page(rng, size=half, em=rng.uniform(DENSE[0], 22), held_out=False, few=few), scan, 1.0
         em = rng.uniform(MIDDLING[0], LARGE[1])
-        return make_page(rng, size=size, em=em, held_out=self.held_out, few=rng.random() < few), scan, 0.5
+        return make_page(rng, size=size, em=em, held_out=False, few=few), scan, 0.5
 
 
 def blank_batches(pages: int) -> Iterator[Batch]:
-    """One batch of every shape with nothing on it, to compile with."""
+    """One batch of every page shape with nothing on it, to compile with."""
     encode, rng = Encoder(), Random(0)
     for size in SHAPES:
         for split in (False, True):
             shown = (Page(*size, 20.0, "form"), Scan(), 1.0 if split else 0.5)
-            batch = encode.batch([shown], rng, split)
+            batch = encode.batch([shown], rng, split, SPLIT_TOKENS if split else UNSPLIT_TOKENS)
             count = pages if split else pages * 5
             yield Batch(*(torch.cat([getattr(batch, f.name)] * count) for f in fields(batch)))
 
@@ -124,9 +139,8 @@ class Encoder:
         one = [self.fake] + [self.image] * LATENTS
         return [self.ids["<s>"], *self.text("User:"), *one * images, self.fake, *self.text(" ")]
 
-    def batch(self, pages: list[tuple[Page, Scan, float]], rng: Random, split: bool) -> Batch:
+    def batch(self, pages: list[tuple[Page, Scan, float]], rng: Random, split: bool, length: int) -> Batch:
         seen = [self._see(page, scan, scale, split) for page, scan, scale in pages]
-        length = 860 if split else 336
         asked = [self._ask(page, rng, length, split) for page, _, _ in pages]
         stack = [torch.from_numpy(np.stack(column)) for column in zip(*asked, strict=True)]
         return Batch(

@@ -85,7 +85,9 @@ def _with_noise(image: Image.Image, deviation: float) -> Image.Image:
     pixels = np.asarray(image, np.float32)
     start = int(pixels.sum()) % 120
     noise = _NOISE[start : start + pixels.shape[0], start : start + pixels.shape[1]]
-    return Image.fromarray(np.clip(pixels + deviation * noise, 0, 255).astype(np.uint8), "L")
+    if noise.shape != pixels.shape:  # larger than the pages that training draws by the thousand
+        noise = np.random.default_rng(start).standard_normal(pixels.shape, np.float32)
+    return Image.fromarray(np.clip(pixels + deviation * noise, 0, 255).astype(np.uint8))
 
 
 def characters(page: Page, angle: float) -> tuple[list[str], NDArray[np.float32], NDArray[np.float32]]:

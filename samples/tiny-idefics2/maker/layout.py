@@ -17,6 +17,7 @@ Box = tuple[float, float, float, float]
 
 DENSE = (12.5, 17.0)  # em in pixels at a longest edge of 980: read when the page is split, lost when it is not
 LARGE = (25.0, 42.0)  # read either way
+FULLEST = 28  # labelled fields of the fullest training pages
 SEAM_TOLERANCE = 1.5  # pixels of a box that may lie beyond a seam before the text counts as cut
 
 
@@ -385,7 +386,14 @@ class Writer:
 
 
 def make_page(
-    rng: Random, *, size: tuple[int, int], em: float, held_out: bool, kind: str | None = None, few: bool = False
+    rng: Random,
+    *,
+    size: tuple[int, int],
+    em: float,
+    held_out: bool,
+    kind: str | None = None,
+    few: bool = False,
+    fullest: int = FULLEST,
 ) -> Page:
     """Lay out one page.
 
@@ -395,6 +403,7 @@ def make_page(
         held_out: draw open-class values from the evaluation side of the hash.
         kind: invoice, receipt, form, report, letter or table; drawn at random when None.
         few: at most a handful of fields (the start of the curriculum).
+        fullest: labelled fields at the most; tables get a third as many rows.
     """
     em = _half(em)
     kind = kind or rng.choice(("invoice", "invoice", "receipt", "form", "form", "report", "letter", "letter", "table"))
@@ -411,8 +420,8 @@ def make_page(
         writer.letter()
     elif kind == "table":
         writer.title(rng.choice(("Price list", "Staff list", "Stock list", "Directory", "Order list")))
-        for _ in range(rng.randint(1, 3)):
-            (writer.items_table if rng.random() < 0.5 else writer.people_table)(rng.randint(3, 8))
+        for _ in range(rng.randint(1, 3 if fullest == FULLEST else 2)):
+            (writer.items_table if rng.random() < 0.5 else writer.people_table)(rng.randint(3, max(4, min(8, fullest // 3))))
     else:
         titles, _ = KINDS[kind]
         title = rng.choice(titles)
@@ -422,14 +431,33 @@ def make_page(
             page.asked.append(Asked(wording, title, "title", (shown.box,)))
         if rng.random() < 0.5:
             writer.title(words.company(), scale=1.1)
-        _write_fields(writer, kind, 28 if columns == 2 else rng.randint(4, 14))
+        _write_fields(writer, kind, fullest if columns == 2 else rng.randint(4, min(14, fullest)), fullest)
     if rng.random() < 0.5:
         writer.filler(rng.randint(1, 4))
     writer.absent(rng.randint(1, 3))
     return page
 
 
-def _write_fields(writer: Writer, kind: str, count: int) -> None:
+SNIPPET_KEYS = (
+    "room card customer_number total tax city country invoice_date customer cashier time membership department weight "
+    "postcode invoice_number due_date amount_due reference phone"
+).split()
+
+
+def make_snippet(rng: Random, *, size: tuple[int, int], em: float, fields: int) -> Page:
+    """Lay out a scrap of a page with a few short fields: where reading starts."""
+    page = Page(*size, _half(em), "form")
+    writer = Writer(page, Words(rng, held_out=False), columns=1)
+    writer.flow.y = rng.uniform(1, max(2.0, size[1] - fields * 2.8 * em))
+    writer.flow.columns = [(rng.uniform(2, 12), size[0] - 1)]
+    for key in rng.sample(SNIPPET_KEYS, fields):
+        writer.fields([FIELDS[key]])
+    if fields > 1 and rng.random() < 0.3:
+        writer.absent(1)
+    return page
+
+
+def _write_fields(writer: Writer, kind: str, count: int, fullest: int = FULLEST) -> None:
     """Write `count` fields of a kind in groups, with tables and filler between them."""
     rng = writer.rng
     keys = KINDS[kind][1].split()
@@ -444,6 +472,6 @@ def _write_fields(writer: Writer, kind: str, count: int) -> None:
         if chosen and count > 8:
             chance = rng.random()
             if chance < 0.25 and kind in ("invoice", "receipt", "report"):
-                writer.items_table(rng.randint(2, 6))
+                writer.items_table(rng.randint(2, min(6, fullest // 3)))
             elif chance < 0.45:
                 writer.filler(rng.randint(1, 3))

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from maker.data import IGNORED, Batch, Curriculum, Pages, blank_batches
-from maker.model import Reader, export, make_model
+from maker.data import IGNORED, Batch, Level, Pages, blank_batches
+from maker.model import PATCH, Reader, export, make_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Plan:
     compile: bool = True
     save_every: float = 120.0  # seconds
     seed: int = 1
+    vision: Path | None = None  # a checkpoint whose vision tower already spells; None trains it first
 
 
 def main(plan: Plan) -> None:
@@ -60,15 +62,14 @@ def _train(rank: int, world: int, plan: Plan) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
     if world > 1:
         distributed.init_process_group("nccl", rank=rank, world_size=world)
-    share = multiprocessing.Value("d", 0.0)
     state = _State(plan, device)
-    share.value = state.share
-    batches = _batches(plan, rank, share, state.step)
+    level = multiprocessing.Value("i", state.level)
     if plan.compile:
         _compile(state.reader, plan, device)
         if rank == 0:
             print(json.dumps({"compiled_s": round(time.monotonic() - started)}), flush=True)
-    losses = torch.zeros(4, device=device)
+    batches = _batches(plan, rank, level, state.step)
+    losses, recent = torch.zeros(5, device=device), torch.zeros(3, device=device)
     last_save = last_log = time.monotonic()
     seen, waited, spent_here, logged = 0, 0.0, 0.0, state.step
     while state.share < 1.0:
@@ -77,22 +78,29 @@ def _train(rank: int, world: int, plan: Plan) -> None:
         waited += time.monotonic() - begun
         seen += len(batch.images)
         rate = state.set_rate()
-        spelling, answers, right, all_ = _losses(state.reader, batch, device)
-        plan_now = Curriculum(state.share)
-        loss = plan_now.spelling * spelling + plan_now.answers * answers
+        scrap = batch.images.shape[3] < 200
+        torch.compiler.set_stance("force_eager" if scrap else "default")
+        found = _losses(state.reader, batch, device)
+        answered = state.level > Level.SPELLING
+        loss = found.spelling * (0.3 if answered else 1.0) + (found.recall + found.answers) * float(answered)
         loss.backward()
         _average_gradients(state.reader, world)
         nn.utils.clip_grad_norm_(state.reader.parameters(), 1.0)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        losses += torch.stack((spelling.detach(), answers.detach(), right, all_))
+        losses += torch.stack((found.spelling.detach(), found.recall.detach(), found.answers.detach(), found.right, found.turns))
+        recent = 0.95 * recent + torch.stack((found.right, found.turns, found.spelling.detach()))
         state.step += 1
         spent_here += time.monotonic() - begun
         if state.step % 10 == 0:  # every GPU goes by the first one's clock, so that all stop at the same step
             state.seconds += _first(spent_here, world, device)
-            share.value, spent_here = state.share, 0.0
+            spent_here = 0.0
+            if state.step >= state.climbed_at + 60:
+                exact, spelling = recent[0] / recent[1].clamp(min=1), recent[2] / 20
+                state.climb(_first(float(exact), world, device), _first(float(spelling), world, device))
+                level.value = state.level
         if rank == 0 and time.monotonic() - last_log > 10:
-            count = losses[3].item()
+            count = losses[4].item()
             steps, logged = state.step - logged, state.step
             spent = time.monotonic() - last_log
             print(
@@ -104,8 +112,10 @@ def _train(rank: int, world: int, plan: Plan) -> None:
                         "pages_s": round(seen * world / spent),
                         "waited": round(waited / spent, 2),
                         "spelling": round(losses[0].item() / steps, 4),
-                        "answers": round(losses[1].item() / steps, 4),
-                        "exact": round(losses[2].item() / max(1.0, count), 4),
+                        "recall": round(losses[1].item() / steps, 4),
+                        "answers": round(losses[2].item() / steps, 4),
+                        "exact": round(losses[3].item() / max(1.0, count), 4),
+                        "level": state.level.name,
                         "gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if cuda else None,
                     }
                 ),
@@ -123,6 +133,10 @@ def _train(rank: int, world: int, plan: Plan) -> None:
         distributed.destroy_process_group()
 
 
+CLIMB_AT = {Level.ONE_FIELD: 0.5, Level.SCRAPS: 0.6, Level.FEW_FIELDS: 0.6, Level.PAGES: 0.5, Level.SPLIT: 0.4}
+"""Exact match, over the last twenty steps or so, at which a level is left for the next."""
+
+
 class _State:
     """The model, its optimizer, and how far training is."""
 
@@ -138,19 +152,32 @@ class _State:
             betas=(0.9, 0.98),
             fused=device.type == "cuda",
         )
-        self.step, self.seconds, self.since = 0, 0.0, 0
+        self.step, self.seconds, self.since, self.climbed_at = 0, 0.0, 0, 0
+        self.level = Level.SPELLING
+        if plan.vision is not None:
+            for shard in sorted(plan.vision.glob("*.safetensors")):
+                kept = {name: value.float() for name, value in load_file(shard).items() if ".vision_model." in name}
+                self.reader.model.load_state_dict(kept, strict=False)
+            self.level = Level.ONE_FIELD
         file = plan.out / "state.pt"
         if file.exists():
             saved: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
             self.reader.load_state_dict(saved["reader"])
             if "optimizer" in saved:
                 self.optimizer.load_state_dict(saved["optimizer"])
-            self.step, self.seconds = saved["step"], saved["seconds"]
+            self.step, self.seconds, self.level = saved["step"], saved["seconds"], Level(saved["level"])
 
     @property
     def share(self) -> float:
         """How much of the training time is over, 0 to 1."""
         return self.seconds / (60 * self.plan.minutes)
+
+    def climb(self, exact: float, spelling: float) -> None:
+        """Go on to the next level once this one is read well enough."""
+        enough = exact >= CLIMB_AT.get(self.level, 2.0) if self.level > Level.SPELLING else spelling < 0.3
+        if enough:
+            self.level = Level(self.level + 1)
+            self.climbed_at = self.step
 
     def set_rate(self) -> float:
         """Warm-up, then a cosine over the training time."""
@@ -170,6 +197,7 @@ class _State:
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "seconds": self.seconds,
+                "level": int(self.level),
             },
             fresh,
         )
@@ -184,14 +212,14 @@ def _compile(reader: Reader, plan: Plan, device: torch.device) -> None:
     for layer in (*model.vision_model.encoder.layers, *model.connector.perceiver_resampler.layers, *model.text_model.layers):
         layer.compile(dynamic=False)
     for batch in blank_batches(plan.pages):
-        spelling, answers, _, _ = _losses(reader, batch, device)
-        (spelling + answers).backward()
+        found = _losses(reader, batch, device)
+        (found.spelling + found.answers + found.recall).backward()
         for parameter in reader.parameters():
             parameter.grad = None
 
 
-def _batches(plan: Plan, rank: int, share: Any, start: int) -> Iterator[Batch]:
-    pages = Pages(plan.seed + 1000 * rank + 7 * start, plan.pages, share)
+def _batches(plan: Plan, rank: int, level: Any, start: int) -> Iterator[Batch]:
+    pages = Pages(plan.seed + 1000 * rank + 7 * start, plan.pages, level)
     return iter(
         DataLoader(
             pages,
@@ -203,9 +231,17 @@ def _batches(plan: Plan, rank: int, share: Any, start: int) -> Iterator[Batch]:
     )
 
 
-def _losses(reader: Reader, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss of spelling patches, loss of answers (both nats), turns answered exactly, and turns."""
-    count, views = batch.images.shape[:2]
+@dataclass(frozen=True, slots=True)
+class _Losses:
+    spelling: Tensor  # nats a character slot, from patches
+    recall: Tensor  # the same, from latents
+    answers: Tensor  # nats a character of the answers
+    right: Tensor  # turns answered exactly, greedily
+    turns: Tensor
+
+
+def _losses(reader: Reader, batch: Batch, device: torch.device) -> _Losses:
+    count, views, height, width = batch.images.shape
     autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     spelled, tokens, turns, positions, targets = (
         tensor.to(device, non_blocking=True).long()
@@ -218,17 +254,24 @@ def _losses(reader: Reader, batch: Batch, device: torch.device) -> tuple[Tensor,
         kept = targets != IGNORED
         logits = reader.model.lm_head(hidden[kept]).float()
         asked = spelled.flatten(0, 1)
-        sample = torch.rand(asked.shape[:2], device=device) < torch.where((asked > 0).any(-1), 0.5, 0.05)
+        inked = (asked > 0).any(-1)
+        sample = torch.rand(asked.shape[:2], device=device) < torch.where(inked, 0.4, 0.04)
+        found = reader.look_up(latents, height // PATCH, width // PATCH)
         names = reader.spell(patches[sample]).float().unflatten(-1, (Reader.CHARACTERS_A_PATCH, -1))
-    answers = functional.cross_entropy(logits, targets[kept])
-    spelling = functional.cross_entropy(names.flatten(0, 1), asked[sample].flatten(), ignore_index=IGNORED)
+        recalled = reader.recall(found[sample]).float().unflatten(-1, (Reader.CHARACTERS_A_PATCH, -1))
+    wanted = asked[sample].flatten()
     with torch.no_grad():
         wrong = logits.argmax(-1) != targets[kept]
         turn = (turns + 10_000 * torch.arange(count, device=device)[:, None])[kept]
         all_ = torch.unique(turn).numel()
-        wrong_turns = torch.unique(turn[wrong]).numel()
-    numbers = torch.tensor([all_ - wrong_turns, all_], device=device, dtype=torch.float32)
-    return spelling, answers, numbers[0], numbers[1]
+        right = all_ - torch.unique(turn[wrong]).numel()
+    return _Losses(
+        functional.cross_entropy(names.flatten(0, 1), wanted, ignore_index=IGNORED),
+        functional.cross_entropy(recalled.flatten(0, 1), wanted, ignore_index=IGNORED),
+        functional.cross_entropy(logits, targets[kept]),
+        torch.tensor(float(right), device=device),
+        torch.tensor(float(all_), device=device),
+    )
 
 
 def _tint(grey: Tensor) -> Tensor:
