@@ -77,7 +77,7 @@ class PageSettings:
 
     rasterizer: Rasterizer = Rasterizer.PDFIUM
     split: Split = Split.AUTO
-    split_em: float = 9.5
+    split_em: float = 11.0
     """Text smaller than this (em, in pixels of one unsplit image) calls for splitting; see samples/split-threshold.md."""
     password: str | None = None
     page_timeout: float = 60.0

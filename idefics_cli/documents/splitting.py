@@ -15,7 +15,7 @@ from PIL import Image
 _SMALL_SHARE = 0.2  # a page counts as small when a fifth of its text is
 _STRIP = 32  # pixels: narrow, so that lines of neighbouring columns and slight rotation do not merge
 _INK_EDGE = 1024  # the longest edge at which ink is looked at: keeps the cost bounded
-_LINE_TO_EM = 1.3  # em over the height of an ink run: a line of capitals, digits and ascenders is about 0.77 em
+_LINE_TO_EM = 1.9  # em over the height of the lower runs, which are lines without ascenders: the x-height is 0.53 em
 
 
 def em_from_text_layer(ems: Sequence[float], longest_edge: int) -> float | None:

@@ -105,49 +105,69 @@ def read_csv(content: bytes, name: str) -> list[Question]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{name}:{line}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    header = text.lstrip("\r\n").partition("\n")[0]
+    table_text = text.lstrip("\r\n")
+    above = text[: len(text) - len(table_text)].count("\n")
+    header = table_text.partition("\n")[0]
     if not header.strip():
         raise InputError(f"{name}: no questions in it")
+    delimiter = _delimiter(header)
     try:
+        places = _record_lines(table_text, delimiter, name, above)
         table = pandas.read_csv(
-            io.StringIO(text, newline=""),
-            sep=_delimiter(header),
+            io.StringIO(table_text, newline=""),
+            sep=delimiter,
             dtype=str,
             keep_default_na=False,
             na_filter=False,
+            index_col=False,
             skip_blank_lines=False,
             skipinitialspace=True,
         )
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, ValueError, csv.Error) as error:
-        raise InputError(_parser_words(str(error), name)) from error
+    except (ValueError, csv.Error) as error:  # pandas raises kinds of ValueError
+        raise InputError(f"{name}: not a table that can be read: {str(error).strip()}") from error
     table.columns = [str(column).strip() for column in table.columns]
     if "question" not in table.columns:
         raise InputError(f"{name}:1: no column 'question' (found: {', '.join(map(str, table.columns))})")
     seen: dict[str, str] = {}
     questions = []
-    line = 2
-    for values in table.to_dict("records"):
+    for values, line in zip(table.to_dict("records"), places, strict=True):
         cells: dict[str, Any] = {str(key): "" if value is None else value for key, value in values.items()}
         if any(str(value).strip() for value in cells.values()):
             questions.append(_question(cells, f"{name}:{line}", seen))
-        line += 1 + sum(str(value).count("\n") for value in cells.values())
     return questions
+
+
+def _record_lines(text: str, delimiter: str, name: str, above: int) -> list[int]:
+    """Return the line on which each record below the header starts, which pandas does not tell.
+
+    Args:
+        text: the table, from its header on.
+        delimiter: between cells.
+        name: of the file.
+        above: blank lines before the header.
+
+    Raises:
+        InputError: a record with more cells than the header.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    header = next(reader)
+    lines: list[int] = []
+    end = above + reader.line_num
+    for record in reader:
+        start, end = end + 1, above + reader.line_num
+        if len(record) > len(header):
+            raise InputError(
+                f"{name}:{start}: {len(record)} cells where the header has {len(header)}; "
+                "put quotes around cells that hold the delimiter"
+            )
+        lines.append(start)
+    return lines
 
 
 def _delimiter(header: str) -> str:
     """The delimiter that stands most often outside quotes in the header."""
     bare = re.sub(r'"[^"]*"', "", header)
     return max(_DELIMITERS, key=bare.count)
-
-
-def _parser_words(words: str, name: str) -> str:
-    match = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", words)
-    if match:
-        return (
-            f"{name}:{match[2]}: {match[3]} cells where the header has {match[1]}; "
-            "put quotes around cells that hold the delimiter"
-        )
-    return f"{name}: not a table that can be read: {words.strip()}"
 
 
 def _question(values: Mapping[str, Any], place: str, seen: dict[str, str]) -> Question:

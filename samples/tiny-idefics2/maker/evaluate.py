@@ -33,12 +33,20 @@ class Drawn:
     questions: tuple[tuple[str, str, str], ...]  # question, answer, kind of look-up
 
 
-def draw_pages(folder: Path, *, dense: int, large: int, seed: int, fullest: int = USUAL) -> list[Drawn]:
+def draw_pages(
+    folder: Path,
+    *,
+    dense: int,
+    large: int,
+    seed: int,
+    fullest: int = USUAL,
+    em: tuple[float, float] = DENSE,
+) -> list[Drawn]:
     """Draw pages as PNG files at a longest edge of 980 pixels; what a split would cut through is not asked."""
     rng = Random(seed)
     drawn = []
     for number in range(dense + large):
-        low, high = DENSE if number < dense else LARGE
+        low, high = em if number < dense else LARGE
         size = rng.choices(SHAPES, SHAPE_WEIGHTS)[0]
         while True:
             page = make_page(rng, size=size, em=rng.uniform(low, high), held_out=True, fullest=fullest)

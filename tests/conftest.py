@@ -1,0 +1,89 @@
+"""Fixtures: real files, the tiny model, one pool of page processes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from idefics_cli.config import Device, Dtype, ImageGeometry, ModelSettings, PageSettings
+from idefics_cli.documents.crops import make_crops
+from idefics_cli.documents.rasterize import PagePool
+from idefics_cli.records import PreparedPage, Request
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "samples"
+TINY = ImageGeometry(490, 196)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[PagePool]:
+    with PagePool(PageSettings(workers=2)) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> ModelSettings:
+    return ModelSettings("tiny", device=Device.CPU, dtype=Dtype.FLOAT32, max_new_tokens=32)
+
+
+@pytest.fixture
+def grey_png(tmp_path: Path) -> Callable[..., Path]:
+    def make(name: str, grey: int, size: tuple[int, int] = (300, 400)) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.new("RGB", size, (grey, grey, grey))
+        image.putpixel((0, 0), (0, 0, 0))  # not quite flat
+        image.save(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_requests() -> list[Request]:
+    """200 requests over sample images and noise, split and unsplit, several a page."""
+    names = ["small-print.png", "transparent.png", "receipt.webp", "notice.bmp", "cmyk.jpg", "price-list.gif"]
+    with (SAMPLES / "questions.csv").open(encoding="utf-8", newline="") as stream:
+        questions = list(dict.fromkeys(row["question"] for row in csv.DictReader(stream)))
+    pages = []
+    for number, name in enumerate(names):
+        from idefics_cli.documents.images import load_frame
+        from idefics_cli.records import Document
+
+        image = load_frame(Document(name, str(SAMPLES / "documents" / name)), 1, 10**9)
+        pages.append(PreparedPage(make_crops(image, split=number % 2 == 0, geometry=TINY), "pillow", 0.0, 0.0))
+    noise = np.random.default_rng(3).integers(0, 255, (700, 500, 3), dtype=np.uint8)
+    pages.append(PreparedPage(make_crops(Image.fromarray(noise), split=True, geometry=TINY), "pillow", 0.0, 0.0))
+    return [
+        Request(number, questions[(number * 7) % len(questions)], (pages[number % len(pages)],), (number % len(pages),))
+        for number in range(200)
+    ]
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def cli() -> Run:
+    """Run idefics-cli in a process of its own."""
+
+    def run(*arguments: str | Path, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "idefics_cli", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            timeout=300,
+            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+        )
+
+    return run
