@@ -78,7 +78,7 @@ class PageSettings:
     rasterizer: Rasterizer = Rasterizer.PDFIUM
     split: Split = Split.AUTO
     split_em: float = 11.0
-    """Text smaller than this (em, in pixels of one unsplit image) calls for splitting; see samples/split-threshold.md."""
+    """Text smaller than this calls for splitting: em in pixels of one unsplit image; see samples/split-threshold.md."""
     password: str | None = None
     page_timeout: float = 60.0
     """Seconds a page may take to render before its process is ended."""
@@ -98,7 +98,9 @@ class PageSettings:
     @property
     def worker_count(self) -> int:
         """Page processes to start."""
-        return self.workers or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        return self.workers or min(
+            16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ def score(answer: str, accepted: Sequence[str], full_stop: FullStop = FullStop.S
 
     Raises:
         ValueError: no accepted answer.
+
     """
     if not accepted:
         raise ValueError("an answer can't be scored without accepted answers")
@@ -62,6 +63,7 @@ def mean(scores: Sequence[Scores]) -> Scores:
 
     Raises:
         ValueError: there are none.
+
     """
     if not scores:
         raise ValueError("no scores to average")

@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from idefics_cli.config import Across, ImageGeometry, RunSettings
@@ -63,7 +63,7 @@ def run(
     done: Collection[str] = frozenset(),
     progress: Progress | None = None,
     ready: Callable[[], bool] = lambda: True,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Answer jobs and yield their rows, in the order of the jobs.
 
     Args:
@@ -77,6 +77,7 @@ def run(
 
     Raises:
         ModelError: the engine can't go on.
+
     """
     progress = progress if progress is not None else Progress()
     store = _PageStore(pool, engine.geometry)
@@ -111,16 +112,17 @@ def check_pages(jobs: Iterable[Job], pool: PagePool) -> None:
 
     Raises:
         InputError: a question names a page that its document does not have.
+
     """
-    naming = [job for job in jobs if job.question.page and job.document]
-    infos = {job.document: pool.inspect(job.document) for job in naming if job.document}
+    naming = [(job.document, job.question) for job in jobs if job.document and job.question.page]
+    infos = {document: pool.inspect(document) for document in dict.fromkeys(document for document, _ in naming)}
     problems = []
-    for job in naming:
+    for document, question in naming:
         try:
-            select_pages(job.question.page, result_of(infos[job.document], DocumentInfo).pages)
+            select_pages(question.page, result_of(infos[document], DocumentInfo).pages)
         except RowFailedError as failure:
             if failure.kind is FailureKind.NO_SUCH_PAGE:
-                problems.append(f"{job.question.place}: {job.document.name if job.document else ''}: {failure}")
+                problems.append(f"{question.place}: {document.name}: {failure}")
     if problems:
         raise InputError("\n".join(problems))
 
@@ -147,6 +149,7 @@ class _PageStore:
 
         Raises:
             RowFailedError: it can't be opened.
+
         """
         self.expect(document)
         return result_of(self._infos[document], DocumentInfo)
@@ -164,6 +167,7 @@ class _PageStore:
 
         Raises:
             RowFailedError: it can't be prepared.
+
         """
         return result_of(self._pages[document, page].future, PreparedPage)
 
@@ -181,9 +185,7 @@ class _PageStore:
             del self._pages[document, page]
 
 
-def _looked_ahead(
-    jobs: Iterable[Job], store: _PageStore, ahead: int, ready: Callable[[], bool]
-) -> Iterator[Job]:
+def _looked_ahead(jobs: Iterable[Job], store: _PageStore, ahead: int, ready: Callable[[], bool]) -> Iterator[Job]:
     """Pass jobs on while the documents of those behind them are being opened."""
     waiting: deque[Job] = deque()
     source = iter(jobs)
@@ -310,9 +312,7 @@ def _requests(window: Sequence[_RowToBe], store: _PageStore, progress: Progress)
     return requests
 
 
-def _share_cost(
-    document: Document, page: int, rows: Sequence[_RowToBe], store: _PageStore, progress: Progress
-) -> None:
+def _share_cost(document: Document, page: int, rows: Sequence[_RowToBe], store: _PageStore, progress: Progress) -> None:
     """Divide what a page cost among the rows of the window that first asks for it."""
     prepared = rows[0].prepared[page]
     if store.charge(document, page):
@@ -333,7 +333,9 @@ def _finished(row: _RowToBe, model: str) -> Row:
     answer = answered[best] if best is not None else None
     read = tuple(row.prepared) if row.together else (best,) if best is not None else tuple(row.prepared)[:1]
     prepared = [row.prepared[page] for page in read]
-    failures = [row.failure] if row.failure else row.page_failures + [a.failure for a in row.answers.values() if a.failure]
+    failures = (
+        [row.failure] if row.failure else row.page_failures + [a.failure for a in row.answers.values() if a.failure]
+    )
     warnings = [page.warning for page in prepared] + [answer.warning if answer else ""]
     if answer is not None and failures:
         warnings.append(f"{len(failures)} of {len(row.pages)} pages failed: {failures[0]}")

@@ -15,8 +15,9 @@ from PIL import Image
 
 from idefics_cli.config import Device, Dtype, ImageGeometry, ModelSettings, PageSettings
 from idefics_cli.documents.crops import make_crops
+from idefics_cli.documents.images import load_frame
 from idefics_cli.documents.rasterize import PagePool
-from idefics_cli.records import PreparedPage, Request
+from idefics_cli.records import Document, PreparedPage, Request
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
@@ -49,19 +50,20 @@ def grey_png(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def sample_requests() -> list[Request]:
-    """200 requests over sample images and noise, split and unsplit, several a page."""
-    names = ["small-print.png", "transparent.png", "receipt.webp", "notice.bmp", "cmyk.jpg", "price-list.gif"]
+    """200 requests over parts of sample images and noise, split and unsplit, many a page."""
     with (SAMPLES / "questions.csv").open(encoding="utf-8", newline="") as stream:
         questions = list(dict.fromkeys(row["question"] for row in csv.DictReader(stream)))
     pages = []
-    for number, name in enumerate(names):
-        from idefics_cli.documents.images import load_frame
-        from idefics_cli.records import Document
-
-        image = load_frame(Document(name, str(SAMPLES / "documents" / name)), 1, 10**9)
-        pages.append(PreparedPage(make_crops(image, split=number % 2 == 0, geometry=TINY), "pillow", 0.0, 0.0))
-    noise = np.random.default_rng(3).integers(0, 255, (700, 500, 3), dtype=np.uint8)
-    pages.append(PreparedPage(make_crops(Image.fromarray(noise), split=True, geometry=TINY), "pillow", 0.0, 0.0))
+    for name, box, split in (
+        ("price-list.gif", (0, 0, 400, 300), True),
+        ("notice.bmp", (0, 0, 346, 490), False),
+        ("transparent.png", (0, 0, 500, 350), False),
+        ("small-print.png", (0, 0, 450, 250), False),
+    ):
+        image = load_frame(Document(name, str(SAMPLES / "documents" / name)), 1, 10**9).crop(box)
+        pages.append(PreparedPage(make_crops(image, split=split, geometry=TINY), "pillow", 0.0, 0.0))
+    noise = np.random.default_rng(3).integers(0, 255, (300, 220, 3), dtype=np.uint8)
+    pages.append(PreparedPage(make_crops(Image.fromarray(noise), split=False, geometry=TINY), "pillow", 0.0, 0.0))
     return [
         Request(number, questions[(number * 7) % len(questions)], (pages[number % len(pages)],), (number % len(pages),))
         for number in range(200)

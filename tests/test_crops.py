@@ -14,12 +14,16 @@ SIZES = [(757, 980), (300, 200), (1512, 1960), (981, 980), (3000, 40), (2, 900),
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("edges", [(490, 196), (980, 378)])
-def test_crops_are_the_stock_processors_pixel_for_pixel(size: tuple[int, int], split: bool, edges: tuple[int, int]) -> None:
+def test_crops_are_the_stock_processors_pixel_for_pixel(
+    size: tuple[int, int], split: bool, edges: tuple[int, int]
+) -> None:
     if split and min(size) < 2:
         pytest.skip("the stock processor can't split a page one pixel wide")
     pixels = np.random.default_rng(1).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    stock = Idefics2ImageProcessorPil(size={"longest_edge": edges[0], "shortest_edge": edges[1]}, do_image_splitting=split)
+    stock = Idefics2ImageProcessorPil(
+        size={"longest_edge": edges[0], "shortest_edge": edges[1]}, do_image_splitting=split
+    )
     expected = stock(image, return_tensors="np", do_rescale=False, do_normalize=False)
     crops = make_crops(image, split=split, geometry=ImageGeometry(*edges))
     assert len(crops) == expected["pixel_values"].shape[1] == (5 if split else 1)

@@ -20,7 +20,9 @@ def test_folders_are_searched_below_in_sorted_order(tmp_path: Path, grey_png: Pn
     assert names == ["c.jpg", "a/scan.PNG", "b/scan.png"]
 
 
-def test_one_name_in_two_folders_stays_two_documents_and_one_file_named_twice_one(tmp_path: Path, grey_png: Png) -> None:
+def test_one_name_in_two_folders_stays_two_documents_and_one_file_named_twice_one(
+    tmp_path: Path, grey_png: Png
+) -> None:
     first, second = grey_png("a/x.png", 1), grey_png("b/x.png", 2)
     assert len(find([str(first), str(second), str(first), str(tmp_path)])) == 2
 

@@ -50,7 +50,7 @@ def test_transparent_is_white(tmp_path: Path, mode: str) -> None:
         (np.array([[0.0, np.nan, 1.0]], np.float32), 0),
     ],
 )
-def test_deep_grey_is_rescaled_not_clipped(pixels: np.ndarray, middle: int) -> None:  # type: ignore[type-arg]
+def test_deep_grey_is_rescaled_not_clipped(pixels: np.ndarray, middle: int) -> None:
     rgb = to_rgb(Image.fromarray(pixels))
     assert [rgb.getpixel((x, 0))[0] for x in range(3)] == [0, middle, 255]  # type: ignore[index]
 

@@ -5,7 +5,9 @@ import pytest
 from idefics_cli.metrics import FullStop, Scores, anls, is_relaxed_match, levenshtein, mean, score, vqa_accuracy
 
 
-@pytest.mark.parametrize(("one", "other", "distance"), [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)])
+@pytest.mark.parametrize(
+    ("one", "other", "distance"), [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
+)
 def test_levenshtein(one: str, other: str, distance: int) -> None:
     assert levenshtein(one, other) == levenshtein(other, one) == distance
 

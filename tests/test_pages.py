@@ -8,7 +8,14 @@ from idefics_cli.questions.pages import check_selection, select_pages
 
 @pytest.mark.parametrize(
     ("selection", "pages"),
-    [(None, (1, 2, 3, 4, 5)), ("1-3,5,-1", (1, 2, 3, 5)), ("-2--1", (4, 5)), ("3", (3,)), ("2-2", (2,)), ("5,1", (5, 1))],
+    [
+        (None, (1, 2, 3, 4, 5)),
+        ("1-3,5,-1", (1, 2, 3, 5)),
+        ("-2--1", (4, 5)),
+        ("3", (3,)),
+        ("2-2", (2,)),
+        ("5,1", (5, 1)),
+    ],
 )
 def test_selections(selection: str | None, pages: tuple[int, ...]) -> None:
     assert select_pages(selection, 5) == pages

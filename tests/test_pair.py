@@ -26,7 +26,10 @@ def test_a_question_without_document_asks_every_document(tmp_path: Path, grey_pn
     jobs = pair_all([ask("one"), ask("two")], pairing(tmp_path, a, b))
     # the questions of one document stand together
     assert [(Path(j.document.name).name, j.question.text) for j in jobs if j.document] == [
-        ("a.png", "one"), ("a.png", "two"), ("b.png", "one"), ("b.png", "two"),
+        ("a.png", "one"),
+        ("a.png", "two"),
+        ("b.png", "one"),
+        ("b.png", "two"),
     ]
 
 
@@ -39,7 +42,9 @@ def test_paths_start_at_the_questions_file_then_go_by_the_end_of_what_was_given(
     assert [d.path for d in both.documents_of(ask("q", str(given)))] == [str(given)]
 
 
-def test_an_ambiguous_end_and_a_document_that_is_nowhere_are_errors_with_their_line(tmp_path: Path, grey_png: Png) -> None:
+def test_an_ambiguous_end_and_a_document_that_is_nowhere_are_errors_with_their_line(
+    tmp_path: Path, grey_png: Png
+) -> None:
     a, b = grey_png("x/a.png", 1), grey_png("y/a.png", 2)
     with pytest.raises(InputError, match=r"q\.csv:2: .*may be any of .*x/a\.png, .*y/a\.png"):
         pair_all([ask("q", "a.png")], pairing(tmp_path, a, b))

@@ -30,12 +30,17 @@ def job(text: str, path: Path, **more: str) -> Job:
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
     path = tmp_path / "frames.tiff"
-    images = [Image.effect_noise((300, 400), 5).point([min(255, level // 4 + base) for level in range(256)]) for base in (10, 190, 90)]
+    images = [
+        Image.effect_noise((300, 400), 5).point([min(255, level // 4 + base) for level in range(256)])
+        for base in (10, 190, 90)
+    ]
     images[0].save(path, save_all=True, append_images=images[1:])
     return path
 
 
-def test_every_question_leaves_as_one_row_in_order_whatever_the_window(pool: PagePool, grey_png: Png, tmp_path: Path) -> None:
+def test_every_question_leaves_as_one_row_in_order_whatever_the_window(
+    pool: PagePool, grey_png: Png, tmp_path: Path
+) -> None:
     good = [grey_png(f"{grey}.png", grey) for grey in (40, 80, 120)]
     (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.7 broken")
     jobs = [job(f"q{n}", path) for n, path in enumerate([good[0], tmp_path / "broken.pdf", good[1], good[0], good[2]])]
@@ -51,7 +56,13 @@ def test_every_question_leaves_as_one_row_in_order_whatever_the_window(pool: Pag
     assert found[1] == found[2] == found[100]
     statuses = [(row.status, row.error.partition(":")[0]) for row in rows]
     assert statuses == [
-        ("ok", ""), ("failed", "unreadable"), ("ok", ""), ("failed", "bad-question"), ("ok", ""), ("ok", ""), ("failed", "model-error"),
+        ("ok", ""),
+        ("failed", "unreadable"),
+        ("ok", ""),
+        ("failed", "bad-question"),
+        ("ok", ""),
+        ("ok", ""),
+        ("failed", "model-error"),
     ]
     assert rows[0].answer == "q0 @40"
 

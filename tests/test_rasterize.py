@@ -63,7 +63,7 @@ def test_a_page_to_be_split_is_rendered_at_twice_the_size(tmp_path: Path) -> Non
     small, large = write_pdf(tmp_path / "s.pdf", font=10), write_pdf(tmp_path / "l.pdf", font=30)
     pages = {name: prepare(document, 1, SETTINGS, TINY) for name, document in (("small", small), ("large", large))}
     assert (pages["small"].split, pages["large"].split) == (True, False)
-    assert [crop.shape for crop in pages["small"].crops][0] == (490, 379, 3)
+    assert pages["small"].crops[0].shape == (490, 379, 3)
     assert pages["large"].crops[0].shape == (490, 379, 3)
     for split in (Split.ALWAYS, Split.NEVER):
         assert prepare(large, 1, PageSettings(split=split), TINY).split is (split is Split.ALWAYS)

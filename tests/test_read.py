@@ -75,7 +75,9 @@ def test_bad_jsonl_names_file_and_line() -> None:
 
 
 def test_jsonl_keeps_types_of_the_users_columns() -> None:
-    (question,) = read_jsonl([b'{"question": "q", "id": 7, "page": 2, "answers": ["a", 1.5], "n": 3, "deep": {"x": []}}'], "f")
+    (question,) = read_jsonl(
+        [b'{"question": "q", "id": 7, "page": 2, "answers": ["a", 1.5], "n": 3, "deep": {"x": []}}'], "f"
+    )
     assert (question.id, question.page, question.answers) == ("7", "2", ("a", "1.5"))
     assert dict(question.extra) == {"answers": ["a", 1.5], "n": 3, "deep": {"x": []}}
 
@@ -88,7 +90,15 @@ def test_a_stream_is_jsonl_or_csv_by_its_first_character() -> None:
 
 @pytest.mark.parametrize(
     ("cell", "answers"),
-    [("a|b", ("a", "b")), ('["a|b", "c"]', ("a|b", "c")), ("", ()), (None, ()), (["x", ""], ("x",)), (5, ("5",)), ("[x", ("[x",))],
+    [
+        ("a|b", ("a", "b")),
+        ('["a|b", "c"]', ("a|b", "c")),
+        ("", ()),
+        (None, ()),
+        (["x", ""], ("x",)),
+        (5, ("5",)),
+        ("[x", ("[x",)),
+    ],
 )
 def test_accepted_answers(cell: object, answers: tuple[str, ...]) -> None:
     assert accepted_answers(cell) == answers

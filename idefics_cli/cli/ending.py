@@ -14,7 +14,7 @@ from idefics_cli.cli.streams import forget_stdout
 from idefics_cli.errors import INTERRUPTED, TERMINATED, IdeficsCliError
 
 
-class _Terminated(BaseException):  # noqa: N818 - a signal, not an error
+class _Terminated(BaseException):
     """SIGTERM has come."""
 
 

@@ -50,7 +50,9 @@ def evaluate(
         rows = _read(answers)
         if by is not None and by not in rows.columns:
             raise InputError(f"{answers}: no column {by!r} to score by (found: {', '.join(rows.columns)})")
-        scored = [(index, _score(row, full_stop)) for index, row in enumerate(rows.to_dict("records")) if row["answers"]]
+        scored = [
+            (index, _score(row, full_stop)) for index, row in enumerate(rows.to_dict("records")) if row["answers"]
+        ]
         if not scored:
             raise InputError(f"{answers}: no row has accepted answers (column 'answers')")
         if output is not None:

@@ -41,9 +41,7 @@ Model = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.", rich_help_panel=MODEL)
-]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.", rich_help_panel=MODEL)]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where the model runs.", rich_help_panel=MODEL)]
 DtypeOption = Annotated[
     Dtype,
@@ -94,15 +92,9 @@ Password = Annotated[str | None, typer.Option("--password", help="For encrypted 
 PageTimeout = Annotated[
     float, typer.Option("--page-timeout", help="Seconds a page may take to render.", rich_help_panel=PAGES)
 ]
-MaxPixels = Annotated[
-    int, typer.Option("--max-pixels", help="Refuse images with more pixels.", rich_help_panel=PAGES)
-]
-Workers = Annotated[
-    int, typer.Option("--workers", min=0, help="Page processes; 0: one a core.", rich_help_panel=PAGES)
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=MESSAGES)
-]
+MaxPixels = Annotated[int, typer.Option("--max-pixels", help="Refuse images with more pixels.", rich_help_panel=PAGES)]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Page processes; 0: one a core.", rich_help_panel=PAGES)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=MESSAGES)]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say what is chosen, and show tracebacks.", rich_help_panel=MESSAGES)
 ]

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,7 +20,7 @@ class Reporter:
 
     def __init__(self, total: int | None, *, quiet: bool) -> None:
         self._total, self._quiet = total, quiet
-        self._bar: tqdm[None] | None = None
+        self._bar: Any = None
         if sys.stderr.isatty() and not quiet:
             self._bar = tqdm(total=total, unit="question", file=sys.stderr, dynamic_ncols=True)
         self._started = self._said = time.monotonic()
@@ -34,7 +35,8 @@ class Reporter:
             of = f" of {self._total}" if self._total else ""
             rate = progress.rows / max(1e-9, self._said - self._started)
             print(
-                f"{progress.rows}{of} questions, {progress.pages} pages, {rate:.2f} questions/s, {progress.failed} failed",
+                f"{progress.rows}{of} questions, {progress.pages} pages, {rate:.2f} questions/s, "
+                f"{progress.failed} failed",
                 file=sys.stderr,
                 flush=True,
             )

@@ -49,17 +49,23 @@ def run(
     form: Annotated[
         Format | None,
         typer.Option(
-            "--format", help="csv or jsonl.", show_default="by the output's ending, else csv", rich_help_panel=options.OUTPUT
+            "--format",
+            help="csv or jsonl.",
+            show_default="by the output's ending, else csv",
+            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the output's rows, ask what is missing.", rich_help_panel=options.OUTPUT)
+        bool,
+        typer.Option("--resume", help="Keep the output's rows, ask what is missing.", rich_help_panel=options.OUTPUT),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output once the run is done.", rich_help_panel=options.OUTPUT)
+        bool,
+        typer.Option("--overwrite", help="Replace the output once the run is done.", rich_help_panel=options.OUTPUT),
     ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="With --resume: ask failed rows again.", rich_help_panel=options.OUTPUT)
+        bool,
+        typer.Option("--retry-failed", help="With --resume: ask failed rows again.", rich_help_panel=options.OUTPUT),
     ] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Ask at most N rows.", rich_help_panel=options.OUTPUT)
@@ -87,10 +93,10 @@ def run(
     """Ask many documents many questions; every question becomes a row, answered or failed.
 
     Examples:
-
     [bold]idefics-cli run inbox/ -q questions.csv -o answers.csv[/bold]
 
     [bold]producer | idefics-cli run -q - -o - --format jsonl | consumer[/bold]
+
     """
     with exit_codes(verbose=verbose), results_on_stdout() as stdout:
         if not questions:
@@ -125,6 +131,7 @@ def answer_questions(names: Sequence[str], questions: str, settings: RunSettings
 
     Raises:
         IdeficsCliError: nothing could be asked, or the output could not be written.
+
     """
     asked = _read_questions(questions, discover.find(names))
     with PagePool(settings.pages) as pool, _opened_output(settings.output, asked.columns, stdout) as (writer, journal):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 
@@ -20,10 +20,8 @@ def results_on_stdout() -> Iterator[IO[str]]:
         yield stream
         stream.flush()
     finally:
-        try:
+        with suppress(BrokenPipeError):
             stream.close()
-        except BrokenPipeError:
-            pass
         sys.stdout.flush()
 
 

@@ -27,6 +27,7 @@ def find(names: Iterable[str]) -> list[Document]:
 
     Raises:
         InputError: a name that matches nothing, or a folder without documents.
+
     """
     found: dict[str, Document] = {}
     for name in names:
@@ -40,6 +41,7 @@ def expand(name: str) -> list[Document]:
 
     Raises:
         InputError: nothing there.
+
     """
     path = Path(name)
     if path.is_dir():
@@ -50,7 +52,7 @@ def expand(name: str) -> list[Document]:
     if path.exists():
         return [Document(name, name)]
     if glob.has_magic(name):
-        matches = sorted(match for match in glob.glob(name, recursive=True) if is_document(Path(match)))
+        matches = sorted(match for match in glob.glob(name, recursive=True) if is_document(Path(match)))  # noqa: PTH207 - absolute patterns too
         if matches:
             return [Document(match, match) for match in matches]
         raise InputError(f"{name}: no document matches this pattern")
@@ -73,6 +75,7 @@ def from_data_uri(uri: str) -> Document:
 
     Raises:
         RowFailedError: not a data URI, or bytes that don't decode.
+
     """
     match = _DATA_URI.match(uri)
     if match is None:

@@ -13,7 +13,18 @@ from idefics_cli.errors import FailureKind, RowFailedError
 from idefics_cli.records import Document
 
 # What Pillow raises on damaged files, seen over its format plugins.
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error, EOFError, MemoryError, OverflowError)
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    struct.error,
+    EOFError,
+    MemoryError,
+    OverflowError,
+)
 _DEEP_GREY = ("I", "F")
 
 
@@ -22,6 +33,7 @@ def frame_count(document: Document, max_pixels: int) -> int:
 
     Raises:
         RowFailedError: not an image, or one with too many pixels.
+
     """
     with _open(document, max_pixels) as image:
         try:
@@ -35,6 +47,7 @@ def load_frame(document: Document, page: int, max_pixels: int) -> Image.Image:
 
     Raises:
         RowFailedError: a page that can't be decoded, or has too many pixels.
+
     """
     with _open(document, max_pixels) as image:
         try:

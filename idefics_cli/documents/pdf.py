@@ -48,6 +48,7 @@ def pdfium(document: Document, password: str | None) -> Iterator[pypdfium2.PdfDo
 
     Raises:
         RowFailedError: encrypted, or not a PDF that PDFium can open.
+
     """
     try:
         opened = pypdfium2.PdfDocument(document.data if document.data is not None else document.path, password=password)
@@ -70,6 +71,7 @@ def render_with_pdfium(page: pypdfium2.PdfPage, longest_edge: int) -> Image.Imag
 
     Raises:
         RowFailedError: a page without area, or one that PDFium can't render.
+
     """
     width, height = page.get_size()
     if not (width > 0 and height > 0 and math.isfinite(width) and math.isfinite(height)):
@@ -77,7 +79,8 @@ def render_with_pdfium(page: pypdfium2.PdfPage, longest_edge: int) -> Image.Imag
     try:
         # PDFium rounds sizes up: a hundredth of a pixel less keeps the longest edge exact.
         bitmap = page.render(scale=(longest_edge - 0.01) / max(width, height))
-        return bitmap.to_pil().convert("RGB")
+        image: Image.Image = bitmap.to_pil().convert("RGB")
+        return image
     except (pypdfium2.PdfiumError, ValueError, MemoryError, OverflowError) as error:
         raise RowFailedError(FailureKind.RENDER_FAILED, f"PDFium can't render this page: {error}") from error
 
@@ -92,7 +95,9 @@ def text_ems(page: pypdfium2.PdfPage) -> list[float]:
     text = page.get_textpage()
     try:
         count = text.count_chars()
-        if count < 32 and (count == 0 or any(True for _ in page.get_objects(filter=[pdfium_c.FPDF_PAGEOBJ_IMAGE], max_depth=2))):
+        if count < 32 and (
+            count == 0 or any(True for _ in page.get_objects(filter=[pdfium_c.FPDF_PAGEOBJ_IMAGE], max_depth=2))
+        ):
             return []
         ems = []
         matrix = pdfium_c.FS_MATRIX()
@@ -114,6 +119,7 @@ def poppler_page_count(document: Document, password: str | None, timeout: float)
 
     Raises:
         RowFailedError: Poppler can't open it either.
+
     """
     try:
         if document.data is not None:
@@ -132,6 +138,7 @@ def render_with_poppler(
 
     Raises:
         RowFailedError: Poppler is not installed, or can't render the page.
+
     """
     if not has_poppler():
         raise RowFailedError(FailureKind.RENDER_FAILED, "Poppler is not installed (pdftoppm, pdfinfo)")
@@ -148,9 +155,12 @@ def render_with_poppler(
         else:
             images = pdf2image.convert_from_path(Path(document.path or ""), **options)
     except _POPPLER_ERRORS as error:
-        raise RowFailedError(FailureKind.RENDER_FAILED, f"Poppler can't render this page: {_first_line(error)}") from error
+        raise RowFailedError(
+            FailureKind.RENDER_FAILED, f"Poppler can't render this page: {_first_line(error)}"
+        ) from error
     for image in itertools.islice(images, 1):
-        return image.convert("RGB")
+        rgb: Image.Image = image.convert("RGB")
+        return rgb
     raise RowFailedError(FailureKind.RENDER_FAILED, "Poppler rendered no page")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import pypdfium2
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 from PIL import Image
 
@@ -55,7 +56,9 @@ class PagePool:
         self._settings = settings
         # spawn: PDFium and threads of the parent do not survive a fork
         self._pool = ProcessPool(
-            max_workers=settings.worker_count, context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupt
+            max_workers=settings.worker_count,
+            context=multiprocessing.get_context("spawn"),
+            initializer=_ignore_interrupt,
         )
 
     def __enter__(self) -> PagePool:
@@ -88,6 +91,7 @@ def result_of(future: Any, kind: type[_Result]) -> _Result:
 
     Raises:
         RowFailedError: the document or page failed, its process died, or its time ran out.
+
     """
     try:
         result = future.result()
@@ -110,6 +114,7 @@ def inspect(document: Document, settings: PageSettings) -> DocumentInfo:
 
     Raises:
         RowFailedError: it can't be read.
+
     """
     digest = hashlib.sha256()
     try:
@@ -130,7 +135,9 @@ def inspect(document: Document, settings: PageSettings) -> DocumentInfo:
         raise RowFailedError(FailureKind.UNREADABLE, error.strerror or str(error)) from error
     if not head:
         raise RowFailedError(FailureKind.UNREADABLE, "the file is empty")
-    pages = _count_pdf_pages(document, settings) if pdf.is_pdf(head) else images.frame_count(document, settings.max_pixels)
+    pages = (
+        _count_pdf_pages(document, settings) if pdf.is_pdf(head) else images.frame_count(document, settings.max_pixels)
+    )
     if pages < 1:
         raise RowFailedError(FailureKind.UNREADABLE, "the document has no pages")
     return DocumentInfo(pages, digest.hexdigest())
@@ -141,6 +148,7 @@ def prepare(document: Document, page: int, settings: PageSettings, geometry: Ima
 
     Raises:
         RowFailedError: the page can't be rendered.
+
     """
     started = time.perf_counter()
     if pdf.is_pdf(_head(document)):
@@ -152,9 +160,7 @@ def prepare(document: Document, page: int, settings: PageSettings, geometry: Ima
     crops = make_crops(rendered.image, split=rendered.split, geometry=geometry)
     warning = "; ".join(filter(None, (rendered.warning, _blank_warning(rendered.image))))
     done = time.perf_counter()
-    return PreparedPage(
-        crops, rendered.rasterizer, (rasterized - started) * 1e3, (done - rasterized) * 1e3, warning
-    )
+    return PreparedPage(crops, rendered.rasterizer, (rasterized - started) * 1e3, (done - rasterized) * 1e3, warning)
 
 
 def _render_pdf(document: Document, page: int, settings: PageSettings, geometry: ImageGeometry) -> _Rendered:
@@ -174,10 +180,12 @@ def _render_pdf(document: Document, page: int, settings: PageSettings, geometry:
         return _Rendered(rendered.image, rendered.rasterizer, rendered.split, f"rendered by Poppler: {failure.words}")
 
 
-def _render_with_pdfium(opened: pdf.pypdfium2.PdfDocument, page: int, settings: PageSettings, geometry: ImageGeometry) -> _Rendered:
+def _render_with_pdfium(
+    opened: pypdfium2.PdfDocument, page: int, settings: PageSettings, geometry: ImageGeometry
+) -> _Rendered:
     try:
         loaded = opened[page - 1]
-    except (pdf.pypdfium2.PdfiumError, IndexError) as error:
+    except (pypdfium2.PdfiumError, IndexError) as error:
         raise RowFailedError(FailureKind.RENDER_FAILED, f"PDFium can't load this page: {error}") from error
     em = None
     if settings.split is Split.AUTO:

@@ -24,6 +24,7 @@ def em_from_text_layer(ems: Sequence[float], longest_edge: int) -> float | None:
     Args:
         ems: em of sampled characters as shares of the page's longest edge.
         longest_edge: of one unsplit image, in pixels.
+
     """
     if not ems:
         return None
@@ -38,7 +39,9 @@ def em_from_ink(page: Image.Image, longest_edge: int) -> float | None:
     grey = page.convert("L")
     scale = _INK_EDGE / max(grey.size)
     if scale < 1:
-        grey = grey.resize((max(1, round(grey.width * scale)), max(1, round(grey.height * scale))), Image.Resampling.BILINEAR)
+        grey = grey.resize(
+            (max(1, round(grey.width * scale)), max(1, round(grey.height * scale))), Image.Resampling.BILINEAR
+        )
     heights = _line_heights(_ink(np.asarray(grey)))
     if heights.size < 4:
         return None
@@ -73,4 +76,5 @@ def _line_heights(ink: NDArray[np.bool_]) -> NDArray[np.int64]:
     total = np.cumsum(np.pad(cells, ((1, 0), (0, 0))), axis=0)
     filled = total[ends, strip_of_start] - total[starts, strip_of_start]
     texty &= filled >= 0.12 * heights * _STRIP
-    return heights[texty]
+    kept: NDArray[np.int64] = heights[texty]
+    return kept

@@ -36,4 +36,5 @@ class Engine(Protocol):
 
         Raises:
             ModelError: the model or its device can't be used any more.
+
         """

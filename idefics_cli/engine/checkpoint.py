@@ -1,4 +1,4 @@
-"""Finds and loads a checkpoint: a hub id, a folder, or the embedded tiny model. Safetensors alone, never remote code."""
+"""Finds and loads a checkpoint: a hub id, a folder, or the embedded tiny model; safetensors, never remote code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Checkpoint:
         """The image sizes that its processor makes."""
         images = self.processor.image_processor
         return ImageGeometry(
-            int(images.size["longest_edge"]), int(images.size["shortest_edge"]), int(getattr(images, "resample", None) or 2)
+            int(images.size["longest_edge"]),
+            int(images.size["shortest_edge"]),
+            int(getattr(images, "resample", None) or 2),
         )
 
     @property
@@ -59,6 +61,7 @@ def samples_folder() -> Path:
 
     Raises:
         ModelError: the installation lacks it.
+
     """
     package = Path(str(importlib.resources.files("idefics_cli")))
     for folder in (package / "samples", package.parent / "samples"):
@@ -72,6 +75,7 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
 
     Raises:
         ModelError: no such checkpoint, not an Idefics2, or no such device.
+
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -80,7 +84,9 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
     try:
         config = AutoConfig.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
         if config.model_type != "idefics2":
-            raise ModelError(f"{settings.model}: a {config.model_type} checkpoint; idefics-cli runs idefics2 checkpoints")
+            raise ModelError(
+                f"{settings.model}: a {config.model_type} checkpoint; idefics-cli runs idefics2 checkpoints"
+            )
         processor = Idefics2Processor.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, HFValidationError) as error:
         raise ModelError(_cannot_load(settings.model, error)) from error
@@ -92,6 +98,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
     Raises:
         ModelError: weights missing, damaged, or too large for the device.
+
     """
     name = checkpoint.settings.model
     try:

@@ -93,7 +93,9 @@ class Idefics2Engine:
         rows: list[_Row] = []
         shares = self._encode_pages(window)
         for request in window:
-            failure = next((str(shares[page]) for page in request.page_ids if isinstance(shares[page], RowFailedError)), None)
+            failure = next(
+                (str(shares[page]) for page in request.page_ids if isinstance(shares[page], RowFailedError)), None
+            )
             if failure is None:
                 try:
                     tokens = self._prompts.tokens(request.question, [len(page.crops) for page in request.pages])

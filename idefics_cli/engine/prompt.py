@@ -25,6 +25,7 @@ class PromptBuilder:
 
         Raises:
             RowFailedError: the question holds one of the model's own marks, such as `<image>`.
+
         """
         found = sorted(mark for mark in self._marks if mark in question)
         if found:

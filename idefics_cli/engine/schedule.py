@@ -26,6 +26,7 @@ def auto_batch_size(free_bytes: int | None, bytes_a_token: int, tokens_a_row: in
         free_bytes: free memory of the device; None on the CPU.
         bytes_a_token: keys, values and prefill activations of one token of one row.
         tokens_a_row: a split page's prompt and answer.
+
     """
     if free_bytes is None:
         return CPU_BATCH

@@ -14,6 +14,7 @@ def check_selection(selection: str) -> None:
 
     Raises:
         UsageError: it does not read as pages.
+
     """
     _parts(selection)
 
@@ -24,6 +25,7 @@ def select_pages(selection: str | None, count: int) -> tuple[int, ...]:
     Raises:
         RowFailedError: a page the document does not have (kind no-such-page).
         UsageError: the selection does not read as pages.
+
     """
     if selection is None:
         return tuple(range(1, count + 1))
@@ -51,5 +53,7 @@ def _resolve(page: int, count: int, selection: str) -> int:
     resolved = page if page > 0 else count + 1 + page
     if not 1 <= resolved <= count:
         plural = "page" if count == 1 else "pages"
-        raise RowFailedError(FailureKind.NO_SUCH_PAGE, f"page {page} of {selection!r}: the document has {count} {plural}")
+        raise RowFailedError(
+            FailureKind.NO_SUCH_PAGE, f"page {page} of {selection!r}: the document has {count} {plural}"
+        )
     return resolved

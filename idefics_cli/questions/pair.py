@@ -29,6 +29,7 @@ class Pairing:
 
         Raises:
             RowFailedError: there is none (kind bad-question), or its data URI does not decode.
+
         """
         name = question.document
         if name is None:
@@ -55,7 +56,9 @@ class Pairing:
             )
         if len(matches) > 1:
             paths = ", ".join(str(match.path) for match in matches)
-            raise RowFailedError(FailureKind.BAD_QUESTION, f"document {name!r} may be any of {paths}; give more of its path")
+            raise RowFailedError(
+                FailureKind.BAD_QUESTION, f"document {name!r} may be any of {paths}; give more of its path"
+            )
         return matches[0]
 
 
@@ -79,6 +82,7 @@ def pair_all(questions: Iterable[Question], pairing: Pairing) -> list[Job]:
 
     Raises:
         InputError: a question that finds no document.
+
     """
     by_document: dict[Document | None, list[Job]] = {}
     problems: list[str] = []
@@ -87,7 +91,7 @@ def pair_all(questions: Iterable[Question], pairing: Pairing) -> list[Job]:
             problems.append(f"{job.question.place}: {job.question.failure}")
         by_document.setdefault(job.document, []).append(job)
     if problems:
-        raise InputError("\n".join(problems[:10]) + (f"\n... and {len(problems) - 10} more" if len(problems) > 10 else ""))
+        raise InputError(
+            "\n".join(problems[:10]) + (f"\n... and {len(problems) - 10} more" if len(problems) > 10 else "")
+        )
     return [job for jobs in by_document.values() for job in jobs]
-
-

@@ -26,6 +26,7 @@ def read_file(path: Path) -> list[Question]:
 
     Raises:
         InputError: it can't be read, or a line of it can't be asked.
+
     """
     try:
         content = path.read_bytes()
@@ -43,6 +44,7 @@ def checked(questions: list[Question], name: str) -> list[Question]:
 
     Raises:
         InputError: with the first lines that can't.
+
     """
     problems = [f"{question.place}: {question.failure}" for question in questions if question.failure]
     if problems:
@@ -99,6 +101,7 @@ def read_csv(content: bytes, name: str) -> list[Question]:
 
     Raises:
         InputError: not a table, or no `question` column in it.
+
     """
     try:
         text = content.decode("utf-8-sig")
@@ -148,6 +151,7 @@ def _record_lines(text: str, delimiter: str, name: str, above: int) -> list[int]
 
     Raises:
         InputError: a record with more cells than the header.
+
     """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     header = next(reader)

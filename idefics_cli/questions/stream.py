@@ -40,6 +40,7 @@ class QuestionStream:
 
         Raises:
             InputError: a CSV that is none.
+
         """
         while (question := self._queue.get()) is not None:
             if isinstance(question, InputError):

@@ -28,9 +28,11 @@ def read_journal(path: Path, form: Format, columns: Sequence[str], *, retry_fail
 
     Raises:
         OutputError: it can't be read, or its columns are not those of this run.
+
     """
     try:
-        text = path.read_text(encoding="utf-8", newline="")
+        with path.open(encoding="utf-8", newline="") as stream:
+            text = stream.read()
     except (OSError, UnicodeDecodeError) as error:
         raise OutputError(f"{path}: can't be read to resume it: {error}") from error
     if form is Format.JSONL:

@@ -75,6 +75,7 @@ def summary_table(summary: Summary, *, skipped: int, pages: int, split_pages: in
         pages: pages prepared.
         split_pages: those of them that were split.
         seconds: wall time of the run, loading apart.
+
     """
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="bold")
@@ -86,7 +87,8 @@ def summary_table(summary: Summary, *, skipped: int, pages: int, split_pages: in
     if skipped:
         table.add_row("skipped", f"{skipped} (there already)")
     table.add_row("pages", f"{pages}, {split_pages} of them split")
-    table.add_row("time", f"{seconds:.1f} s: {pages / max(seconds, 1e-9):.2f} pages/s, {summary.rows / max(seconds, 1e-9):.2f} questions/s")
+    pace = f"{pages / max(seconds, 1e-9):.2f} pages/s, {summary.rows / max(seconds, 1e-9):.2f} questions/s"
+    table.add_row("time", f"{seconds:.1f} s: {pace}")
     spent = sum(summary.costs.values())
     if spent:
         shares = ", ".join(f"{column.removesuffix('_ms')} {cost / spent:.0%}" for column, cost in summary.costs.items())

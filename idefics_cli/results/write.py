@@ -57,6 +57,7 @@ class RowWriter:
         Raises:
             OutputError: the disk is full, or the output can't be written.
             BrokenPipeError: nobody reads stdout any more.
+
         """
         values = cells(row)
         if self._form is Format.JSONL:
@@ -121,6 +122,7 @@ def replacing(path: Path) -> Iterator[IO[str]]:
 
     Raises:
         OutputError: the folder can't be written to.
+
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:

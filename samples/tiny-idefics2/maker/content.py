@@ -13,61 +13,382 @@ from random import Random
 
 NOT_FOUND = "not found"
 
-FIRST = (
-    "Maria James Anna Peter Sofia Daniel Laura Simon Elena Victor Nina Oscar Julia Martin Clara Felix Emma Lucas Alice "
-    "Hugo Ingrid Paul Teresa Adam Irene Mark Olga Bruno Helen Karl Diana Frank Vera Jonas Lydia Theo Agnes Rafael Petra "
-    "Samuel Greta Leon Marta Ivan Rosa Erik Nadia Tomas Celia Gavin Yusuf Amara Kenji Priya Chen Fatima Diego Leila Omar"
-).split()
-_ONSET = "B C D F G H J K L M N P R S T V W Z Br Cr Dr Gr Pr St Tr Fl Gl Sh Th Ch".split()
-_CORE = "a e i o u ai ea ou an en in on ar er or al el il".split()
-_CODA = "ton ley man berg son dal ford well ski mann ez ov ini ard ley quist wood by ham field row stein nes ck".split()
-COMPANY_WORDS = (
-    "Northwind Harbour Summit Granite Willow Cedar Falcon Copper Meadow Atlas Beacon Crystal Delta Ember Forest Golden "
-    "Horizon Iron Juniper Lantern Maple Nova Orchard Pioneer Quartz River Silver Tundra Union Vector Amber Bridge"
-).split()
-COMPANY_TRADES = (
-    "Paper Tools Foods Textiles Logistics Systems Media Books Glass Motors Farms Labs Energy Studio Marine Optics"
-).split()
+FIRST = [
+    "Maria",
+    "James",
+    "Anna",
+    "Peter",
+    "Sofia",
+    "Daniel",
+    "Laura",
+    "Simon",
+    "Elena",
+    "Victor",
+    "Nina",
+    "Oscar",
+    "Julia",
+    "Martin",
+    "Clara",
+    "Felix",
+    "Emma",
+    "Lucas",
+    "Alice",
+    "Hugo",
+    "Ingrid",
+    "Paul",
+    "Teresa",
+    "Adam",
+    "Irene",
+    "Mark",
+    "Olga",
+    "Bruno",
+    "Helen",
+    "Karl",
+    "Diana",
+    "Frank",
+    "Vera",
+    "Jonas",
+    "Lydia",
+    "Theo",
+    "Agnes",
+    "Rafael",
+    "Petra",
+    "Samuel",
+    "Greta",
+    "Leon",
+    "Marta",
+    "Ivan",
+    "Rosa",
+    "Erik",
+    "Nadia",
+    "Tomas",
+    "Celia",
+    "Gavin",
+    "Yusuf",
+    "Amara",
+    "Kenji",
+    "Priya",
+    "Chen",
+    "Fatima",
+    "Diego",
+    "Leila",
+    "Omar",
+]
+_ONSET = [
+    "B",
+    "C",
+    "D",
+    "F",
+    "G",
+    "H",
+    "J",
+    "K",
+    "L",
+    "M",
+    "N",
+    "P",
+    "R",
+    "S",
+    "T",
+    "V",
+    "W",
+    "Z",
+    "Br",
+    "Cr",
+    "Dr",
+    "Gr",
+    "Pr",
+    "St",
+    "Tr",
+    "Fl",
+    "Gl",
+    "Sh",
+    "Th",
+    "Ch",
+]
+_CORE = ["a", "e", "i", "o", "u", "ai", "ea", "ou", "an", "en", "in", "on", "ar", "er", "or", "al", "el", "il"]
+_CODA = [
+    "ton",
+    "ley",
+    "man",
+    "berg",
+    "son",
+    "dal",
+    "ford",
+    "well",
+    "ski",
+    "mann",
+    "ez",
+    "ov",
+    "ini",
+    "ard",
+    "ley",
+    "quist",
+    "wood",
+    "by",
+    "ham",
+    "field",
+    "row",
+    "stein",
+    "nes",
+    "ck",
+]
+COMPANY_WORDS = [
+    "Northwind",
+    "Harbour",
+    "Summit",
+    "Granite",
+    "Willow",
+    "Cedar",
+    "Falcon",
+    "Copper",
+    "Meadow",
+    "Atlas",
+    "Beacon",
+    "Crystal",
+    "Delta",
+    "Ember",
+    "Forest",
+    "Golden",
+    "Horizon",
+    "Iron",
+    "Juniper",
+    "Lantern",
+    "Maple",
+    "Nova",
+    "Orchard",
+    "Pioneer",
+    "Quartz",
+    "River",
+    "Silver",
+    "Tundra",
+    "Union",
+    "Vector",
+    "Amber",
+    "Bridge",
+]
+COMPANY_TRADES = [
+    "Paper",
+    "Tools",
+    "Foods",
+    "Textiles",
+    "Logistics",
+    "Systems",
+    "Media",
+    "Books",
+    "Glass",
+    "Motors",
+    "Farms",
+    "Labs",
+    "Energy",
+    "Studio",
+    "Marine",
+    "Optics",
+]
 COMPANY_ENDS = ("Ltd", "Inc", "GmbH", "LLC", "Co", "Group", "SA", "AB")
-CITIES = (
-    "Bergen Lisbon Geneva Dublin Austin Porto Leeds Lyon Turin Malmo Ghent Graz Bilbao Tampa Denver Oslo Krakow Riga "
-    "Toledo Verona Bristol Calgary Nantes Utrecht Dresden Salzburg Cardiff Boston Madison Kyoto Hobart Quito"
-).split()
-COUNTRIES = (
-    "Norway Portugal Ireland France Italy Sweden Belgium Austria Spain Poland Canada Japan Chile Kenya Latvia Greece "
-    "Brazil Denmark Finland Mexico"
-).split()
-STREETS = "Harbour Mill Station Church Park Garden Bridge Castle Market School Lake Hill Forest Queen King Abbey".split()
+CITIES = [
+    "Bergen",
+    "Lisbon",
+    "Geneva",
+    "Dublin",
+    "Austin",
+    "Porto",
+    "Leeds",
+    "Lyon",
+    "Turin",
+    "Malmo",
+    "Ghent",
+    "Graz",
+    "Bilbao",
+    "Tampa",
+    "Denver",
+    "Oslo",
+    "Krakow",
+    "Riga",
+    "Toledo",
+    "Verona",
+    "Bristol",
+    "Calgary",
+    "Nantes",
+    "Utrecht",
+    "Dresden",
+    "Salzburg",
+    "Cardiff",
+    "Boston",
+    "Madison",
+    "Kyoto",
+    "Hobart",
+    "Quito",
+]
+COUNTRIES = [
+    "Norway",
+    "Portugal",
+    "Ireland",
+    "France",
+    "Italy",
+    "Sweden",
+    "Belgium",
+    "Austria",
+    "Spain",
+    "Poland",
+    "Canada",
+    "Japan",
+    "Chile",
+    "Kenya",
+    "Latvia",
+    "Greece",
+    "Brazil",
+    "Denmark",
+    "Finland",
+    "Mexico",
+]
+STREETS = [
+    "Harbour",
+    "Mill",
+    "Station",
+    "Church",
+    "Park",
+    "Garden",
+    "Bridge",
+    "Castle",
+    "Market",
+    "School",
+    "Lake",
+    "Hill",
+    "Forest",
+    "Queen",
+    "King",
+    "Abbey",
+]
 STREET_ENDS = ("Road", "Street", "Lane", "Avenue", "Way", "Square")
-ITEMS = (
-    "Desk lamp|Office chair|Paper A4|Ink cartridge|Notebook|Stapler|Whiteboard|USB cable|Keyboard|Monitor arm|Coffee beans|"
-    "Green tea|Orange juice|Olive oil|Brown bread|Apple pie|Cheddar|Tomato soup|Rice|Honey|Hammer|Screwdriver|Wood glue|"
-    "Paint brush|Sandpaper|Drill bit|Garden hose|Flower pot|Work gloves|Safety vest|Blue pen|Envelope|Calculator|Backpack|"
-    "Water bottle|Hand soap|Paper towel|Light bulb|Battery pack|Extension cord|Door handle|Wall clock|Picture frame|"
-    "Bookshelf|Filing box|Desk fan|Headset|Mouse pad|Webcam|Printer"
-).split("|")
-MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
-JOBS = (
-    "Manager|Engineer|Accountant|Nurse|Teacher|Director|Clerk|Designer|Analyst|Electrician|Librarian|Chemist|Driver|"
-    "Editor|Architect|Surveyor"
-).split("|")
-DEPARTMENTS = "Sales Finance Research Legal Support Logistics Marketing Security Design Planning".split()
+ITEMS = [
+    "Desk lamp",
+    "Office chair",
+    "Paper A4",
+    "Ink cartridge",
+    "Notebook",
+    "Stapler",
+    "Whiteboard",
+    "USB cable",
+    "Keyboard",
+    "Monitor arm",
+    "Coffee beans",
+    "Green tea",
+    "Orange juice",
+    "Olive oil",
+    "Brown bread",
+    "Apple pie",
+    "Cheddar",
+    "Tomato soup",
+    "Rice",
+    "Honey",
+    "Hammer",
+    "Screwdriver",
+    "Wood glue",
+    "Paint brush",
+    "Sandpaper",
+    "Drill bit",
+    "Garden hose",
+    "Flower pot",
+    "Work gloves",
+    "Safety vest",
+    "Blue pen",
+    "Envelope",
+    "Calculator",
+    "Backpack",
+    "Water bottle",
+    "Hand soap",
+    "Paper towel",
+    "Light bulb",
+    "Battery pack",
+    "Extension cord",
+    "Door handle",
+    "Wall clock",
+    "Picture frame",
+    "Bookshelf",
+    "Filing box",
+    "Desk fan",
+    "Headset",
+    "Mouse pad",
+    "Webcam",
+    "Printer",
+]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+JOBS = [
+    "Manager",
+    "Engineer",
+    "Accountant",
+    "Nurse",
+    "Teacher",
+    "Director",
+    "Clerk",
+    "Designer",
+    "Analyst",
+    "Electrician",
+    "Librarian",
+    "Chemist",
+    "Driver",
+    "Editor",
+    "Architect",
+    "Surveyor",
+]
+DEPARTMENTS = [
+    "Sales",
+    "Finance",
+    "Research",
+    "Legal",
+    "Support",
+    "Logistics",
+    "Marketing",
+    "Security",
+    "Design",
+    "Planning",
+]
 PAYMENTS = ("Visa", "Cash", "Mastercard", "Bank transfer", "Cheque", "PayPal", "Direct debit")
 TERMS = ("30 days net", "14 days net", "60 days net", "on receipt", "10 days net", "end of month")
-SUBJECTS = (
-    "your application|the annual meeting|your recent order|the lease agreement|your insurance claim|the repair work|"
-    "your membership|the new schedule|the water supply|your travel plans"
-).split("|")
-FILLER = (
-    "Please keep this page for your records.|Goods remain our property until paid in full.|Thank you for your business.|"
-    "All amounts are stated in the currency shown.|Contact our office if anything is unclear.|"
-    "This copy was made for the file.|Returns are accepted within two weeks.|Please write in capital letters.|"
-    "Do not fold or staple this sheet.|The terms on the back apply.|Late payment may incur a fee.|"
-    "We look forward to hearing from you.|Our office is open on working days.|Signed copies are kept for ten years.|"
-    "Use a separate sheet if you need more room.|Prices include packing but not delivery."
-).split("|")
+SUBJECTS = [
+    "your application",
+    "the annual meeting",
+    "your recent order",
+    "the lease agreement",
+    "your insurance claim",
+    "the repair work",
+    "your membership",
+    "the new schedule",
+    "the water supply",
+    "your travel plans",
+]
+FILLER = [
+    "Please keep this page for your records.",
+    "Goods remain our property until paid in full.",
+    "Thank you for your business.",
+    "All amounts are stated in the currency shown.",
+    "Contact our office if anything is unclear.",
+    "This copy was made for the file.",
+    "Returns are accepted within two weeks.",
+    "Please write in capital letters.",
+    "Do not fold or staple this sheet.",
+    "The terms on the back apply.",
+    "Late payment may incur a fee.",
+    "We look forward to hearing from you.",
+    "Our office is open on working days.",
+    "Signed copies are kept for ten years.",
+    "Use a separate sheet if you need more room.",
+    "Prices include packing but not delivery.",
+]
 
 
 def is_held_out(value: str) -> bool:
@@ -164,7 +485,9 @@ class Words:
     def phone(self) -> str:
         rng = self.rng
         return self._open(
-            lambda: rng.choice(("+1 555 ", "+44 20 ", "555-", "(555) ", "0", "+49 30 ")) + f"{rng.randint(1000, 9999999)}"
+            lambda: (
+                rng.choice(("+1 555 ", "+44 20 ", "555-", "(555) ", "0", "+49 30 ")) + f"{rng.randint(1000, 9999999)}"
+            )
         )
 
     def address(self) -> str:
@@ -193,21 +516,42 @@ def _field(key: str, labels: str, nouns: str, draw: Callable[[Words], str], aske
 FIELDS: dict[str, Field] = {
     field.key: field
     for field in (
-        _field("invoice_number", "Invoice number|Invoice no.|Invoice #|Invoice No", "invoice number", lambda w: w.code("INV", "A", "", "RE")),
-        _field("order_number", "Order number|Order no.|PO number|Purchase order", "order number|purchase order number", lambda w: w.code("PO", "ORD", "", "B")),
-        _field("customer_number", "Customer number|Customer no.|Customer ID", "customer number", lambda w: w.digits(4, 7)),
+        _field(
+            "invoice_number",
+            "Invoice number|Invoice no.|Invoice #|Invoice No",
+            "invoice number",
+            lambda w: w.code("INV", "A", "", "RE"),
+        ),
+        _field(
+            "order_number",
+            "Order number|Order no.|PO number|Purchase order",
+            "order number|purchase order number",
+            lambda w: w.code("PO", "ORD", "", "B"),
+        ),
+        _field(
+            "customer_number", "Customer number|Customer no.|Customer ID", "customer number", lambda w: w.digits(4, 7)
+        ),
         _field("account_number", "Account number|Account no.|Account", "account number", lambda w: w.digits(5, 7)),
         _field("reference", "Reference|Our reference|Ref.", "reference", lambda w: w.code()),
         _field("policy_number", "Policy number|Policy no.", "policy number", lambda w: w.code("POL", "P")),
         _field("claim_number", "Claim number|Claim no.", "claim number", lambda w: w.code("CL", "C")),
         _field("receipt_number", "Receipt number|Receipt no.|Receipt #", "receipt number", lambda w: w.digits(4, 7)),
         _field("passport_number", "Passport number|Passport no.", "passport number", lambda w: w.code("P", "X")),
-        _field("employee_id", "Employee ID|Staff number|Employee no.", "employee ID|staff number", lambda w: w.code("E", "")),
-        _field("membership", "Membership no.|Member ID|Membership number", "membership number", lambda w: w.code("M", "")),
+        _field(
+            "employee_id",
+            "Employee ID|Staff number|Employee no.",
+            "employee ID|staff number",
+            lambda w: w.code("E", ""),
+        ),
+        _field(
+            "membership", "Membership no.|Member ID|Membership number", "membership number", lambda w: w.code("M", "")
+        ),
         _field("tax_id", "Tax ID|VAT number|VAT no.", "tax ID|VAT number", lambda w: w.code("GB", "DE", "FR")),
         _field("invoice_date", "Invoice date|Date of invoice|Issued", "invoice date", lambda w: w.date(), "when"),
         _field("due_date", "Due date|Payment due|Pay by", "due date", lambda w: w.date(), "when"),
-        _field("delivery_date", "Delivery date|Delivered on|Date of delivery", "delivery date", lambda w: w.date(), "when"),
+        _field(
+            "delivery_date", "Delivery date|Delivered on|Date of delivery", "delivery date", lambda w: w.date(), "when"
+        ),
         _field("birth_date", "Date of birth|Born|Birth date", "date of birth", lambda w: w.date(), "when"),
         _field("expiry_date", "Expiry date|Valid until|Expires", "expiry date", lambda w: w.date(), "when"),
         _field("start_date", "Start date|Starts on|Date of start", "start date", lambda w: w.date(), "when"),
@@ -221,7 +565,9 @@ FIELDS: dict[str, Field] = {
         _field("change", "Change|Change given", "change", lambda w: w.amount()),
         _field("salary", "Salary|Annual salary", "salary", lambda w: w.amount()),
         _field("rent", "Rent|Monthly rent", "rent", lambda w: w.amount()),
-        _field("customer", "Customer|Customer name|Bill to|Client", "customer|customer name", lambda w: w.person(), "who"),
+        _field(
+            "customer", "Customer|Customer name|Bill to|Client", "customer|customer name", lambda w: w.person(), "who"
+        ),
         _field("contact", "Contact|Contact person|Your contact", "contact person", lambda w: w.person(), "who"),
         _field("applicant", "Applicant|Name of applicant", "applicant", lambda w: w.person(), "who"),
         _field("patient", "Patient|Patient name", "patient", lambda w: w.person(), "who"),
@@ -248,14 +594,21 @@ FIELDS: dict[str, Field] = {
         _field("department", "Department|Dept.", "department", lambda w: w.one(DEPARTMENTS)),
         _field("room", "Room|Room no.|Room number", "room|room number", lambda w: w.digits(3, 3)),
         _field("time", "Time|Time of day", "time", lambda w: w.time()),
-        _field("blood_type", "Blood type|Blood group", "blood type", lambda w: w.one(("A+", "A-", "B+", "B-", "0+", "0-", "AB+", "AB-"))),
+        _field(
+            "blood_type",
+            "Blood type|Blood group",
+            "blood type",
+            lambda w: w.one(("A+", "A-", "B+", "B-", "0+", "0-", "AB+", "AB-")),
+        ),
         _field("weight", "Weight|Weight (kg)|Gross weight", "weight", lambda w: f"{w.rng.randint(2, 980)} kg"),
         _field("height", "Height|Height (cm)", "height", lambda w: f"{w.rng.randint(120, 210)} cm"),
         _field("licence_plate", "Licence plate|Plate no.|Vehicle reg.", "licence plate", lambda w: w.code()),
         _field("serial_number", "Serial number|Serial no.|S/N", "serial number", lambda w: w.code("SN", "X", "K")),
         _field("meter_reading", "Meter reading|Reading", "meter reading", lambda w: w.digits(5, 6)),
         _field("card", "Card ending|Card no. ending", "card number ending", lambda w: w.digits(4, 4)),
-        _field("quantity", "Total items|Number of items|Item count", "number of items", lambda w: str(w.rng.randint(1, 99))),
+        _field(
+            "quantity", "Total items|Number of items|Item count", "number of items", lambda w: str(w.rng.randint(1, 99))
+        ),
         _field("tracking", "Tracking number|Tracking no.", "tracking number", lambda w: w.digits(6, 8)),
     )
 }

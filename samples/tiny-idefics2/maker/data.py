@@ -201,7 +201,12 @@ class Encoder:
 
 
 def _spell(
-    numbers: NDArray[np.int16], x: NDArray[np.float32], y: NDArray[np.float32], em: NDArray[np.float32], rows: int, columns: int
+    numbers: NDArray[np.int16],
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    em: NDArray[np.float32],
+    rows: int,
+    columns: int,
 ) -> NDArray[np.int16]:
     """The first three characters, left to right, whose centres lie in each patch: (rows * columns, 3)."""
     spelled = np.zeros((rows * columns, Reader.CHARACTERS_A_PATCH), np.int16)
@@ -219,4 +224,4 @@ def _spell(
     return spelled
 
 
-assert IMAGE_SIZE * 2 == max(max(shape) for shape in SHAPES)
+assert max(max(shape) for shape in SHAPES) == IMAGE_SIZE * 2

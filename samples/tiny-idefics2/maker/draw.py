@@ -64,7 +64,9 @@ def draw(page: Page, scan: Scan, *, scale: float = 1.0) -> Image.Image:
             font = face(item.family.bold if item.bold else item.family.regular, round(item.size * drawn, 1))
             canvas.text((item.x * drawn, item.y * drawn), item.text, fill=item.ink, font=font)
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BOX if scan.oversample == 2 else Image.Resampling.BILINEAR)
+        image = image.resize(
+            (width, height), Image.Resampling.BOX if scan.oversample == 2 else Image.Resampling.BILINEAR
+        )
     if scan.angle:
         image = image.rotate(scan.angle, Image.Resampling.BICUBIC, fillcolor=255)
     if scan.blur:
@@ -101,7 +103,9 @@ def characters(page: Page, angle: float) -> tuple[list[str], NDArray[np.float32]
         x = item.x
         y = item.y + 0.62 * item.size
         for name, advance in zip(
-            item.text, advances(item.family.bold if item.bold else item.family.regular, item.size, item.text), strict=True
+            item.text,
+            advances(item.family.bold if item.bold else item.family.regular, item.size, item.text),
+            strict=True,
         ):
             if name != " ":
                 names.append(name)

@@ -9,12 +9,12 @@ from pathlib import Path
 from random import Random
 
 import pandas
+
 from idefics_cli.config import Across, Device, ModelSettings, PageSettings, RunSettings, Split
 from idefics_cli.documents.rasterize import PagePool
 from idefics_cli.engine.idefics2 import Idefics2Engine
 from idefics_cli.pipeline import run
 from idefics_cli.records import Document, Job, Question
-
 from maker.data import SHAPE_WEIGHTS, SHAPES
 from maker.draw import Scan, draw
 from maker.layout import DENSE, LARGE, make_page

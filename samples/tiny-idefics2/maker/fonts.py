@@ -42,6 +42,7 @@ def families() -> tuple[Family, ...]:
 
     Raises:
         ModuleNotFoundError: a font package is missing; `pip install 'idefics-cli[train]'` brings them all.
+
     """
     found = []
     for name, (package, folder, regular, bold) in _PACKAGES.items():

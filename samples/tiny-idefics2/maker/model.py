@@ -121,7 +121,9 @@ def make_model(seed: int = 0) -> Idefics2ForConditionalGeneration:
     a hundredth of what they are without it, and reading never starts).
     """
     torch.manual_seed(seed)
-    model = Idefics2ForConditionalGeneration._from_config(make_config(), attn_implementation="sdpa", dtype=torch.float32)
+    model = Idefics2ForConditionalGeneration._from_config(
+        make_config(), attn_implementation="sdpa", dtype=torch.float32
+    )
     with torch.no_grad():
         model.model.connector.perceiver_resampler.latents.normal_()
         for name, parameter in (*model.model.connector.named_parameters(), *model.model.text_model.named_parameters()):
@@ -163,7 +165,9 @@ class Reader(nn.Module):
         self.spell = nn.Linear(WIDTH, names)
         self.query = nn.Linear(WIDTH, WIDTH)
         self.key_value = nn.Linear(WIDTH, 2 * WIDTH)
-        self.recall = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, names))
+        self.recall = nn.Sequential(
+            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, names)
+        )
         side = IMAGE_SIZE // PATCH
         self.register_buffer("places", sine_cosine_positions(side, WIDTH).view(side, side, WIDTH), persistent=False)
 

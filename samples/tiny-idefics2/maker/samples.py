@@ -50,7 +50,10 @@ def _page(seed: int, kind: str, em: float, size: tuple[int, int] = LETTER, *, pd
 def samples() -> list[Sample]:
     """Return every sample document."""
     return [
-        Sample("invoice.pdf", [_page(1, "invoice", 15, pdf=True), _page(2, "report", 16, pdf=True), _page(3, "letter", 15, pdf=True)]),
+        Sample(
+            "invoice.pdf",
+            [_page(1, "invoice", 15, pdf=True), _page(2, "report", 16, pdf=True), _page(3, "letter", 15, pdf=True)],
+        ),
         Sample("letter.pdf", [_page(4, "letter", 27, A4, pdf=True)]),
         Sample("archive/letter.pdf", [_page(5, "letter", 16, A4, pdf=True)]),
         Sample("scanned-form.pdf", [_page(6, "form", 16), _page(7, "form", 30)], _WORN),
@@ -77,8 +80,8 @@ def write_samples(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(sample, path)
         for number, page in enumerate(sample.pages, 1):
-            for one in Random(number).sample(page.asked, _QUESTIONS_A_PAGE):
-                rows.append((f"documents/{sample.name}", str(number), one.question, one.answer))
+            chosen = Random(number).sample(page.asked, _QUESTIONS_A_PAGE)
+            rows += [(f"documents/{sample.name}", str(number), one.question, one.answer) for one in chosen]
     with (folder / "questions.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("document", "page", "question", "answers"))

@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 import pandas
-from idefics_cli.config import ImageGeometry, Split
-from idefics_cli.documents.splitting import em_from_ink
 from PIL import Image
 
+from idefics_cli.config import ImageGeometry, Split
+from idefics_cli.documents.splitting import em_from_ink
 from maker.evaluate import answer_pages, draw_pages
 from maker.layout import DENSE, LARGE
 from maker.model import IMAGE_SIZE, SHORTEST_EDGE
@@ -23,7 +23,9 @@ def evidence(count: int, seed: int) -> str:
     geometry = ImageGeometry(IMAGE_SIZE, SHORTEST_EDGE)
     with tempfile.TemporaryDirectory() as folder:
         pages = draw_pages(Path(folder), dense=count, large=0, seed=seed, em=(DENSE[0], LARGE[1]))
-        read = {split: answer_pages(pages, split).groupby("page")["exact"].mean() for split in (Split.ALWAYS, Split.NEVER)}
+        read = {
+            split: answer_pages(pages, split).groupby("page")["exact"].mean() for split in (Split.ALWAYS, Split.NEVER)
+        }
         table = pandas.DataFrame(
             {
                 "page": str(page.path),
@@ -37,8 +39,12 @@ def evidence(count: int, seed: int) -> str:
     table["off"] = table["ink"] / table["em"] - 1
     grouped = table.groupby(pandas.cut(table["em"], _BINS), observed=True)
     summary = grouped.agg(
-        pages=("em", "size"), split=("always", "mean"), unsplit=("never", "mean"), ink_em=("ink", "median"),
-        ink_low=("ink", lambda x: x.quantile(0.1)), ink_high=("ink", lambda x: x.quantile(0.9)),
+        pages=("em", "size"),
+        split=("always", "mean"),
+        unsplit=("never", "mean"),
+        ink_em=("ink", "median"),
+        ink_low=("ink", lambda x: x.quantile(0.1)),
+        ink_high=("ink", lambda x: x.quantile(0.9)),
     )
     return summary.round(3).to_string()
 

@@ -88,7 +88,9 @@ def _train(rank: int, world: int, plan: Plan) -> None:
         nn.utils.clip_grad_norm_(state.reader.parameters(), 1.0)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        losses += torch.stack((found.spelling.detach(), found.recall.detach(), found.answers.detach(), found.right, found.turns))
+        losses += torch.stack(
+            (found.spelling.detach(), found.recall.detach(), found.answers.detach(), found.right, found.turns)
+        )
         recent = 0.95 * recent + torch.stack((found.right, found.turns, found.spelling.detach()))
         state.step += 1
         spent_here += time.monotonic() - begun
@@ -209,7 +211,11 @@ def _compile(reader: Reader, plan: Plan, device: torch.device) -> None:
     """Compile one layer of each stack for every shape; the other layers share its code."""
     torch._dynamo.config.recompile_limit = 64
     model = reader.model.model
-    for layer in (*model.vision_model.encoder.layers, *model.connector.perceiver_resampler.layers, *model.text_model.layers):
+    for layer in (
+        *model.vision_model.encoder.layers,
+        *model.connector.perceiver_resampler.layers,
+        *model.text_model.layers,
+    ):
         layer.compile(dynamic=False)
     for batch in blank_batches(plan.pages):
         found = _losses(reader, batch, device)

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from idefics_cli.errors import OutputBusyError, OutputError
+from idefics_cli.results.lock import locked
+
+
+def test_a_second_run_is_told_who_holds_the_output(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with locked(path):
+        with pytest.raises(OutputBusyError, match=f"process {os.getpid()}"), locked(path):
+            pass
+        with locked(tmp_path / "other.csv"):
+            pass
+    with locked(path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="No such file"), locked(tmp_path / "gone" / "out.csv"):
+        pass
