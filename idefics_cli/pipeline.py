@@ -48,10 +48,17 @@ class _RowToBe:
     page_ids: tuple[int, ...] = ()
     prepared: dict[int, PreparedPage] = field(default_factory=dict)
     page_failures: list[str] = field(default_factory=list)
+    requests: int = 0
+    """How many answers it takes."""
     answers: dict[int, Answer] = field(default_factory=dict)
     """By page; under the first page when they are read together."""
     raster_ms: float = 0.0
     prepare_ms: float = 0.0
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether every answer is there."""
+        return len(self.answers) == self.requests
 
 
 def run(
@@ -84,14 +91,17 @@ def run(
     rows = _with_keys(_looked_ahead(jobs, store, pool.workers, ready), store, engine, settings, done, progress)
     for window in _windows(rows, store, engine.window, ready):
         requests = _requests(window, store, progress)
-        for answer in engine.answer(requests.values()):
-            row_to_be, page = requests.owner[answer.number]
-            row_to_be.answers[page] = answer
-        for row_to_be in window:
-            row = _finished(row_to_be, engine.name)
-            progress.rows += 1
-            progress.failed += row.status == "failed"
-            yield row
+        waiting = deque(window)
+        for answer in itertools.chain(engine.answer(requests.values()), [None]):
+            if answer is not None:
+                row_to_be, page = requests.owner[answer.number]
+                row_to_be.answers[page] = answer
+            # Rows leave in order, each as soon as it is done; after the last answer, all of them.
+            while waiting and (answer is None or waiting[0].is_answered):
+                row = _finished(waiting.popleft(), engine.name)
+                progress.rows += 1
+                progress.failed += row.status == "failed"
+                yield row
 
 
 @dataclass(slots=True)
@@ -280,6 +290,7 @@ class _Requests:
 
     def add(self, row: _RowToBe, pages: Sequence[int]) -> None:
         number = len(self.by_number)
+        row.requests += 1
         ids = tuple(row.page_ids[row.pages.index(page)] for page in pages)
         prepared = tuple(row.prepared[page] for page in pages)
         self.by_number[number] = Request(number, row.job.question.text, prepared, ids)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import pandas
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +43,8 @@ def demo(
 
 def _answers(path: Path) -> Table:
     """Build a table of the questions and answers of an output."""
+    import pandas  # half a second that `--help` does not wait for
+
     rows = pandas.read_csv(path, dtype=str, keep_default_na=False)
     table = Table("document", "page", "question", "answer", "", box=None, pad_edge=False)
     for row in rows.to_dict("records"):

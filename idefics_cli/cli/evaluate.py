@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +18,9 @@ from idefics_cli.errors import InputError, OutputError
 from idefics_cli.metrics import FullStop, Scores, mean, score
 from idefics_cli.questions.read import accepted_answers
 from idefics_cli.results.summary import NO_ANSWER
+
+if TYPE_CHECKING:
+    import pandas
 
 _METRICS = ("anls", "exact", "relaxed", "vqa")
 
@@ -70,6 +72,8 @@ def evaluate(
 
 
 def _read(path: Path) -> pandas.DataFrame:
+    import pandas  # half a second that `--help` does not wait for
+
     try:
         rows = pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -180,7 +181,8 @@ class _Asked:
 def _read_questions(name: str, documents: Sequence[Document]) -> _Asked:
     """Read and pair questions: a file at once and checked whole, a pipe as its lines come."""
     if name == "-":
-        stream = QuestionStream(sys.stdin.buffer)
+        # A file object of its own: at exit Python flushes sys.stdin, which a thread that still reads from it holds.
+        stream = QuestionStream(os.fdopen(os.dup(0), "rb"))
         questions = iter(stream)
         first = next(questions, None)
         if first is None:

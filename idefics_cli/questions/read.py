@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import pandas
-
 from idefics_cli.errors import FailureKind, InputError, UsageError
 from idefics_cli.questions.pages import check_selection
 from idefics_cli.records import Question
@@ -103,6 +101,8 @@ def read_csv(content: bytes, name: str) -> list[Question]:
         InputError: not a table, or no `question` column in it.
 
     """
+    import pandas  # half a second that `--help` does not wait for
+
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

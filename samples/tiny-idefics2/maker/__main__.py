@@ -10,10 +10,12 @@ from maker.train import Plan, main
 
 
 def _evaluate(dense: int, large: int, seed: int) -> None:
-    from maker.evaluate import draw_pages, report
+    from idefics_cli.config import Split
+    from maker.evaluate import answer_pages, draw_pages, report
 
     with tempfile.TemporaryDirectory() as folder:
-        print(report(draw_pages(Path(folder), dense=dense, large=large, seed=seed)))
+        pages = draw_pages(Path(folder), dense=dense, large=large, seed=seed)
+        print(report({split: answer_pages(pages, split) for split in Split}))
 
 
 def _parse() -> argparse.Namespace:

@@ -1,0 +1,29 @@
+"""README says what is so."""
+
+from __future__ import annotations
+
+import re
+
+from idefics_cli.errors import FailureKind
+from idefics_cli.records import COLUMNS
+from tests.conftest import ROOT, SAMPLES, Run
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_kind_and_every_column_is_named() -> None:
+    for kind in FailureKind:
+        assert f"`{kind}`" in README
+    assert ", ".join(COLUMNS) in re.sub(r"\s+", " ", README)
+
+
+def test_every_option_that_it_names_is_there(cli: Run) -> None:
+    helps = " ".join(cli(command, "--help").stdout for command in ("ask", "run", "demo", "eval"))
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
+        assert option in helps, option
+
+
+def test_every_sample_file_stands_in_the_table() -> None:
+    table = (SAMPLES / "README.md").read_text(encoding="utf-8")
+    for file in (SAMPLES / "documents").rglob("*.*"):
+        assert f"`{file.relative_to(SAMPLES)}`" in table
