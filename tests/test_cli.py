@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -217,6 +218,11 @@ def test_a_run_over_the_samples_is_right_complete_and_accounts_for_its_time(cli:
     right = sum(row["answer"] == row["answers"] for row in rows)
     assert right >= 0.9 * len(rows)
     assert "accuracy" in done.stderr
+    costs = ("raster_ms", "prepare_ms", "vision_ms", "prefill_ms", "decode_ms")
+    spent = sum(float(row[column]) for row in rows for column in costs) / 1e3
+    took = re.search(r"time +([\d.]+) s", done.stderr)
+    assert took
+    assert spent == pytest.approx(float(took[1]), rel=0.25)  # page processes overlap the model on busy machines
 
 
 def test_version_and_help(cli: Run) -> None:

@@ -35,19 +35,25 @@ def demo(
             output=OutputSettings(output, overwrite=True),
         )
         summary = answer_questions([str(samples / "documents")], str(samples / "questions.csv"), settings, stdout)
-        Console(file=stdout, width=None if stdout.isatty() else 120).print(_answers(output))
+        Console(file=stdout, width=None if stdout.isatty() else 120).print(_answers(output, samples / "documents"))
         print(f"{summary.rows} rows with what each cost: {output}", file=sys.stderr)
         if summary.failed:
             raise typer.Exit(ROWS_FAILED)
 
 
-def _answers(path: Path) -> Table:
-    """Build a table of the questions and answers of an output."""
+def _answers(path: Path, folder: Path) -> Table:
+    """Build a table of the questions and answers of an output, its documents named from their folder."""
     import pandas  # half a second that `--help` does not wait for
 
     rows = pandas.read_csv(path, dtype=str, keep_default_na=False)
     table = Table("document", "page", "question", "answer", "", box=None, pad_edge=False)
     for row in rows.to_dict("records"):
         right = row["answer"].strip().lower() in (part.strip().lower() for part in row["answers"].split("|"))
-        table.add_row(Path(row["document"]).name, row["page"], row["question"], row["answer"], "" if right else "wrong")
+        table.add_row(
+            str(Path(row["document"]).relative_to(folder)),
+            row["page"],
+            row["question"],
+            row["answer"],
+            "" if right else "wrong",
+        )
     return table

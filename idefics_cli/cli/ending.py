@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,7 +27,7 @@ def exit_codes(*, verbose: bool = False) -> Iterator[None]:
         yield
     except IdeficsCliError as error:
         if verbose:
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
     except BrokenPipeError as error:  # whoever read the rows has had enough

@@ -144,6 +144,8 @@ def answer_questions(names: Sequence[str], questions: str, settings: RunSettings
         from idefics_cli.engine.idefics2 import Idefics2Engine  # brings torch along: not before it is needed
 
         engine = Idefics2Engine(settings.model)
+        if settings.verbose:
+            print(f"model {engine.identity}; {pool.workers} page processes", file=sys.stderr)
         summary, progress = Summary(), Progress()
         started = time.monotonic()
         with reporting(asked.total, quiet=settings.quiet) as reporter:

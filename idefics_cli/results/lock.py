@@ -18,22 +18,34 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         OutputBusyError: another run holds it.
         OutputError: the folder can't be written to.
-
     """
     beside = path.with_name(f".{path.name}.lock")
     try:
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _acquire(beside, path)
+    except OutputBusyError:
+        raise
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}") from error
     try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
+        yield
+    finally:
+        beside.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(beside: Path, path: Path) -> int:
+    """Open and lock; a file that its last holder removed in between is opened again."""
+    while True:
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip() or "another run"
+            os.close(descriptor)
             raise OutputBusyError(f"{path}: held by {holder}; wait for it to finish or stop it") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
-        yield
-        beside.unlink(missing_ok=True)
-    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), beside.stat()):
+                return descriptor
         os.close(descriptor)
