@@ -5,22 +5,20 @@ Every question that comes in leaves as a row (one a page with `--across each`), 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from idefics_cli.config import Across, ImageGeometry, RunSettings
+from idefics_cli.config import Across, RunSettings
 from idefics_cli.documents.rasterize import DocumentInfo, PagePool, result_of
+from idefics_cli.documents.store import PageStore
 from idefics_cli.engine.base import Engine
 from idefics_cli.errors import FailureKind, InputError, RowFailedError
 from idefics_cli.questions.pages import select_pages
-from idefics_cli.records import Answer, Document, Job, PreparedPage, Request, Row
-
-_REMEMBERED = 512  # documents and pages whose futures are kept for the questions that follow
+from idefics_cli.records import Document, Job, Request, Row
+from idefics_cli.rows import RowToBe, answer_settings, finished_row, row_key
 
 
 @dataclass(slots=True)
@@ -32,33 +30,6 @@ class Progress:
     skipped: int = 0
     pages: int = 0
     split_pages: int = 0
-
-
-@dataclass(slots=True)
-class _RowToBe:
-    """A row on its way: a question, its document and pages, and what has come of them."""
-
-    job: Job
-    taken: float
-    pages: tuple[int, ...] = ()
-    together: bool = False
-    """Whether all pages are read in one prompt."""
-    key: str = ""
-    failure: str | None = None
-    page_ids: tuple[int, ...] = ()
-    prepared: dict[int, PreparedPage] = field(default_factory=dict)
-    page_failures: list[str] = field(default_factory=list)
-    requests: int = 0
-    """How many answers it takes."""
-    answers: dict[int, Answer] = field(default_factory=dict)
-    """By page; under the first page when they are read together."""
-    raster_ms: float = 0.0
-    prepare_ms: float = 0.0
-
-    @property
-    def is_answered(self) -> bool:
-        """Whether every answer is there."""
-        return len(self.answers) == self.requests
 
 
 def run(
@@ -87,7 +58,7 @@ def run(
 
     """
     progress = progress if progress is not None else Progress()
-    store = _PageStore(pool, engine.geometry)
+    store = PageStore(pool, engine.geometry)
     rows = _with_keys(_looked_ahead(jobs, store, pool.workers, ready), store, engine, settings, done, progress)
     for window in _windows(rows, store, engine.window, ready):
         requests = _requests(window, store, progress)
@@ -98,23 +69,10 @@ def run(
                 row_to_be.answers[page] = answer
             # Rows leave in order, each as soon as it is done; after the last answer, all of them.
             while waiting and (answer is None or waiting[0].is_answered):
-                row = _finished(waiting.popleft(), engine.name)
+                row = finished_row(waiting.popleft(), engine.name)
                 progress.rows += 1
                 progress.failed += row.status == "failed"
                 yield row
-
-
-@dataclass(slots=True)
-class _PageUnderWay:
-    """A page in the page processes or just out of them."""
-
-    number: int
-    """Its identity within the run."""
-    future: object
-    rows: int = 0
-    """Rows that still wait for it; its pixels are let go with the last."""
-    is_charged: bool = False
-    """Whether its cost has been given to rows."""
 
 
 def check_pages(jobs: Iterable[Job], pool: PagePool) -> None:
@@ -137,65 +95,7 @@ def check_pages(jobs: Iterable[Job], pool: PagePool) -> None:
         raise InputError("\n".join(problems))
 
 
-class _PageStore:
-    """Documents and pages under way, shared by the questions that ask for them."""
-
-    def __init__(self, pool: PagePool, geometry: ImageGeometry) -> None:
-        self._pool, self._geometry = pool, geometry
-        self._infos: OrderedDict[Document, object] = OrderedDict()
-        self._pages: dict[tuple[Document, int], _PageUnderWay] = {}
-        self._numbers = itertools.count()
-
-    def expect(self, document: Document) -> None:
-        """Start to open a document."""
-        if document not in self._infos:
-            self._infos[document] = self._pool.inspect(document)
-        self._infos.move_to_end(document)
-        while len(self._infos) > _REMEMBERED:
-            self._infos.popitem(last=False)
-
-    def info(self, document: Document) -> DocumentInfo:
-        """Wait for a document.
-
-        Raises:
-            RowFailedError: it can't be opened.
-
-        """
-        self.expect(document)
-        return result_of(self._infos[document], DocumentInfo)
-
-    def request(self, document: Document, page: int) -> int:
-        """Start to prepare a page for one more row; return its number within the run."""
-        key = (document, page)
-        if key not in self._pages:
-            self._pages[key] = _PageUnderWay(next(self._numbers), self._pool.prepare(document, page, self._geometry))
-        self._pages[key].rows += 1
-        return self._pages[key].number
-
-    def prepared(self, document: Document, page: int) -> PreparedPage:
-        """Wait for a requested page.
-
-        Raises:
-            RowFailedError: it can't be prepared.
-
-        """
-        return result_of(self._pages[document, page].future, PreparedPage)
-
-    def charge(self, document: Document, page: int) -> bool:
-        """Whether a page's cost is still to be given to rows; it is, once."""
-        under_way = self._pages[document, page]
-        first, under_way.is_charged = not under_way.is_charged, True
-        return first
-
-    def release(self, document: Document, page: int) -> None:
-        """One row waits less for a page."""
-        under_way = self._pages[document, page]
-        under_way.rows -= 1
-        if under_way.rows == 0:
-            del self._pages[document, page]
-
-
-def _looked_ahead(jobs: Iterable[Job], store: _PageStore, ahead: int, ready: Callable[[], bool]) -> Iterator[Job]:
+def _looked_ahead(jobs: Iterable[Job], store: PageStore, ahead: int, ready: Callable[[], bool]) -> Iterator[Job]:
     """Pass jobs on while the documents of those behind them are being opened."""
     waiting: deque[Job] = deque()
     source = iter(jobs)
@@ -216,18 +116,18 @@ def _looked_ahead(jobs: Iterable[Job], store: _PageStore, ahead: int, ready: Cal
 
 def _with_keys(
     jobs: Iterable[Job],
-    store: _PageStore,
+    store: PageStore,
     engine: Engine,
     settings: RunSettings,
     done: Collection[str],
     progress: Progress,
-) -> Iterator[_RowToBe]:
+) -> Iterator[RowToBe]:
     """Turn each job into the rows it asks for, without those that are done."""
-    setting_words = _answer_settings(engine, settings)
+    setting_words = answer_settings(engine, settings)
     left = settings.limit if settings.limit is not None else -1
     for job in jobs:
         for row in _rows_of(job, store, settings):
-            row.key = _key(row, store, setting_words)
+            row.key = row_key(row, _digest(row.job.document, store), setting_words)
             if row.key in done:
                 progress.skipped += 1
                 continue
@@ -237,33 +137,40 @@ def _with_keys(
             yield row
 
 
-def _rows_of(job: Job, store: _PageStore, settings: RunSettings) -> Iterator[_RowToBe]:
+def _rows_of(job: Job, store: PageStore, settings: RunSettings) -> Iterator[RowToBe]:
     taken = time.perf_counter()
     if job.document is None or job.question.failure:
-        yield _RowToBe(job, taken, failure=job.question.failure or f"{FailureKind.BAD_QUESTION}: it has no document")
+        yield RowToBe(job, taken, failure=job.question.failure or f"{FailureKind.BAD_QUESTION}: it has no document")
         return
     try:
         count = store.info(job.document).pages
         pages = select_pages(job.question.page or settings.page_selection, count)
     except RowFailedError as failure:
-        yield _RowToBe(job, taken, failure=str(failure))
+        yield RowToBe(job, taken, failure=str(failure))
         return
     if settings.across is Across.EACH:
         for page in pages:
-            yield _RowToBe(job, time.perf_counter(), (page,))
+            yield RowToBe(job, time.perf_counter(), (page,))
     else:
-        yield _RowToBe(job, taken, pages, together=settings.across is Across.TOGETHER and len(pages) > 1)
+        yield RowToBe(job, taken, pages, together=settings.across is Across.TOGETHER and len(pages) > 1)
+
+
+def _digest(document: Document | None, store: PageStore) -> str | None:
+    try:
+        return store.info(document).digest if document else None
+    except RowFailedError:
+        return None
 
 
 def _windows(
-    rows: Iterable[_RowToBe], store: _PageStore, size: int, ready: Callable[[], bool]
-) -> Iterator[list[_RowToBe]]:
+    rows: Iterable[RowToBe], store: PageStore, size: int, ready: Callable[[], bool]
+) -> Iterator[list[RowToBe]]:
     """Group rows into windows of about `size` requests, whose pages are being prepared one window ahead.
 
     A row is never parted; one with more pages than a window makes a window of its own.
     """
-    window: list[_RowToBe] = []
-    ahead: deque[list[_RowToBe]] = deque()
+    window: list[RowToBe] = []
+    ahead: deque[list[RowToBe]] = deque()
     requests = 0
     for row in rows:
         if row.failure is None and row.job.document is not None:
@@ -286,9 +193,9 @@ class _Requests:
     """The requests of a window, and which row and page each belongs to."""
 
     by_number: dict[int, Request] = field(default_factory=dict)
-    owner: dict[int, tuple[_RowToBe, int]] = field(default_factory=dict)
+    owner: dict[int, tuple[RowToBe, int]] = field(default_factory=dict)
 
-    def add(self, row: _RowToBe, pages: Sequence[int]) -> None:
+    def add(self, row: RowToBe, pages: Sequence[int]) -> None:
         number = len(self.by_number)
         row.requests += 1
         ids = tuple(row.page_ids[row.pages.index(page)] for page in pages)
@@ -300,10 +207,10 @@ class _Requests:
         return self.by_number.values()
 
 
-def _requests(window: Sequence[_RowToBe], store: _PageStore, progress: Progress) -> _Requests:
+def _requests(window: Sequence[RowToBe], store: PageStore, progress: Progress) -> _Requests:
     """Wait for a window's pages and ask its questions."""
     requests = _Requests()
-    waiting: dict[tuple[Document, int], list[_RowToBe]] = {}
+    waiting: dict[tuple[Document, int], list[RowToBe]] = {}
     for row in window:
         for page, _ in zip(row.pages, row.page_ids, strict=False):
             assert row.job.document is not None
@@ -323,7 +230,7 @@ def _requests(window: Sequence[_RowToBe], store: _PageStore, progress: Progress)
     return requests
 
 
-def _share_cost(document: Document, page: int, rows: Sequence[_RowToBe], store: _PageStore, progress: Progress) -> None:
+def _share_cost(document: Document, page: int, rows: Sequence[RowToBe], store: PageStore, progress: Progress) -> None:
     """Divide what a page cost among the rows of the window that first asks for it."""
     prepared = rows[0].prepared[page]
     if store.charge(document, page):
@@ -334,82 +241,3 @@ def _share_cost(document: Document, page: int, rows: Sequence[_RowToBe], store: 
             row.prepare_ms += prepared.prepare_ms / len(rows)
     for _ in rows:
         store.release(document, page)
-
-
-def _finished(row: _RowToBe, model: str) -> Row:
-    """Reduce what came of a row to the row: of several pages, the page whose answer is most probable."""
-    answered = {page: answer for page, answer in row.answers.items() if answer.failure is None}
-    question, document = row.job.question, row.job.document
-    best = max(answered, key=lambda page: answered[page].confidence, default=None)
-    answer = answered[best] if best is not None else None
-    read = tuple(row.prepared) if row.together else (best,) if best is not None else tuple(row.prepared)[:1]
-    prepared = [row.prepared[page] for page in read]
-    failures = (
-        [row.failure] if row.failure else row.page_failures + [a.failure for a in row.answers.values() if a.failure]
-    )
-    warnings = [page.warning for page in prepared] + [answer.warning if answer else ""]
-    if answer is not None and failures:
-        warnings.append(f"{len(failures)} of {len(row.pages)} pages failed: {failures[0]}")
-    every = row.answers.values()
-    return Row(
-        key=row.key,
-        id=question.id,
-        document=document.name if document else question.document or "",
-        page=_page_words(read if answer is not None else row.pages) or question.page or "",
-        question=question.text,
-        answer=answer.text if answer else "",
-        confidence=answer.confidence if answer else None,
-        status="ok" if answer else "failed",
-        error="" if answer else failures[0] if failures else f"{FailureKind.MODEL_ERROR}: the engine gave no answer",
-        warning="; ".join(dict.fromkeys(filter(None, warnings))),
-        rasterizer=prepared[0].rasterizer if prepared else "",
-        split=any(page.split for page in prepared) if prepared else None,
-        crops=sum(len(page.crops) for page in prepared) if prepared else None,
-        prompt_tokens=answer.prompt_tokens if answer else None,
-        new_tokens=answer.new_tokens if answer else None,
-        batch_size=answer.batch_size if answer else None,
-        raster_ms=row.raster_ms,
-        prepare_ms=row.prepare_ms,
-        vision_ms=sum(answer.vision_ms for answer in every),
-        prefill_ms=sum(answer.prefill_ms for answer in every),
-        decode_ms=sum(answer.decode_ms for answer in every),
-        latency_ms=(time.perf_counter() - row.taken) * 1e3,
-        model=model,
-        extra=question.extra,
-    )
-
-
-def _page_words(pages: Sequence[int]) -> str:
-    """Write pages as a selection: `3`, `1-4`, `1,3`."""
-    if len(pages) > 1 and tuple(pages) == tuple(range(pages[0], pages[-1] + 1)):
-        return f"{pages[0]}-{pages[-1]}"
-    return ",".join(map(str, pages))
-
-
-def _answer_settings(engine: Engine, settings: RunSettings) -> list[str]:
-    """Every setting that can change an answer, for the key."""
-    pages, model = settings.pages, settings.model
-    return [
-        engine.identity,
-        model.prompt,
-        str(model.max_new_tokens),
-        f"{pages.split} {pages.split_em:g}",
-        pages.rasterizer,
-        str(settings.across),
-        f"{engine.geometry.longest_edge}",
-    ]
-
-
-def _key(row: _RowToBe, store: _PageStore, setting_words: Sequence[str]) -> str:
-    """Hash what a row answers: the document's bytes, the pages, the question and the settings.
-
-    A row whose document can't be read goes by the document's name instead.
-    """
-    document, question = row.job.document, row.job.question
-    try:
-        content = store.info(document).digest if document else f"{question.document} {question.place}"
-    except RowFailedError:
-        content = f"unreadable {document.name if document else ''}"
-    pages = _page_words(row.pages) or question.page or ""
-    words = [content, pages, question.text, question.id, document.name if document else "", *setting_words]
-    return hashlib.sha256(json.dumps(words).encode()).hexdigest()

@@ -18,6 +18,7 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         OutputBusyError: another run holds it.
         OutputError: the folder can't be written to.
+
     """
     beside = path.with_name(f".{path.name}.lock")
     try:
