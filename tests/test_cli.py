@@ -180,6 +180,8 @@ def test_signals_end_the_run_with_the_rows_that_are_done(number: signal.Signals,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Shells start background jobs with SIGINT ignored, and what runs these tests may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin and process.stdout and process.stderr
     process.stdin.write(json.dumps({"question": "q", "document": str(LETTER)}) + "\n")
