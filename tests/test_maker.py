@@ -39,6 +39,13 @@ def test_answers_stand_on_the_page_and_absent_ones_do_not(kind: str) -> None:
                 assert one.evidence
 
 
+def test_no_question_of_a_page_has_two_answers() -> None:
+    for seed in range(200):
+        page = make_page(Random(seed), size=SHAPES[0], em=13, held_out=False, kind="table")
+        answers = {one.question.lower(): one.answer for one in page.asked}
+        assert all(answers[one.question.lower()] == one.answer for one in page.asked), seed
+
+
 def test_a_page_is_the_same_for_the_same_seed() -> None:
     pages = [make_page(Random(5), size=SHAPES[1], em=15, held_out=False) for _ in range(2)]
     images = [np.asarray(draw(page, Scan(angle=0.4, noise=5, jpeg=80))) for page in pages]

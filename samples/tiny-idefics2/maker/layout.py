@@ -148,6 +148,7 @@ class Writer:
         self.leading = rng.uniform(1.28, 1.7)
         self.flow = Flow(page, rng, columns, clear=0.9)
         self.used: dict[str, str | None] = {}
+        self.items: set[str] = set()  # in a table or asked for as absent: no item has two answers
         self.em = page.em
 
     # --- pieces ---
@@ -245,7 +246,8 @@ class Writer:
     def items_table(self, rows: int) -> None:
         """A table of items with quantity and price."""
         rng, flow = self.rng, self.flow
-        names = rng.sample(content.ITEMS, rows)
+        left = [name for name in content.ITEMS if name not in self.items]
+        names = rng.sample(left, rows)
         heads = rng.choice((("Item", "Qty", "Price"), ("Description", "Qty", "Amount"), ("Product", "Pcs", "Price")))
         cells = [(name, str(rng.randint(1, 40)), self.words.number()) for name in names]
         boxes = self.table(heads, cells)
@@ -258,7 +260,8 @@ class Writer:
             else:
                 wording = rng.choice(("What is the quantity of {}?", "How many of {} are listed?", "Quantity of {}?"))
                 self.page.asked.append(Asked(wording.format(name), count, "table", (row[0], row[1])))
-        absent = rng.choice([name for name in content.ITEMS if name not in names])
+        absent = rng.choice([name for name in left if name not in names])
+        self.items.update((*names, absent))
         if rng.random() < 0.3:
             self.page.asked.append(Asked(f"What is the price of {absent}?", NOT_FOUND, "absent"))
         flow.skip(self.em * 0.5)

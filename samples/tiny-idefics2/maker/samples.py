@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,10 @@ def _write(sample: Sample, path: Path) -> None:
     first, rest = images[0], images[1:]
     match path.name:
         case "scanned-form.pdf":
-            first.save(path, append_images=rest, save_all=True, resolution=72 * sample.scale / _POINTS, quality=80)
+            dates = dict.fromkeys(("creationDate", "modDate"), time.gmtime(0))  # the same file every time
+            first.save(
+                path, append_images=rest, save_all=True, resolution=72 * sample.scale / _POINTS, quality=80, **dates
+            )
         case "fax.tiff":
             first.save(path, append_images=rest, save_all=True, compression="jpeg", quality=80)
         case "rotated-photo.jpg":
