@@ -27,6 +27,13 @@ def job(text: str, path: Path, **more: str) -> Job:
     return Job(Question(text, "q:1", **more), document(path))  # type: ignore[arg-type]
 
 
+def endless(path: Path, taken: list[int]) -> Iterator[Job]:
+    """Jobs without end; `taken` tells how many were read."""
+    for number in itertools.count():
+        taken.append(number)
+        yield job(f"q{number}", path)
+
+
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
     path = tmp_path / "frames.tiff"
@@ -128,30 +135,16 @@ def test_rows_that_are_done_are_passed_over_and_a_limit_holds(pool: PagePool, gr
 
 
 def test_a_stream_is_answered_without_waiting_for_more(pool: PagePool, grey_png: Png) -> None:
-    path = grey_png("a.png", 50)
     taken: list[int] = []
-
-    def endless() -> Iterator[Job]:
-        for number in itertools.count():
-            taken.append(number)
-            yield job(f"q{number}", path)
-
-    rows = run(endless(), FakeEngine(window=50), pool, RunSettings(), ready=lambda: False)
+    rows = run(endless(grey_png("a.png", 50), taken), FakeEngine(window=50), pool, RunSettings(), ready=lambda: False)
     assert next(rows).question == "q0"
     assert len(taken) <= 2
     rows.close()
 
 
 def test_jobs_are_read_little_further_than_a_window(pool: PagePool, grey_png: Png) -> None:
-    path = grey_png("a.png", 50)
     taken: list[int] = []
-
-    def endless() -> Iterator[Job]:
-        for number in itertools.count():
-            taken.append(number)
-            yield job(f"q{number}", path)
-
-    rows = run(endless(), FakeEngine(window=4), pool, RunSettings())
+    rows = run(endless(grey_png("a.png", 50), taken), FakeEngine(window=4), pool, RunSettings())
     for _ in range(20):
         next(rows)
     assert len(taken) <= 20 + 3 * 4 + pool.workers + 2
