@@ -61,6 +61,21 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Quantize(StrEnum):
+    """How the weights of matrix products are stored."""
+
+    NONE = "none"
+    FP8 = "fp8"
+
+
+class Kernels(StrEnum):
+    """When kernels compiled for the GPU take the place of plain operations; auto waits for work that pays for it."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageGeometry:
     """What a checkpoint's image processor does with sizes; from its own configuration."""
@@ -115,12 +130,20 @@ class ModelSettings:
     """Questions decoded together; 0 sizes it from free memory."""
     max_new_tokens: int = 64
     prompt: str = "{question}"
+    quantize: Quantize = Quantize.NONE
+    kernels: Kernels = Kernels.AUTO
+    gpu_memory: float = 0.0
+    """GB of the GPU's memory that may be used; 0 takes what is free."""
+    fixed_length: bool = False
+    """Whether every answer takes `max_new_tokens`, end or not: for measurements."""
 
     def __post_init__(self) -> None:
         if "{question}" not in self.prompt:
             raise UsageError("--prompt must contain {question}, for example --prompt '{question} Answer briefly.'")
         if self.batch_size < 0:
             raise UsageError("--batch-size takes auto or a number above 0")
+        if self.gpu_memory < 0:
+            raise UsageError("--gpu-memory takes a number of GB above 0; without it, what is free is used")
         if self.max_new_tokens < 1:
             raise UsageError("--max-new-tokens takes a number above 0")
 

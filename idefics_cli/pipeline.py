@@ -20,6 +20,8 @@ from idefics_cli.questions.pages import select_pages
 from idefics_cli.records import Document, Job, Request, Row
 from idefics_cli.rows import RowToBe, answer_settings, finished_row, row_key
 
+_FIRST_WINDOW = 8  # which part of a window the first one is; they double
+
 
 @dataclass(slots=True)
 class Progress:
@@ -167,8 +169,10 @@ def _windows(
 ) -> Iterator[list[RowToBe]]:
     """Group rows into windows of about `size` requests, whose pages are being prepared one window ahead.
 
-    A row is never parted; one with more pages than a window makes a window of its own.
+    A row is never parted; one with more pages than a window makes a window of its own. The first windows are small,
+    so that the engine begins soon.
     """
+    first = max(1, size // _FIRST_WINDOW)
     window: list[RowToBe] = []
     ahead: deque[list[RowToBe]] = deque()
     requests = 0
@@ -177,9 +181,9 @@ def _windows(
             row.page_ids = tuple(store.request(row.job.document, page) for page in row.pages)
         window.append(row)
         requests += 1 if row.together else max(1, len(row.pages))
-        if requests >= size or not ready():
+        if requests >= min(size, first) or not ready():
             ahead.append(window)
-            window, requests = [], 0
+            window, requests, first = [], 0, 2 * first
         # The window before last is answered while the pages of the last are being prepared.
         while len(ahead) > 1 or (ahead and not ready()):
             yield ahead.popleft()

@@ -4,10 +4,10 @@ import dataclasses
 import random
 
 import pytest
-import torch
 
-from idefics_cli.config import ModelSettings
+from idefics_cli.config import ModelSettings, Quantize
 from idefics_cli.engine.idefics2 import Idefics2Engine
+from idefics_cli.engine.schedule import CPU_ROWS
 from idefics_cli.engine.stock import StockEngine
 from idefics_cli.records import Answer, Request
 
@@ -22,7 +22,7 @@ def test_200_questions_give_the_answers_of_stock_generate_at_any_batch_size_and_
     engine = StockEngine(tiny_settings)
     decode = engine._checkpoint.processor.tokenizer.decode
     # The model's own end and the token limit both occur.
-    stock = {request.number: engine.tokens(request) for request in sample_requests}
+    stock = {request.number: engine.tokens([request])[0] for request in sample_requests}
     texts = {number: decode(tokens, skip_special_tokens=True).strip() for number, tokens in stock.items()}
     for batch_size in (1, 3, 16, 64):
         shuffled = sample_requests[:]
@@ -86,30 +86,27 @@ def test_an_answer_cut_at_the_limit_says_so(tiny_settings: ModelSettings, sample
     assert found[0].new_tokens == 1
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(
-    tiny_settings: ModelSettings, sample_requests: list[Request]
-) -> None:
-    class Small(Idefics2Engine):
-        """Memory for two rows."""
-
-        def _answer_batch(self, rows):  # type: ignore[no-untyped-def]
-            if len(rows) > 2:
-                return self._answer_halves(rows)
-            return super()._answer_batch(rows)
-
-    some = sample_requests[:8]
-    plain = answers(dataclasses.replace(tiny_settings, batch_size=8), some)
-    halved = {a.number: a for a in Small(dataclasses.replace(tiny_settings, batch_size=8)).answer(some)}
-    assert {n: a.text for n, a in halved.items()} == {n: a.text for n, a in plain.items()}
-    assert all("batch halved for memory" in a.warning for a in halved.values())
-
-
 def test_auto_batch_size_and_names(tiny_settings: ModelSettings) -> None:
     engine = Idefics2Engine(tiny_settings)
     assert engine.name == "tiny"
     assert "float32" in engine.identity
-    assert engine.batch_size >= 1
+    assert engine.batch_size == CPU_ROWS
+    assert engine.window == 4 * CPU_ROWS
     assert engine.geometry.longest_edge == 490
-    assert engine.model.device.type == (
-        "cuda" if torch.cuda.is_available() and tiny_settings.device != "cpu" else "cpu"
-    )
+
+
+def test_quantizing_is_part_of_the_identity_and_answers(
+    tiny_settings: ModelSettings, sample_requests: list[Request]
+) -> None:
+    settings = dataclasses.replace(tiny_settings, quantize=Quantize.FP8)
+    assert "fp8" in Idefics2Engine(settings).identity
+    exact, found = answers(tiny_settings, sample_requests[:20]), answers(settings, sample_requests[:20])
+    assert sum(found[number].text == exact[number].text for number in exact) >= 15
+    assert any(found[number].confidence != exact[number].confidence for number in exact)
+
+
+def test_answers_of_a_fixed_length_go_on_past_the_end(
+    tiny_settings: ModelSettings, sample_requests: list[Request]
+) -> None:
+    settings = dataclasses.replace(tiny_settings, fixed_length=True, max_new_tokens=20)
+    assert {answer.new_tokens for answer in answers(settings, sample_requests[:6]).values()} == {20}

@@ -1,19 +1,44 @@
 from __future__ import annotations
 
-import itertools
+import pytest
 
-from idefics_cli.engine.schedule import CPU_BATCH, LARGEST_AUTO_BATCH, auto_batch_size, batches
+from idefics_cli.engine.schedule import CPU_ROWS, GPU_ROWS, Sizes, chunks, graph_rows, is_time_to_admit, plan
 
-
-def test_longest_first_and_none_left_out() -> None:
-    grouped = batches([5, 90, 7, 90, 6], 2)
-    assert grouped == [[1, 3], [2, 4], [0]]
-    assert sorted(itertools.chain(*grouped)) == [0, 1, 2, 3, 4]
-    assert batches([], 4) == []
+EIGHT_BILLION = Sizes(slot=131_072, crop=121_000_000, patch=102_400, token=135_000, fixed=1 << 29)
 
 
-def test_auto_batch_size_goes_by_free_memory() -> None:
-    assert auto_batch_size(None, 1, 1) == CPU_BATCH
-    assert auto_batch_size(0, 1000, 1000) == 1
-    assert auto_batch_size(20_000_000, 1000, 1000) == 10
-    assert auto_batch_size(10**15, 1000, 1000) == LARGEST_AUTO_BATCH
+@pytest.mark.parametrize("free", [120, 22, 6.5, 6, 4, 2.5, 1.5])
+def test_a_plan_fits_the_memory_and_less_memory_plans_less(free: float) -> None:
+    made = plan(int(free * 1e9), EIGHT_BILLION, rows=0, crop_tokens=64, max_new_tokens=64)
+    smaller = plan(int(free * 0.7e9), EIGHT_BILLION, rows=0, crop_tokens=64, max_new_tokens=64)
+    assert made.bytes(EIGHT_BILLION) <= free * 1e9
+    assert smaller.rows <= made.rows
+    assert smaller.bytes(EIGHT_BILLION) <= made.bytes(EIGHT_BILLION)
+    assert made.slots > made.rows * (5 * 65 + 64)
+
+
+def test_plans_of_hosts_of_large_cards_and_of_the_users_will() -> None:
+    assert plan(None, EIGHT_BILLION, rows=0, crop_tokens=64, max_new_tokens=64).rows == CPU_ROWS
+    assert plan(10**11, EIGHT_BILLION, rows=0, crop_tokens=64, max_new_tokens=64).rows == GPU_ROWS
+    assert plan(10**11, EIGHT_BILLION, rows=200, crop_tokens=64, max_new_tokens=64).rows == 200
+    assert plan(10**9, EIGHT_BILLION, rows=200, crop_tokens=64, max_new_tokens=64).rows == 200  # the runner halves it
+
+
+def test_graphs_have_few_row_counts() -> None:
+    assert [graph_rows(rows) for rows in (1, 3, 8, 9, 64, 65, 300)] == [1, 4, 8, 16, 64, 128, 300]
+
+
+def test_rows_are_admitted_a_quarter_at_a_time_or_when_nothing_else_is_left() -> None:
+    assert is_time_to_admit(waiting=5, decoding=0, rows=8)
+    assert not is_time_to_admit(waiting=0, decoding=0, rows=8)
+    assert not is_time_to_admit(waiting=5, decoding=8, rows=8)
+    assert not is_time_to_admit(waiting=5, decoding=7, rows=8)
+    assert is_time_to_admit(waiting=5, decoding=6, rows=8)
+    assert is_time_to_admit(waiting=1, decoding=7, rows=8)
+
+
+def test_chunks_keep_the_order_and_the_bound() -> None:
+    lengths = [5, 5, 20, 1, 1, 9]
+    parts = [lengths[part] for part in chunks(lengths, 10)]
+    assert parts == [[5, 5], [20], [1, 1], [9]]
+    assert list(chunks([], 10)) == []

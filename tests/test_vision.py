@@ -1,47 +1,49 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from idefics_cli.config import ModelSettings
+from idefics_cli.engine import plain
 from idefics_cli.engine.checkpoint import load_model, open_checkpoint
-from idefics_cli.engine.vision import encode_crops, normalize
-from idefics_cli.records import Crop
+from idefics_cli.engine.vision import Vision, normalize
+
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def crops() -> list[Crop]:
-    rng = np.random.default_rng(0)
-    shapes = [(490, 378), (300, 200), (490, 378), (203, 490), (300, 200)]
-    return [rng.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
+def draw(count: int, height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 255, (count, height, width, 3), dtype=np.uint8)
 
 
-def test_crops_come_back_in_order_and_do_not_depend_on_their_company(
-    tiny_settings: ModelSettings, crops: list[Crop]
+@pytest.mark.parametrize(("height", "width"), [(490, 378), (300, 200), (203, 490)])
+def test_encodings_are_the_stock_models_alone_and_together(
+    tiny_settings: ModelSettings, height: int, width: int
 ) -> None:
     checkpoint = open_checkpoint(tiny_settings)
     model = load_model(checkpoint)
-    together = encode_crops(model, crops, checkpoint.normalization, at_once=8)
-    assert [tuple(latents.shape) for latents in together] == [(64, 256)] * 5
-    for crop, latents in zip(crops, together, strict=True):
-        (alone,) = encode_crops(model, [crop], checkpoint.normalization, at_once=1)
-        assert torch.allclose(alone, latents, atol=1e-4)
+    crops = draw(3, height, width)
+    pixels = torch.from_numpy(crops / 255.0 * 2 - 1).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        mask = torch.ones(1, 3, height, width, dtype=torch.long)
+        stock = torch.cat(list(model.get_image_features(pixels[None], mask).pooler_output)).view(3, 64, 256)
+    vision = Vision(model, checkpoint.normalization, CPU)
+    together = vision.encode(torch.from_numpy(crops), plain, projected_at_once=1000)
+    assert torch.allclose(together, stock, atol=1e-4)
+    alone = vision.encode(torch.from_numpy(crops[1:2]), plain, projected_at_once=100)
+    assert torch.allclose(alone[0], together[1], atol=1e-4)
 
 
-def test_encodings_are_the_stock_models(tiny_settings: ModelSettings, crops: list[Crop]) -> None:
+def test_fp8_is_near(tiny_settings: ModelSettings) -> None:
     checkpoint = open_checkpoint(tiny_settings)
     model = load_model(checkpoint)
-    pixels = torch.zeros(1, 5, 3, 490, 490)
-    mask = torch.zeros(1, 5, 490, 490, dtype=torch.long)
-    for index, crop in enumerate(crops):
-        height, width = crop.shape[:2]
-        pixels[0, index, :, :height, :width] = torch.from_numpy(crop / 255.0 * 2 - 1).permute(2, 0, 1)
-        mask[0, index, :height, :width] = 1
-    with torch.inference_mode():
-        stock = torch.cat(list(model.get_image_features(pixels, mask).pooler_output)).view(5, 64, 256)
-    ours = torch.stack(encode_crops(model, crops, checkpoint.normalization, at_once=2))
-    assert torch.allclose(ours, stock, atol=1e-4)
+    crops = torch.from_numpy(draw(2, 196, 196))
+    exact = Vision(copy.deepcopy(model), checkpoint.normalization, CPU).encode(crops, plain, projected_at_once=1000)
+    found = Vision(model, checkpoint.normalization, CPU, fp8=True).encode(crops, plain, projected_at_once=1000)
+    assert 0 < (found - exact).norm() / exact.norm() < 0.3
 
 
 def test_normalize_is_the_stock_processors_arithmetic(tiny_settings: ModelSettings) -> None:

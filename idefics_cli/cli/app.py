@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from idefics_cli.cli.ask import ask
+from idefics_cli.cli.bench import bench
 from idefics_cli.cli.demo import demo
 from idefics_cli.cli.evaluate import evaluate
 from idefics_cli.cli.run import run
@@ -42,6 +43,7 @@ app.command("ask")(ask)
 app.command("run")(run)
 app.command("demo")(demo)
 app.command("eval")(evaluate)
+app.command("bench")(bench)
 
 
 def main() -> None:

@@ -12,8 +12,10 @@ from idefics_cli.config import (
     Across,
     Device,
     Dtype,
+    Kernels,
     ModelSettings,
     PageSettings,
+    Quantize,
     Rasterizer,
     RunSettings,
     Split,
@@ -65,6 +67,24 @@ Prompt = Annotated[
     str,
     typer.Option(
         "--prompt", help="How a question is put, for example '{question} Answer briefly.'", rich_help_panel=MODEL
+    ),
+]
+QuantizeOption = Annotated[
+    Quantize,
+    typer.Option(
+        "--quantize", help="fp8: half the memory for weights, faster on new GPUs, less exact.", rich_help_panel=MODEL
+    ),
+]
+GpuMemory = Annotated[
+    float,
+    typer.Option(
+        "--gpu-memory", help="GB of the GPU to use at most.", show_default="all that is free", rich_help_panel=MODEL
+    ),
+]
+KernelsOption = Annotated[
+    Kernels,
+    typer.Option(
+        "--kernels", help="Compiled GPU kernels; auto: once there is work that pays for it.", rich_help_panel=MODEL
     ),
 ]
 Pages = Annotated[

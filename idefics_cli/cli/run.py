@@ -78,6 +78,9 @@ def run(
     batch_size: options.BatchSizeOption = options.MODEL_DEFAULTS.batch_size,
     max_new_tokens: options.MaxNewTokens = options.MODEL_DEFAULTS.max_new_tokens,
     prompt: options.Prompt = options.MODEL_DEFAULTS.prompt,
+    quantize: options.QuantizeOption = options.MODEL_DEFAULTS.quantize,
+    gpu_memory: options.GpuMemory = options.MODEL_DEFAULTS.gpu_memory,
+    kernels: options.KernelsOption = options.MODEL_DEFAULTS.kernels,
     pages: options.Pages = None,
     across: options.AcrossOption = options.ACROSS_DEFAULT,
     split: options.SplitOption = options.PAGE_DEFAULTS.split,
@@ -114,7 +117,9 @@ def run(
                 max_pixels=max_pixels,
                 workers=workers,
             ),
-            model=ModelSettings(model, revision, device, dtype, batch_size, max_new_tokens, prompt),
+            model=ModelSettings(
+                model, revision, device, dtype, batch_size, max_new_tokens, prompt, quantize, kernels, gpu_memory
+            ),
             output=OutputSettings(path, form or _format_of(path), resume, overwrite, retry_failed),
             page_selection=pages,
             across=across,

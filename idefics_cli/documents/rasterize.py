@@ -5,7 +5,10 @@ A page that crashes or hangs its process loses that page alone: the process is e
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
+import mmap
 import multiprocessing
 import signal
 import time
@@ -22,6 +25,7 @@ from PIL import Image
 from idefics_cli.config import ImageGeometry, PageSettings, Rasterizer, Split
 from idefics_cli.documents import images, pdf
 from idefics_cli.documents.crops import make_crops
+from idefics_cli.documents.memory import Handle, Place, open_memory, read_crops, shared_memory, write_crops
 from idefics_cli.documents.splitting import em_from_ink, em_from_text_layer
 from idefics_cli.errors import FailureKind, RowFailedError
 from idefics_cli.records import Document, PreparedPage
@@ -54,11 +58,13 @@ class PagePool:
 
     def __init__(self, settings: PageSettings) -> None:
         self._settings = settings
+        self._memory = shared_memory()
         # spawn: PDFium and threads of the parent do not survive a fork
         self._pool = ProcessPool(
             max_workers=settings.worker_count,
             context=multiprocessing.get_context("spawn"),
-            initializer=_ignore_interrupt,
+            initializer=_begin_worker,
+            initargs=[self._memory.handle if self._memory else None],
         )
 
     def __enter__(self) -> PagePool:
@@ -79,11 +85,39 @@ class PagePool:
         """Start to open a document; the future holds a `DocumentInfo` (see `result_of`)."""
         return self._pool.schedule(inspect, args=[document, self._settings], timeout=_INSPECT_TIMEOUT)
 
-    def prepare(self, document: Document, page: int, geometry: ImageGeometry) -> ProcessFuture:
+    def prepare(self, document: Document, page: int, geometry: ImageGeometry) -> PageFuture:
         """Start to prepare a page (from 1); the future holds a `PreparedPage` (see `result_of`)."""
-        return self._pool.schedule(
-            prepare, args=[document, page, self._settings, geometry], timeout=self._settings.page_timeout
+        place = self._memory.take() if self._memory else None
+        slot, bytes_there = place or (None, None)
+        future = self._pool.schedule(
+            _prepare_in_worker,
+            args=[document, page, self._settings, geometry, slot],
+            timeout=self._settings.page_timeout,
         )
+        return PageFuture(future, bytes_there)
+
+
+class PageFuture:
+    """A page under way; its crops come through shared memory where there is a place for them."""
+
+    def __init__(self, future: ProcessFuture, place: Place | None) -> None:
+        self._future: ProcessFuture | None = future
+        self._place = place
+        self._page: PreparedPage | None = None
+        if place is not None:  # no other page may have the place before the process is done with it
+            future.add_done_callback(functools.partial(_hold, place))
+
+    def result(self) -> PreparedPage:
+        """Wait for the page; raises what its process raised."""
+        if self._future is not None:
+            page, shapes = self._future.result()
+            if shapes is not None:
+                assert self._place is not None
+                page = dataclasses.replace(page, crops=read_crops(self._place, shapes))
+            # From here on the crops alone keep the place.
+            self._page, self._place, self._future = page, None, None
+        assert self._page is not None
+        return self._page
 
 
 def result_of(future: Any, kind: type[_Result]) -> _Result:
@@ -243,6 +277,26 @@ def _blank_warning(image: Image.Image) -> str:
     return "blank page: one flat colour" if flat else ""
 
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C goes to the whole foreground group; the parent alone decides what it means."""
+_memory: mmap.mmap | None = None
+"""Of a page process: where crops go."""
+
+
+def _begin_worker(handle: Handle | None) -> None:
+    """Set a page process up. Ctrl-C goes to the whole foreground group; the parent alone decides what it means."""
+    global _memory  # a process has one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _memory = open_memory(handle) if handle is not None else None
+
+
+def _prepare_in_worker(
+    document: Document, page: int, settings: PageSettings, geometry: ImageGeometry, slot: int | None
+) -> tuple[PreparedPage, list[tuple[int, ...]] | None]:
+    """Prepare a page; its crops go to the slot, and their shapes back, where they fit."""
+    prepared = prepare(document, page, settings, geometry)
+    if slot is None or _memory is None or not write_crops(_memory, slot, prepared.crops):
+        return prepared, None
+    return dataclasses.replace(prepared, crops=()), [crop.shape for crop in prepared.crops]
+
+
+def _hold(place: Place, future: ProcessFuture) -> None:
+    """Keep a place taken as long as a future that is not done."""

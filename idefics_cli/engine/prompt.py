@@ -17,6 +17,7 @@ class PromptBuilder:
         self._tokenizer = processor.tokenizer
         self._image: str = _content(processor.image_token)
         self._fake: str = _content(processor.fake_image_token)
+        self._image_id = int(self._tokenizer.convert_tokens_to_ids(self._image))
         self._marks = {str(mark) for mark in self._tokenizer.all_special_tokens} | {self._image, self._fake}
         self._closing = re.compile(rf"{re.escape(self._fake)}(?=[^\s<])")
 
@@ -32,6 +33,14 @@ class PromptBuilder:
             raise RowFailedError(FailureKind.BAD_QUESTION, f"the question holds the model's own mark {found[0]}")
         text = self._template.replace("{question}", question)
         return list(self._tokenizer(self._expanded(self._words(text, len(crops)), crops))["input_ids"])
+
+    def prefix_length(self, tokens: Sequence[int]) -> int:
+        """Return how many tokens end with the last image, which questions about the same pages have in common.
+
+        At least one token is left behind the prefix.
+        """
+        last = max(place for place, token in enumerate(tokens) if token == self._image_id)
+        return min(last + 2, len(tokens) - 1)  # with the closing fake token
 
     def _words(self, text: str, images: int) -> str:
         """Chat checkpoints get a user's turn, base checkpoints the images and the text."""

@@ -1,34 +1,109 @@
-"""Which questions are decoded together. Policy alone: no tensors here."""
+"""What goes together, and where it is kept. Policy alone: no tensors here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-CPU_BATCH = 8
-LARGEST_AUTO_BATCH = 64
-_SHARE_OF_FREE_MEMORY = 0.5  # the rest is left to the vision tower's activations and the allocator's gaps
-
-
-def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Group prompts by index into batches of at most `size`, longest first.
-
-    Neighbours in length share a batch, so that little is padding; the longest come first, so that memory that does
-    not suffice shows at once.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [order[start : start + size] for start in range(0, len(order), size)]
+CPU_ROWS = 8
+GPU_ROWS = 64
+_GRAPH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_QUESTION_TOKENS = 64  # a question of about 40 words
+_HEADROOM = 0.9  # of free memory; the rest is the allocator's gaps and the libraries' workspaces
 
 
-def auto_batch_size(free_bytes: int | None, bytes_a_token: int, tokens_a_row: int) -> int:
-    """Return how many rows to decode together.
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes that a checkpoint's work takes on its device."""
+
+    slot: int
+    """Keys and values of one position, all layers."""
+    crop: int
+    """Activations of one crop of the largest size in the vision tower."""
+    patch: int
+    """Activations of one patch in the connector's projection."""
+    token: int
+    """Activations of one token of a prompt."""
+    fixed: int
+    """What does not grow with the work: logits, workspaces of libraries, graphs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is done at once."""
+
+    rows: int
+    """Questions decoded together."""
+    slots: int
+    """Positions of the cache."""
+    crops: int
+    """Through the vision tower."""
+    patches: int
+    """Through the connector's projection."""
+    tokens: int
+    """Of prompts."""
+
+    def bytes(self, sizes: Sizes) -> int:
+        """Memory at the peak, weights aside: the cache, and the stage that takes most."""
+        stages = (self.crops * sizes.crop + self.patches * sizes.patch, self.tokens * sizes.token)
+        return sizes.fixed + self.slots * sizes.slot + max(stages)
+
+
+def plan(free: int | None, sizes: Sizes, *, rows: int, crop_tokens: int, max_new_tokens: int) -> Plan:
+    """Choose how much is done at once.
 
     Args:
-        free_bytes: free memory of the device; None on the CPU.
-        bytes_a_token: keys, values and prefill activations of one token of one row.
-        tokens_a_row: a split page's prompt and answer.
+        free: bytes that may be used; None where memory is the host's.
+        sizes: of the checkpoint.
+        rows: as the user wants them; 0 chooses, and fewer are taken only then.
+        crop_tokens: of one crop in a prompt.
+        max_new_tokens: of an answer.
 
     """
-    if free_bytes is None:
-        return CPU_BATCH
-    fitting = int(free_bytes * _SHARE_OF_FREE_MEMORY) // max(1, bytes_a_token * tokens_a_row)
-    return max(1, min(LARGEST_AUTO_BATCH, fitting))
+    a_row = 5 * (crop_tokens + 2) + _QUESTION_TOKENS + max_new_tokens
+    if free is None:
+        wanted = rows or CPU_ROWS
+        return Plan(wanted, slots=wanted * a_row + 1, crops=5, patches=1 << 14, tokens=2048)
+    chosen = Plan(rows or 1, (rows or 1) * a_row + 1, crops=1, patches=1 << 10, tokens=512)
+    for wanted, crops, patches, tokens in (
+        (GPU_ROWS, 20, 1 << 14, 1 << 13),
+        (GPU_ROWS, 20, 1 << 13, 1 << 12),
+        (GPU_ROWS, 10, 1 << 12, 1 << 12),
+        (GPU_ROWS // 2, 10, 1 << 12, 1 << 11),
+        (GPU_ROWS // 4, 5, 1 << 12, 1 << 11),
+        (GPU_ROWS // 8, 5, 1 << 11, 1 << 10),
+        (GPU_ROWS // 16, 2, 1 << 11, 1 << 10),
+    ):
+        candidate = Plan(rows or wanted, (rows or wanted) * a_row + 1, crops, patches, tokens)
+        if candidate.bytes(sizes) <= free * _HEADROOM:
+            chosen = candidate
+            break
+    return chosen
+
+
+def graph_rows(rows: int) -> int:
+    """Return the row count of the graph that decodes so many rows; there are few, so that few are recorded."""
+    index = bisect.bisect_left(_GRAPH_ROWS, rows)
+    return _GRAPH_ROWS[index] if index < len(_GRAPH_ROWS) else rows
+
+
+def is_time_to_admit(waiting: int, decoding: int, rows: int) -> bool:
+    """Whether waiting rows join those being decoded: when they fill a quarter of the rows, or nothing else is left.
+
+    Prompts are cheap together and dear alone, since each time all the weights are read.
+    """
+    free = rows - decoding
+    return waiting > 0 and free > 0 and (decoding == 0 or free >= min(waiting, max(1, rows // 4)))
+
+
+def chunks(lengths: Sequence[int], at_once: int) -> Iterator[slice]:
+    """Divide a sequence, in order, so that the lengths of a part sum to at most `at_once` (or it is one alone)."""
+    start, total = 0, 0
+    for index, length in enumerate(lengths):
+        if index > start and total + length > at_once:
+            yield slice(start, index)
+            start, total = index, 0
+        total += length
+    if start < len(lengths):
+        yield slice(start, len(lengths))

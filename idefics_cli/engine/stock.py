@@ -1,29 +1,41 @@
-"""The plain transformers path, one question at a time: what the engine is compared with."""
+"""The plain transformers path: what the engine is compared with, in tests and in `bench`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from idefics_cli.config import ImageGeometry, ModelSettings
-from idefics_cli.engine.checkpoint import load_model, open_checkpoint
+from idefics_cli.engine.checkpoint import Checkpoint, load_model, open_checkpoint
 from idefics_cli.engine.prompt import PromptBuilder
 from idefics_cli.engine.vision import normalize
-from idefics_cli.records import Answer, Request
+from idefics_cli.records import Answer, Crop, Request
 
 
 class StockEngine:
     """Answers with `Idefics2ForConditionalGeneration.generate`, padding and masks as the stock processor makes them."""
 
-    def __init__(self, settings: ModelSettings) -> None:
-        self._settings = settings
-        self._checkpoint = open_checkpoint(settings)
+    def __init__(
+        self, settings: ModelSettings, checkpoint: Checkpoint | None = None, model: Any = None, *, on_host: bool = False
+    ) -> None:
+        """Take a checkpoint and a model that are open already, or open and load those that the settings name.
+
+        Args:
+            settings: of the model; `batch_size` requests go through `generate` together, one where it is 0.
+            checkpoint: open already.
+            model: loaded already.
+            on_host: whether pixels are normalized and padded on the host, as the stock processor does.
+
+        """
+        self._settings, self._on_host = settings, on_host
+        self._checkpoint = checkpoint or open_checkpoint(settings)
         self._prompts = PromptBuilder(self._checkpoint.processor, settings.prompt)
-        self.model: Any = load_model(self._checkpoint)
+        self.model: Any = load_model(self._checkpoint) if model is None else model
 
     @property
     def name(self) -> str:
@@ -42,38 +54,66 @@ class StockEngine:
 
     @property
     def window(self) -> int:
-        """One at a time."""
-        return 1
+        """As many as go through `generate` together."""
+        return self._settings.batch_size or 1
 
     def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """Answer requests in their order."""
-        for request in requests:
+        waiting = list(requests)
+        for start in range(0, len(waiting), self.window):
+            some = waiting[start : start + self.window]
             started = time.perf_counter()
-            tokens = self.tokens(request)
-            text = self._checkpoint.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            spent = (time.perf_counter() - started) * 1e3
-            yield Answer(request.number, text, new_tokens=len(tokens), batch_size=1, decode_ms=spent)
+            generated = self.tokens(some)
+            spent = (time.perf_counter() - started) * 1e3 / len(some)
+            for request, tokens in zip(some, generated, strict=True):
+                text = self._checkpoint.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                yield Answer(request.number, text, new_tokens=len(tokens), batch_size=len(some), decode_ms=spent)
 
     @torch.inference_mode()
-    def tokens(self, request: Request) -> list[int]:
-        """Return the new tokens of one request, the end token included."""
-        model = self.model
-        crops = [crop for page in request.pages for crop in page.crops]
-        height, width = (max(crop.shape[axis] for crop in crops) for axis in (0, 1))
-        pixels = torch.zeros(1, len(crops), 3, height, width, device=model.device, dtype=model.dtype)
-        mask = torch.zeros(1, len(crops), height, width, device=model.device, dtype=torch.long)
-        for index, crop in enumerate(crops):
-            rows, columns = crop.shape[:2]
-            stacked = torch.from_numpy(np.ascontiguousarray(crop))[None].to(model.device)
-            pixels[0, index, :, :rows, :columns] = normalize(stacked, self._checkpoint.normalization, model.dtype)[0]
-            mask[0, index, :rows, :columns] = 1
-        prompt = torch.tensor([self._prompts.tokens(request.question, [len(page.crops) for page in request.pages])])
-        generated = model.generate(
-            input_ids=prompt.to(model.device),
-            attention_mask=torch.ones_like(prompt).to(model.device),
-            pixel_values=pixels,
-            pixel_attention_mask=mask,
+    def tokens(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Return the new tokens of requests that go through `generate` together, the end token included."""
+        device, limit = self._checkpoint.device, self._settings.max_new_tokens
+        pixels, mask = self._pixels([[crop for page in request.pages for crop in page.crops] for request in requests])
+        prompts = [
+            torch.tensor(self._prompts.tokens(request.question, [len(page.crops) for page in request.pages]))
+            for request in requests
+        ]
+        longest = max(len(prompt) for prompt in prompts)
+        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
+        attention = torch.zeros_like(tokens)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :], attention[row, longest - len(prompt) :] = prompt, 1
+        generated = self.model.generate(
+            input_ids=tokens.to(device),
+            attention_mask=attention.to(device),
+            pixel_values=pixels.to(device, self.model.dtype),
+            pixel_attention_mask=mask.to(device),
             do_sample=False,
-            max_new_tokens=self._settings.max_new_tokens,
+            max_new_tokens=limit,
+            min_new_tokens=limit if self._settings.fixed_length else None,
         )
-        return [int(token) for token in generated[0, prompt.shape[1] :]]
+        ends = self.model.generation_config.eos_token_id
+        return [_until_end(row, ends) for row in generated[:, longest:].tolist()]
+
+    def _pixels(self, crops: Sequence[Sequence[Crop]]) -> tuple[Tensor, Tensor]:
+        """Pad crops to the largest: (rows, most crops, 3, height, width), and the mask of real pixels."""
+        device = torch.device("cpu") if self._on_host else self._checkpoint.device
+        dtype = torch.float32 if self._on_host else self.model.dtype
+        every = [crop for some in crops for crop in some]
+        shape = (len(crops), max(map(len, crops)), 3, *(max(crop.shape[axis] for crop in every) for axis in (0, 1)))
+        pixels = torch.zeros(shape, device=device, dtype=dtype)
+        mask = torch.zeros((*shape[:2], *shape[3:]), device=device, dtype=torch.long)
+        for row, some in enumerate(crops):
+            for index, crop in enumerate(some):
+                height, width = crop.shape[:2]
+                one = torch.from_numpy(np.array(crop))[None].to(device)
+                pixels[row, index, :, :height, :width] = normalize(one, self._checkpoint.normalization, dtype)[0]
+                mask[row, index, :height, :width] = 1
+        return pixels, mask
+
+
+def _until_end(tokens: list[int], ends: int | list[int] | None) -> list[int]:
+    """Cut the padding that follows the end of a row that ended before others."""
+    known = {ends} if isinstance(ends, int) else set(ends or ())
+    first = next((place for place, token in enumerate(tokens) if token in known), len(tokens))
+    return tokens[: first + 1]

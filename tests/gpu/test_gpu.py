@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
 import torch
 
-from idefics_cli.config import Device, Dtype, ModelSettings
+from idefics_cli.config import Device, Dtype, Kernels, ModelSettings
 from idefics_cli.engine.idefics2 import Idefics2Engine
 from idefics_cli.engine.stock import StockEngine
 from idefics_cli.records import Request
@@ -25,8 +26,25 @@ def test_float32_answers_are_those_of_stock_generate_and_of_the_cpu(
     assert found == {a.number: a.text for a in Idefics2Engine(tiny_settings).answer(some)}
 
 
+def test_kernels_and_graphs_leave_float32_answers_as_they_are(
+    tiny_settings: ModelSettings, sample_requests: list[Request]
+) -> None:
+    """All 200 questions, in batches whose rows end at different steps and are replaced."""
+    cuda = dataclasses.replace(tiny_settings, device=Device.CUDA)
+    expected = {
+        a.number: a.text for a in Idefics2Engine(dataclasses.replace(cuda, kernels=Kernels.OFF)).answer(sample_requests)
+    }
+    for rows in (1, 3, 16, 64):
+        settings = dataclasses.replace(cuda, kernels=Kernels.ON, batch_size=rows)
+        shuffled = sample_requests[:]
+        random.Random(rows).shuffle(shuffled)
+        engine = Idefics2Engine(settings)
+        assert {a.number: a.text for a in engine.answer(shuffled)} == expected
+        assert engine.runner._decoder._graphs
+
+
 def test_bfloat16_is_the_default(tiny_settings: ModelSettings, sample_requests: list[Request]) -> None:
     engine = Idefics2Engine(dataclasses.replace(tiny_settings, device=Device.AUTO, dtype=Dtype.AUTO))
-    assert engine.model.dtype is torch.bfloat16
+    assert engine.runner._text.dtype is torch.bfloat16
     answers = list(engine.answer(sample_requests[:8]))
     assert all(answer.failure is None and 0 < answer.confidence <= 1 for answer in answers)

@@ -9,13 +9,13 @@ from pathlib import Path
 from maker.train import Plan, main
 
 
-def _evaluate(dense: int, large: int, seed: int) -> None:
-    from idefics_cli.config import Split
+def _evaluate(dense: int, large: int, seed: int, quantize: str) -> None:
+    from idefics_cli.config import Quantize, Split
     from maker.evaluate import answer_pages, draw_pages, report
 
     with tempfile.TemporaryDirectory() as folder:
         pages = draw_pages(Path(folder), dense=dense, large=large, seed=seed)
-        print(report({split: answer_pages(pages, split) for split in Split}))
+        print(report({split: answer_pages(pages, split, quantize=Quantize(quantize)) for split in Split}))
 
 
 def _parse() -> argparse.Namespace:
@@ -32,6 +32,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dense", type=int, default=500, help="evaluate: pages of small print")
     parser.add_argument("--large", type=int, default=150, help="evaluate: pages of large print")
     parser.add_argument("--seed", type=int, default=20_000)
+    parser.add_argument(
+        "--quantize", choices=["none", "fp8"], default="none", help="evaluate: as `idefics-cli run` does"
+    )
     return parser.parse_args()
 
 
@@ -52,4 +55,4 @@ if __name__ == "__main__":
     if arguments.command == "train":
         main(_plan(arguments))
     else:
-        _evaluate(arguments.dense, arguments.large, arguments.seed)
+        _evaluate(arguments.dense, arguments.large, arguments.seed, arguments.quantize)

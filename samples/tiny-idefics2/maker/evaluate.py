@@ -10,7 +10,7 @@ from random import Random
 
 import pandas
 
-from idefics_cli.config import Across, Device, ModelSettings, PageSettings, RunSettings, Split
+from idefics_cli.config import Across, Device, ModelSettings, PageSettings, Quantize, RunSettings, Split
 from idefics_cli.documents.rasterize import PagePool
 from idefics_cli.engine.idefics2 import Idefics2Engine
 from idefics_cli.pipeline import run
@@ -67,10 +67,14 @@ def draw_pages(
     return drawn
 
 
-def answer_pages(pages: Sequence[Drawn], split: Split, model: str = "tiny") -> pandas.DataFrame:
+def answer_pages(
+    pages: Sequence[Drawn], split: Split, model: str = "tiny", quantize: Quantize = Quantize.NONE
+) -> pandas.DataFrame:
     """Answer every question, and return a row for each with whether it is exactly right."""
     settings = RunSettings(
-        pages=PageSettings(split=split), model=ModelSettings(model, device=Device.CPU), across=Across.BEST
+        pages=PageSettings(split=split),
+        model=ModelSettings(model, device=Device.CPU, quantize=quantize),
+        across=Across.BEST,
     )
     started = time.perf_counter()
     with PagePool(settings.pages) as pool:

@@ -1,0 +1,303 @@
+"""Measures how fast pages and questions are answered here, by the engine and by plain transformers, in one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from idefics_cli.config import Device, ModelSettings, PageSettings, RunSettings, Split
+from idefics_cli.documents.rasterize import DocumentInfo, PagePool, result_of
+from idefics_cli.engine import machine
+from idefics_cli.engine.checkpoint import Checkpoint, load_model, open_checkpoint, open_full_shape, random_model
+from idefics_cli.engine.idefics2 import Idefics2Engine
+from idefics_cli.engine.stock import StockEngine
+from idefics_cli.errors import InputError, UsageError
+from idefics_cli.pipeline import run
+from idefics_cli.records import Answer, Document, Job, PreparedPage, Question, Request
+
+_LETTER = (612, 792)  # points
+_LINES, _POINTS = 64, 9
+_WORDS = ("amount", "account", "balance", "customer", "delivery", "invoice", "number", "order", "payment", "total")
+_STOCK_BATCH = 8
+_PAGES = {"cpu": 8, "cuda": 256}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is measured."""
+
+    model: ModelSettings
+    pages: int = 0
+    """Distinct pages of a measurement of the engine; the slower ways take fewer; 0 chooses."""
+    questions: int = 10
+    """A page has one question, and in a second measurement this many."""
+    random_weights: bool = False
+    """Whether the model has the shape of the 8B checkpoint and random weights."""
+    stock: bool = True
+    workers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One way of answering, once; stages are the device's time."""
+
+    way: str
+    """engine, engine from disk, stock snippet, or stock loop."""
+    split: bool
+    questions_a_page: int
+    pages: int
+    seconds: float
+    pages_a_second: float
+    questions_a_second: float
+    vision_ms: float | None = None
+    """Tower and connector, a page."""
+    prefill_ms: float | None = None
+    """Prompts, a question."""
+    decode_step_ms: float | None = None
+    """One token of every row that is decoded together."""
+    rows: int | None = None
+    """Decoded together."""
+    matrix_share: float | None = None
+    """Operations of the model over those that the measured matrix rate allows in the time."""
+    peak_gb: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was measured, where, and with what."""
+
+    device: str
+    versions: dict[str, str]
+    model: str
+    dtype: str
+    quantize: str
+    new_tokens: int
+    matrix_tflops: float
+    load_s: float
+    first_answer_s: float
+    """From the loaded weights to the first answer, nothing warm."""
+    warm_up_s: float
+    """Of the first window with kernels: compiling and recording included."""
+    measurements: list[Measurement]
+
+
+class Benchmark:
+    """A model on its device, and pages to ask it about."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        """Load the model.
+
+        Args:
+            settings: what is measured.
+            folder: where pages are written.
+
+        """
+        self._settings, self._folder = settings, folder
+        started = time.perf_counter()
+        if settings.random_weights:
+            if settings.model.device is Device.CPU:
+                raise UsageError("--random-weights has the shape of the 8B model and needs a GPU")
+            self._checkpoint: Checkpoint = open_full_shape(settings.model)
+            self._model = random_model(self._checkpoint)
+        else:
+            self._checkpoint = open_checkpoint(settings.model)
+            self._model = load_model(self._checkpoint)
+        self._load_s = time.perf_counter() - started
+        self._device = self._checkpoint.device
+        self._pages = settings.pages or _PAGES[self._device.type]
+        self._numbers = 0
+        self._rate = machine.matrix_rate(self._device, self._checkpoint.dtype)
+
+    def run(self) -> Iterator[Measurement | Report]:
+        """Measure one way after another; the report comes last."""
+        settings = self._settings
+        paths = write_letters(self._folder, self._pages)
+        done: list[Measurement] = []
+        with PagePool(PageSettings(split=Split.ALWAYS, workers=settings.workers)) as pool:
+            pages = prepared_pages(paths, pool, self._checkpoint)
+            whole = [dataclasses.replace(page, crops=page.crops[-1:]) for page in pages]
+            if settings.stock:
+                for measurement in self._stock(pages, whole):
+                    done.append(measurement)
+                    yield measurement
+            engine = Idefics2Engine(settings.model, self._checkpoint, self._model)
+            first_answer_s = self._seconds(engine, pages[:1], 1)
+            warm_up_s = self._seconds(engine, pages, 1)
+            for questions in (1, settings.questions):
+                for some in (pages, whole):
+                    done.append(self._engine(engine, some, questions))
+                    yield done[-1]
+            done.append(self._from_disk(engine, paths, pool))
+            yield done[-1]
+        yield Report(
+            device=machine.device_name(self._device),
+            versions=machine.versions(),
+            model="random weights, 8B shape" if settings.random_weights else settings.model.model,
+            dtype=str(self._checkpoint.dtype).removeprefix("torch."),
+            quantize=str(settings.model.quantize),
+            new_tokens=settings.model.max_new_tokens,
+            matrix_tflops=self._rate,
+            load_s=self._load_s,
+            first_answer_s=first_answer_s,
+            warm_up_s=warm_up_s,
+            measurements=done,
+        )
+
+    def _engine(self, engine: Idefics2Engine, pages: Sequence[PreparedPage], questions: int) -> Measurement:
+        """Measure the engine over pages that are in memory."""
+        pages = pages if questions == 1 else pages[: max(1, 2 * len(pages) // questions)]
+        machine.reset_peak(self._device)
+        started = time.perf_counter()
+        answers = list(engine.answer(self._requests(pages, questions)))
+        seconds = time.perf_counter() - started
+        rows = max(answer.batch_size for answer in answers)
+        steps = self._settings.model.max_new_tokens - 1
+        return Measurement(
+            way="engine",
+            split=pages[0].split,
+            questions_a_page=questions,
+            pages=len(pages),
+            seconds=seconds,
+            pages_a_second=len(pages) / seconds,
+            questions_a_second=len(answers) / seconds,
+            vision_ms=sum(answer.vision_ms for answer in answers) / len(pages),
+            prefill_ms=sum(answer.prefill_ms for answer in answers) / len(answers),
+            decode_step_ms=_mean([a.decode_ms * a.batch_size for a in answers if a.batch_size == rows]) / max(1, steps),
+            rows=rows,
+            matrix_share=self._flops(pages, answers) / seconds / self._rate / 1e12,
+            peak_gb=machine.peak_gb(self._device),
+        )
+
+    def _from_disk(self, engine: Idefics2Engine, paths: Sequence[Path], pool: PagePool) -> Measurement:
+        """Measure the whole pipeline, from PDFs in a folder to rows."""
+        for path in paths[: pool.workers]:  # the processes are there before the clock starts
+            result_of(pool.inspect(Document(str(path), str(path))), DocumentInfo)
+        jobs = [Job(Question("What is the total?", "benchmark"), Document(str(path), str(path))) for path in paths]
+        machine.reset_peak(self._device)
+        started = time.perf_counter()
+        rows = list(run(jobs, engine, pool, RunSettings(model=self._settings.model)))
+        seconds = time.perf_counter() - started
+        failed = [row.error for row in rows if row.status != "ok"]
+        if failed:
+            raise InputError(f"a page of the benchmark failed: {failed[0]}")
+        return Measurement(
+            way="engine from disk",
+            split=True,
+            questions_a_page=1,
+            pages=len(paths),
+            seconds=seconds,
+            pages_a_second=len(rows) / seconds,
+            questions_a_second=len(rows) / seconds,
+            vision_ms=sum(row.vision_ms or 0.0 for row in rows) / len(rows),
+            prefill_ms=sum(row.prefill_ms or 0.0 for row in rows) / len(rows),
+            peak_gb=machine.peak_gb(self._device),
+        )
+
+    def _stock(self, pages: Sequence[PreparedPage], whole: Sequence[PreparedPage]) -> Iterator[Measurement]:
+        """Measure plain transformers: as its documentation shows it, and in batches with pixels made on the device."""
+        for way, batch, count in (("stock snippet", 0, 4), ("stock loop", _STOCK_BATCH, 3 * _STOCK_BATCH)):
+            settings = dataclasses.replace(self._settings.model, batch_size=batch)
+            engine = StockEngine(settings, self._checkpoint, self._model, on_host=batch == 0)
+            for some in (pages, whole):
+                some = some[: min(count, len(some))]
+                list(engine.answer(self._requests(some[: max(1, batch)], 1)))  # warms up
+                machine.reset_peak(self._device)
+                requests = self._requests(some, 1)
+                started = time.perf_counter()
+                answers = list(engine.answer(requests))
+                seconds = time.perf_counter() - started
+                yield Measurement(
+                    way=way,
+                    split=some[0].split,
+                    questions_a_page=1,
+                    pages=len(some),
+                    seconds=seconds,
+                    pages_a_second=len(some) / seconds,
+                    questions_a_second=len(answers) / seconds,
+                    rows=max(1, batch),
+                    peak_gb=machine.peak_gb(self._device),
+                )
+
+    def _seconds(self, engine: Idefics2Engine, pages: Sequence[PreparedPage], questions: int) -> float:
+        started = time.perf_counter()
+        for _ in engine.answer(self._requests(pages, questions)):
+            pass
+        return time.perf_counter() - started
+
+    def _requests(self, pages: Sequence[PreparedPage], questions: int) -> list[Request]:
+        """Ask questions of about 20 tokens; pages are new to the engine each time."""
+        requests: list[Request] = []
+        for page in pages:
+            self._numbers += 1
+            for number in range(questions):
+                words = f"What is the total {number}?"
+                requests.append(Request(len(requests), words, (page,), (-self._numbers,)))  # the pipeline counts up
+        return requests
+
+    def _flops(self, pages: Sequence[PreparedPage], answers: Sequence[Answer]) -> float:
+        """Count the operations that these answers need at the least: a page's prompt is computed once."""
+        config = self._checkpoint.config
+        patch = config.vision_config.patch_size
+        vision: float = sum(
+            machine.page_flops(config, [(c.shape[0] // patch) * (c.shape[1] // patch) for c in page.crops])
+            for page in pages
+        )
+        a_page = len(pages[0].crops) * (self._checkpoint.processor.image_seq_len + 1)
+        tokens = len(pages) * a_page + sum(a.prompt_tokens - a_page + a.new_tokens for a in answers)
+        return float(vision + tokens * machine.token_flops(config))
+
+
+def prepared_pages(paths: Sequence[Path], pool: PagePool, checkpoint: Checkpoint) -> list[PreparedPage]:
+    """Rasterize and cut the first page of each document."""
+    futures = deque(pool.prepare(Document(path.name, str(path)), 1, checkpoint.geometry) for path in paths)
+    pages = []
+    while futures:
+        page = result_of(futures.popleft(), PreparedPage)
+        # Copies: the places of the pages themselves are for those that are measured on their way from disk.
+        pages.append(dataclasses.replace(page, crops=tuple(crop.copy() for crop in page.crops)))
+    return pages
+
+
+def write_letters(folder: Path, count: int) -> list[Path]:
+    """Write PDFs of one letter page with 64 lines of text each, no two alike."""
+    paths = []
+    for number in range(count):
+        words = random.Random(number)  # noqa: S311
+        lines = [" ".join(words.choice(_WORDS) for _ in range(12)) for _ in range(_LINES)]
+        path = folder / f"letter-{number:04}.pdf"
+        path.write_bytes(_pdf(lines))
+        paths.append(path)
+    return paths
+
+
+def _pdf(lines: Sequence[str]) -> bytes:
+    """Set lines of text on one letter page, as a PDF (ISO 32000-1, sections 7.5 and 9.4)."""
+    shown = "".join(f"({line}) Tj T*\n" for line in lines)
+    content = f"BT /F1 {_POINTS} Tf {_POINTS + 2} TL 40 {_LETTER[1] - 50} Td\n{shown}ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %d %d] /Contents 4 0 R"
+        b" /Resources << /Font << /F1 5 0 R >> >> >>" % _LETTER,
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    file = bytearray(b"%PDF-1.4\n")
+    offsets = []
+    for number, body in enumerate(objects, 1):
+        offsets.append(len(file))
+        file += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = len(file)
+    file += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
+    file += b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    file += b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
+    return bytes(file)
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)

@@ -1,0 +1,48 @@
+"""Time on the device: it stops only when the device is done, and measuring does not hold the device up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import torch
+
+
+class Lap:
+    """A stretch of work, from its construction to `stop`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = _mark(device)
+        self._end = self._start
+
+    def stop(self) -> Lap:
+        """Mark the end behind the work that has been handed to the device."""
+        self._end = _mark(self._device)
+        return self
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds; waits for the device to reach the end."""
+        if isinstance(self._start, float) and isinstance(self._end, float):
+            return (self._end - self._start) * 1e3
+        assert not isinstance(self._start, float) and not isinstance(self._end, float)
+        self._end.synchronize()
+        return float(self._start.elapsed_time(self._end))
+
+
+Share = tuple[Lap, float]
+"""A lap, and which part of it fell to one row or page."""
+
+
+def spent(shares: Iterable[Share]) -> float:
+    """Return the milliseconds of shares."""
+    return sum(lap.ms * part for lap, part in shares)
+
+
+def _mark(device: torch.device) -> float | torch.cuda.Event:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call,unused-ignore]
+    event.record(torch.cuda.current_stream(device))
+    return event

@@ -1,0 +1,338 @@
+"""The operations as Triton kernels: one pass over memory each. `plain` says what they compute."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from idefics_cli.engine.operations import Quantized, Rows, Segments
+
+_BY_SPEED = [  # at head size 72 on an H200; the later ones take what cuDNN can't
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+# Index tensors are views at any offset; a kernel must not be compiled anew for each alignment.
+_indexed = triton.jit(
+    do_not_specialize_on_alignment=[
+        *("positions", "slots", "query_start", "query_length"),
+        *("prefix_start", "prefix_length", "own_start", "own_length"),
+    ]
+)
+_BLOCK = 1024
+_KEYS_AT_ONCE = 64
+_LEAST_QUERIES = 16  # of a matrix instruction
+_MOST_QUERIES = 64
+
+
+@triton.jit
+def _store_row(values, out, scales, row, columns, inside, width, FP8: tl.constexpr):
+    """Store a float32 row in the format of `out`, or quantized with its scale."""
+    if FP8:
+        scale = tl.maximum(tl.max(tl.abs(values), 0), 1e-12) / 448.0  # the largest float8_e4m3fn
+        tl.store(scales + row, scale)
+        values = values / scale
+    tl.store(out + row * width + columns, values.to(out.dtype.element_ty), inside)
+
+
+def _rows_like(rows: Tensor, width: int, fp8: bool) -> tuple[Tensor, Tensor, Rows]:
+    """Make room for rows: values, scales (of no meaning without fp8), and both as the operation returns them."""
+    if not fp8:
+        values = rows.new_empty(len(rows), width)
+        return values, values, values
+    values = torch.empty(len(rows), width, dtype=torch.float8_e4m3fn, device=rows.device)
+    scales = torch.empty(len(rows), 1, dtype=torch.float32, device=rows.device)
+    return values, scales, Quantized(values, scales)
+
+
+@triton.jit
+def _add_norm(
+    hidden, change, weight, bias, normed, scales, width, eps,
+    ADD: tl.constexpr, BIAS: tl.constexpr, FP8: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0).to(tl.int64)
+    start = index * width
+    columns = tl.arange(0, SIZE)
+    inside = columns < width
+    row = tl.load(hidden + start + columns, inside, 0.0)
+    if ADD:
+        row = (row.to(tl.float32) + tl.load(change + start + columns, inside, 0.0).to(tl.float32)).to(row.dtype)
+        tl.store(hidden + start + columns, row, inside)
+    wide = row.to(tl.float32)
+    if BIAS:
+        wide = tl.where(inside, wide - tl.sum(wide, 0) / width, 0.0)
+    wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
+    scale = tl.load(weight + columns, inside, 0.0).to(tl.float32)
+    if BIAS:
+        wide = wide * scale + tl.load(bias + columns, inside, 0.0).to(tl.float32)
+    else:
+        wide = wide.to(row.dtype).to(tl.float32) * scale
+    _store_row(wide, normed, scales, index, columns, inside, width, FP8)
+
+
+def add_norm(
+    hidden: Tensor, change: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, *, fp8: bool = False
+) -> tuple[Tensor, Rows]:
+    """See `Operations`; the sum takes the place of `hidden`."""
+    width = hidden.shape[1]
+    normed, scales, rows = _rows_like(hidden, width, fp8)
+    _add_norm[(len(hidden),)](
+        hidden,
+        hidden if change is None else change,
+        weight,
+        weight if bias is None else bias,
+        normed,
+        scales,
+        width,
+        eps,
+        ADD=change is not None,
+        BIAS=bias is not None,
+        FP8=fp8,
+        SIZE=triton.next_power_of_2(width),
+        num_warps=8 if width > 2048 else 4,
+    )
+    return hidden, rows
+
+
+@triton.jit
+def _activate(rows, out, scales, width, GATED: tl.constexpr, FP8: tl.constexpr, SIZE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    inside = columns < width
+    if GATED:
+        gate = tl.load(rows + row * 2 * width + columns, inside, 0.0)
+        up = tl.load(rows + row * 2 * width + width + columns, inside, 0.0)
+        wide = gate.to(tl.float32)
+        active = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype).to(tl.float32) * up.to(tl.float32)
+    else:
+        wide = tl.load(rows + row * width + columns, inside, 0.0).to(tl.float32)
+        inner = 0.7978845608028654 * (wide + 0.044715 * wide * wide * wide)  # sqrt(2 / pi): GELU's tanh form
+        active = wide / (1.0 + tl.exp(-2.0 * inner))
+    _store_row(active, out, scales, row, columns, inside, width, FP8)
+
+
+def _activated(rows: Tensor, width: int, gated: bool, fp8: bool) -> Rows:
+    out, scales, active = _rows_like(rows, width, fp8)
+    size = triton.next_power_of_2(width) if fp8 else _BLOCK  # a scale needs the whole row
+    _activate[(len(rows), triton.cdiv(width, size))](
+        rows, out, scales, width, GATED=gated, FP8=fp8, SIZE=size, num_warps=8 if size > 4096 else 4
+    )
+    return active
+
+
+def gated_silu(gate_up: Tensor, *, fp8: bool = False) -> Rows:
+    """See `Operations`."""
+    return _activated(gate_up, gate_up.shape[1] // 2, gated=True, fp8=fp8)
+
+
+def gelu(rows: Tensor, *, fp8: bool = False) -> Rows:
+    """See `Operations`."""
+    return _activated(rows, rows.shape[1], gated=False, fp8=fp8)
+
+
+@_indexed
+def _rotate_and_store(
+    qkv, cos, sin, positions, slots, keys, values,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, Q_SIZE: tl.constexpr, KV_SIZE: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    position = tl.load(positions + token).to(tl.int64)
+    slot = tl.load(slots + token).to(tl.int64)
+    half = tl.arange(0, HALF)
+    c = tl.load(cos + position * HALF + half)[None, :]
+    s = tl.load(sin + position * HALF + half)[None, :]
+    dim: tl.constexpr = 2 * HALF
+    row = qkv + token * (HEADS + 2 * KV_HEADS) * dim
+    # queries, in place
+    head = tl.arange(0, Q_SIZE)[:, None]
+    inside = head < HEADS
+    at = row + head * dim + half[None, :]
+    first = tl.load(at, inside, 0.0)
+    second = tl.load(at + HALF, inside, 0.0)
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    tl.store(at, (a * c - b * s).to(first.dtype), inside)
+    tl.store(at + HALF, (b * c + a * s).to(first.dtype), inside)
+    # keys and values, to the cache
+    head = tl.arange(0, KV_SIZE)[:, None]
+    inside = head < KV_HEADS
+    at = row + (HEADS + head) * dim + half[None, :]
+    to = slot * KV_HEADS * dim + head * dim + half[None, :]
+    first = tl.load(at, inside, 0.0)
+    second = tl.load(at + HALF, inside, 0.0)
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    tl.store(keys + to, (a * c - b * s).to(first.dtype), inside)
+    tl.store(keys + to + HALF, (b * c + a * s).to(first.dtype), inside)
+    at = at + KV_HEADS * dim
+    tl.store(values + to, tl.load(at, inside, 0.0), inside)
+    tl.store(values + to + HALF, tl.load(at + HALF, inside, 0.0), inside)
+
+
+def rotate_and_store(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, slots: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """See `Operations`; the queries are rotated in place."""
+    kv_heads, dim = keys.shape[1:]
+    heads = qkv.shape[1] // dim - 2 * kv_heads
+    _rotate_and_store[(len(qkv),)](
+        qkv,
+        cos,
+        sin,
+        positions,
+        slots,
+        keys,
+        values,
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        HALF=dim // 2,
+        Q_SIZE=triton.next_power_of_2(heads),
+        KV_SIZE=triton.next_power_of_2(kv_heads),
+        num_warps=4,
+    )
+    return qkv[:, : heads * dim]
+
+
+@_indexed
+def _attend(
+    queries, keys, values, out, query_start, query_length, prefix_start, prefix_length, own_start, own_length,
+    query_stride, out_stride, window, scale,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
+    KEYS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    # One program: a tile of one row's queries, for the heads that share one kv head.
+    row, kv_head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    count = tl.load(query_length + row)
+    if tile * QUERIES >= count:
+        return
+    prefix, own = tl.load(prefix_length + row), tl.load(own_length + row)
+    index = tl.arange(0, ROWS)
+    query = tile * QUERIES + index // GROUP
+    head = kv_head * GROUP + index % GROUP
+    dims = tl.arange(0, DIM)
+    is_query = (index < QUERIES * GROUP) & (query < count)
+    packed = (tl.load(query_start + row) + query).to(tl.int64)
+    q = tl.load(queries + (packed * query_stride + head * DIM)[:, None] + dims[None, :], is_query[:, None], 0.0)
+    position = prefix + own - count + query
+    best = tl.full((ROWS,), -1e30, tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    sums = tl.zeros((ROWS, DIM), tl.float32)
+    last = tl.minimum(own, own - count + (tile + 1) * QUERIES)
+    for part in tl.static_range(2):
+        if part == 0:
+            start, length, before = tl.load(prefix_start + row), prefix, 0
+        else:
+            start, length, before = tl.load(own_start + row), last, prefix
+        for at in range(0, length, KEYS):
+            place = at + tl.arange(0, KEYS)
+            inside = place < length
+            slot = (start + place).to(tl.int64)
+            address = slot * KV_HEADS * DIM + kv_head * DIM
+            k = tl.load(keys + address[None, :] + dims[:, None], inside[None, :], 0.0)
+            scores = tl.dot(q, k, input_precision=PRECISION) * scale
+            seen = before + place
+            mask = inside[None, :] & (seen[None, :] <= position[:, None]) & (seen[None, :] > position[:, None] - window)
+            scores = tl.where(mask, scores, -1e30)
+            higher = tl.maximum(best, tl.max(scores, 1))
+            weights = tl.where(mask, tl.exp2(scores - higher[:, None]), 0.0)
+            shrink = tl.exp2(best - higher)
+            v = tl.load(values + address[:, None] + dims[None, :], inside[:, None], 0.0)
+            sums = sums * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+            total = total * shrink + tl.sum(weights, 1)
+            best = higher
+    result = (sums / total[:, None]).to(q.dtype)
+    tl.store(out + (packed * out_stride + head * DIM)[:, None] + dims[None, :], result, is_query[:, None])
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, segments: Segments, window: int) -> Tensor:
+    """See `Operations`; kv heads are not repeated, and only filled positions are read."""
+    kv_heads, dim = keys.shape[1:]
+    group = queries.shape[1] // (kv_heads * dim)
+    size = _LEAST_QUERIES if segments.longest_query * group <= _LEAST_QUERIES else _MOST_QUERIES
+    size = max(size, triton.next_power_of_2(group))
+    at_once = size // group
+    out = queries.new_empty(len(queries), kv_heads * group * dim)
+    grid = (len(segments.query_start), kv_heads, triton.cdiv(segments.longest_query, at_once))
+    _attend[grid](
+        queries,
+        keys,
+        values,
+        out,
+        segments.query_start,
+        segments.query_length,
+        segments.prefix_start,
+        segments.prefix_length,
+        segments.own_start,
+        segments.own_length,
+        queries.stride(0),
+        out.stride(0),
+        window,
+        dim**-0.5 * 1.4426950408889634,  # exp2 takes the place of exp: log2(e)
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        DIM=dim,
+        QUERIES=at_once,
+        ROWS=size,
+        KEYS=_KEYS_AT_ONCE,
+        PRECISION="ieee" if queries.dtype is torch.float32 else "tf32",
+        num_warps=4,
+        num_stages=2 if queries.dtype is torch.float32 else 3,
+    )
+    return out
+
+
+@triton.jit
+def _quantize(rows, out, scales, width, SIZE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, SIZE)
+    inside = columns < width
+    values = tl.load(rows + row * width + columns, inside, 0.0).to(tl.float32)
+    _store_row(values, out, scales, row, columns, inside, width, True)
+
+
+def quantized(rows: Tensor) -> Quantized:
+    """See `Operations`."""
+    width = rows.shape[1]
+    out, scales, result = _rows_like(rows, width, True)
+    warps = 8 if width > 4096 else 4
+    _quantize[(len(rows),)](rows.contiguous(), out, scales, width, SIZE=triton.next_power_of_2(width), num_warps=warps)
+    assert isinstance(result, Quantized)
+    return result
+
+
+def attend_all(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """See `Operations`: FlashAttention 4 where it is installed and runs, else cuDNN, else what torch has."""
+    flash = _flash_attention(queries.dtype, queries.shape[1], queries.shape[3])
+    if flash is not None:
+        return flash(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)).transpose(1, 2)
+    with sdpa_kernel(_BY_SPEED, set_priority=True):
+        return functional.scaled_dot_product_attention(queries, keys, values)
+
+
+@functools.cache
+def _flash_attention(dtype: torch.dtype, heads: int, dim: int) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """Return attention over (n, tokens, heads, dim), if a first call of it succeeds."""
+    if dtype is torch.float32 or torch.cuda.get_device_capability() < (9, 0):
+        return None
+    try:
+        from flash_attn.cute.interface import flash_attn_func
+
+        def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            result = flash_attn_func(queries, keys, values)
+            attended: Tensor = result[0] if isinstance(result, tuple) else result
+            return attended
+
+        probe = torch.zeros(1, 128, heads, dim, dtype=dtype, device="cuda")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            attention(probe, probe, probe)
+    except Exception:  # an extra that does not run here is as one that is not there
+        return None
+    return attention
