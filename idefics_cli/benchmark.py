@@ -15,6 +15,7 @@ from idefics_cli.documents.rasterize import DocumentInfo, PagePool, result_of
 from idefics_cli.engine import machine
 from idefics_cli.engine.checkpoint import Checkpoint, load_model, open_checkpoint, open_full_shape, random_model
 from idefics_cli.engine.idefics2 import Idefics2Engine
+from idefics_cli.engine.schedule import CPU_ROWS, GPU_ROWS
 from idefics_cli.engine.stock import StockEngine
 from idefics_cli.errors import InputError, UsageError
 from idefics_cli.pipeline import run
@@ -25,6 +26,8 @@ _LINES, _POINTS = 64, 9
 _WORDS = ("amount", "account", "balance", "customer", "delivery", "invoice", "number", "order", "payment", "total")
 _STOCK_BATCH = 8
 _PAGES = {"cpu": 8, "cuda": 256}
+_ROWS = {"cpu": CPU_ROWS, "cuda": GPU_ROWS}  # at which a decode step of the stock model is measured
+_CROP_TOKENS, _QUESTION_TOKENS = 65, 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,9 @@ class Measurement:
     prefill_ms: float | None = None
     """Prompts, a question."""
     decode_step_ms: float | None = None
-    """One token of every row that is decoded together."""
+    """One token of every row that is decoded together; the stock loop's at the engine's number of rows."""
     rows: int | None = None
-    """Decoded together."""
+    """Decoded together in the measured pages and questions."""
     matrix_share: float | None = None
     """Operations of the model over those that the measured matrix rate allows in the time."""
     peak_gb: float | None = None
@@ -110,6 +113,7 @@ class Benchmark:
         self._load_s = time.perf_counter() - started
         self._device = self._checkpoint.device
         self._pages = settings.pages or _PAGES[self._device.type]
+        self._rows = settings.model.batch_size or _ROWS[self._device.type]
         self._numbers = 0
         self._rate = machine.matrix_rate(self._device, self._checkpoint.dtype)
 
@@ -211,16 +215,23 @@ class Benchmark:
                 started = time.perf_counter()
                 answers = list(engine.answer(requests))
                 seconds = time.perf_counter() - started
+                peak = machine.peak_gb(self._device)
+                vision_ms, step_ms = None, None
+                if batch:  # both ways have the same stages
+                    length = some[0].split * 4 * _CROP_TOKENS + _CROP_TOKENS + _QUESTION_TOKENS
+                    vision_ms, step_ms = engine.stage_ms(requests[0], rows=self._rows, length=length)
                 yield Measurement(
                     way=way,
                     split=some[0].split,
                     questions_a_page=1,
+                    vision_ms=vision_ms,
+                    decode_step_ms=step_ms,
                     pages=len(some),
                     seconds=seconds,
                     pages_a_second=len(some) / seconds,
                     questions_a_second=len(answers) / seconds,
                     rows=max(1, batch),
-                    peak_gb=machine.peak_gb(self._device),
+                    peak_gb=peak,
                 )
 
     def _seconds(self, engine: Idefics2Engine, pages: Sequence[PreparedPage], questions: int) -> float:

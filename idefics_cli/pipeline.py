@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from idefics_cli.ahead import ahead
 from idefics_cli.config import Across, RunSettings
 from idefics_cli.documents.rasterize import DocumentInfo, PagePool, result_of
 from idefics_cli.documents.store import PageStore
@@ -47,7 +48,7 @@ def run(
     """Answer jobs and yield their rows, in the order of the jobs.
 
     Args:
-        jobs: questions with their documents; read little further ahead than one window of the engine.
+        jobs: questions with their documents; read in a thread, little further ahead than one window of the engine.
         engine: answers the questions.
         pool: prepares the pages.
         settings: of the run.
@@ -62,8 +63,9 @@ def run(
     progress = progress if progress is not None else Progress()
     store = PageStore(pool, engine.geometry)
     rows = _with_keys(_looked_ahead(jobs, store, pool.workers, ready), store, engine, settings, done, progress)
-    for window in _windows(rows, store, engine.window, ready):
-        requests = _requests(window, store, progress)
+    windows = _windows(rows, store, engine.window, ready)
+    # While a window is answered, the next one is gathered and its pages are prepared.
+    for window, requests in ahead((window, _requests(window, store, progress)) for window in windows):
         waiting = deque(window)
         for answer in itertools.chain(engine.answer(requests.values()), [None]):
             if answer is not None:
@@ -167,14 +169,14 @@ def _digest(document: Document | None, store: PageStore) -> str | None:
 def _windows(
     rows: Iterable[RowToBe], store: PageStore, size: int, ready: Callable[[], bool]
 ) -> Iterator[list[RowToBe]]:
-    """Group rows into windows of about `size` requests, whose pages are being prepared one window ahead.
+    """Group rows into windows of about `size` requests, and ask for their pages.
 
     A row is never parted; one with more pages than a window makes a window of its own. The first windows are small,
     so that the engine begins soon.
     """
     first = max(1, size // _FIRST_WINDOW)
     window: list[RowToBe] = []
-    ahead: deque[list[RowToBe]] = deque()
+    gathered: deque[list[RowToBe]] = deque()
     requests = 0
     for row in rows:
         if row.failure is None and row.job.document is not None:
@@ -182,12 +184,12 @@ def _windows(
         window.append(row)
         requests += 1 if row.together else max(1, len(row.pages))
         if requests >= min(size, first) or not ready():
-            ahead.append(window)
+            gathered.append(window)
             window, requests, first = [], 0, 2 * first
-        # The window before last is answered while the pages of the last are being prepared.
-        while len(ahead) > 1 or (ahead and not ready()):
-            yield ahead.popleft()
-    yield from ahead
+        # A window waits until the next one has asked for its pages: those that both need are kept.
+        while len(gathered) > 1 or (gathered and not ready()):
+            yield gathered.popleft()
+    yield from gathered
     if window:
         yield window
 

@@ -19,7 +19,7 @@ import numpy as np
 from idefics_cli.records import Crop
 
 _SLOT = 5 * 980 * 980 * 3  # bytes of a split page at the largest size of the published checkpoints
-_SLOTS = 320  # two windows of the engine and what is under way; memory is taken as it is used
+_SLOTS = 448  # three windows of the engine and some more; memory is taken as it is used
 
 _Bytes = ctypes.c_uint8 * _SLOT
 Place = ctypes.Array[ctypes.c_uint8]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from idefics_cli.config import ImageGeometry, ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint, load_model, open_checkpoint
+from idefics_cli.engine.clock import Lap
 from idefics_cli.engine.prompt import PromptBuilder
 from idefics_cli.engine.vision import normalize
 from idefics_cli.records import Answer, Crop, Request
@@ -94,6 +95,37 @@ class StockEngine:
         )
         ends = self.model.generation_config.eos_token_id
         return [_until_end(row, ends) for row in generated[:, longest:].tolist()]
+
+    @torch.inference_mode()
+    def stage_ms(self, request: Request, *, rows: int, length: int) -> tuple[float, float]:
+        """Measure tower and connector for a request's pages, and a decode step of rows with prompts of some length."""
+        device, limit = self._checkpoint.device, self._settings.max_new_tokens
+        pixels, mask = self._pixels([[crop for page in request.pages for crop in page.crops]])
+        pixels, mask = pixels.to(device, self.model.dtype), mask.to(device)
+        tokens = torch.randint(3, self._checkpoint.config.text_config.vocab_size, (rows, length), device=device)
+        tokens[tokens == self._checkpoint.config.image_token_id] = 0
+
+        def generate(count: int) -> None:
+            self.model.generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=False,
+                max_new_tokens=count,
+                min_new_tokens=count,
+            )
+
+        spent = []
+        for work in (
+            lambda: self.model.get_image_features(pixels, mask),
+            lambda: generate(1),
+            lambda: generate(limit),
+        ):
+            work()  # warms up
+            lap = Lap(device)
+            work()
+            spent.append(lap.stop().ms)
+        vision, first, every = spent
+        return vision, (every - first) / (limit - 1)
 
     def _pixels(self, crops: Sequence[Sequence[Crop]]) -> tuple[Tensor, Tensor]:
         """Pad crops to the largest: (rows, most crops, 3, height, width), and the mask of real pixels."""
