@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,10 @@ from idefics_cli.engine.idefics2 import Idefics2Engine
 from idefics_cli.engine.schedule import CPU_ROWS, GPU_ROWS
 from idefics_cli.engine.stock import StockEngine
 from idefics_cli.errors import InputError, UsageError
+from idefics_cli.letters import write_letters
 from idefics_cli.pipeline import run
 from idefics_cli.records import Answer, Document, Job, PreparedPage, Question, Request
 
-_LETTER = (612, 792)  # points
-_LINES, _POINTS = 64, 9
-_WORDS = ("amount", "account", "balance", "customer", "delivery", "invoice", "number", "order", "payment", "total")
 _STOCK_BATCH = 8
 _PAGES = {"cpu": 8, "cuda": 256}
 _ROWS = {"cpu": CPU_ROWS, "cuda": GPU_ROWS}  # at which a decode step of the stock model is measured
@@ -272,42 +269,6 @@ def prepared_pages(paths: Sequence[Path], pool: PagePool, checkpoint: Checkpoint
         # Copies: the places of the pages themselves are for those that are measured on their way from disk.
         pages.append(dataclasses.replace(page, crops=tuple(crop.copy() for crop in page.crops)))
     return pages
-
-
-def write_letters(folder: Path, count: int) -> list[Path]:
-    """Write PDFs of one letter page with 64 lines of text each, no two alike."""
-    paths = []
-    for number in range(count):
-        words = random.Random(number)  # noqa: S311
-        lines = [" ".join(words.choice(_WORDS) for _ in range(12)) for _ in range(_LINES)]
-        path = folder / f"letter-{number:04}.pdf"
-        path.write_bytes(_pdf(lines))
-        paths.append(path)
-    return paths
-
-
-def _pdf(lines: Sequence[str]) -> bytes:
-    """Set lines of text on one letter page, as a PDF (ISO 32000-1, sections 7.5 and 9.4)."""
-    shown = "".join(f"({line}) Tj T*\n" for line in lines)
-    content = f"BT /F1 {_POINTS} Tf {_POINTS + 2} TL 40 {_LETTER[1] - 50} Td\n{shown}ET".encode()
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %d %d] /Contents 4 0 R"
-        b" /Resources << /Font << /F1 5 0 R >> >> >>" % _LETTER,
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    file = bytearray(b"%PDF-1.4\n")
-    offsets = []
-    for number, body in enumerate(objects, 1):
-        offsets.append(len(file))
-        file += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    table = len(file)
-    file += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
-    file += b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    file += b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
-    return bytes(file)
 
 
 def _mean(numbers: Sequence[float]) -> float:

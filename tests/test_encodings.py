@@ -31,11 +31,10 @@ def pages(sample_requests: list[Request]) -> dict[int, PreparedPage]:
 
 def test_pages_are_encoded_once_each_as_alone(vision: Vision, pages: dict[int, PreparedPage]) -> None:
     encodings = PageEncodings(vision, PLAN, CPU)
-    costs, failures = encodings.encode(pages, plain)
-    assert not failures
-    assert all(sum(part for _, part in costs[number]) > 0 for number in pages)
-    again, _ = encodings.encode(pages, plain)
-    assert all(cost == [] for cost in again.values())
+    first = encodings.encode(pages, plain)
+    assert not first.failures
+    assert all(sum(part for _, part in first.costs[number]) > 0 for number in pages)
+    assert all(cost == [] for cost in encodings.encode(pages, plain).costs.values())
     for number, page in pages.items():
         alone = PageEncodings(vision, dataclasses.replace(PLAN, crops=1), CPU)
         alone.encode({7: page}, plain)
@@ -57,15 +56,14 @@ class Full:
 def test_crops_that_do_not_fit_together_are_halved(vision: Vision, pages: dict[int, PreparedPage]) -> None:
     expected, found = PageEncodings(vision, PLAN, CPU), PageEncodings(Full(vision, 2), PLAN, CPU)  # type: ignore[arg-type]
     expected.encode(pages, plain)
-    _, failures = found.encode(pages, plain)
-    assert not failures
+    assert not found.encode(pages, plain).failures
     assert all(torch.allclose(found[number], expected[number], atol=1e-4) for number in pages)
 
 
 def test_a_page_that_does_not_fit_fails_alone(vision: Vision, pages: dict[int, PreparedPage]) -> None:
     height = pages[3].crops[0].shape[0]
     encodings = PageEncodings(Full(vision, 5, height), PLAN, CPU)  # type: ignore[arg-type]
-    _, failures = encodings.encode(pages, plain)
+    failures = encodings.encode(pages, plain).failures
     fails = {number for number, page in pages.items() if any(crop.shape[0] == height for crop in page.crops)}
     assert set(failures) == fails
     assert "out-of-memory" in str(failures[3])

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from idefics_cli.engine.schedule import CPU_ROWS, GPU_ROWS, Sizes, chunks, graph_rows, is_time_to_admit, plan
+from idefics_cli.config import Device, Dtype, ModelSettings
+from idefics_cli.engine.checkpoint import open_full_shape
+from idefics_cli.engine.schedule import CPU_ROWS, GPU_ROWS, Sizes, chunks, graph_rows, is_time_to_admit, plan, sizes
 
 EIGHT_BILLION = Sizes(slot=131_072, crop=121_000_000, patch=102_400, token=135_000, fixed=1 << 29)
 
@@ -42,3 +44,12 @@ def test_chunks_keep_the_order_and_the_bound() -> None:
     parts = [lengths[part] for part in chunks(lengths, 10)]
     assert parts == [[5, 5], [20], [1, 1], [9]]
     assert list(chunks([], 10)) == []
+
+
+def test_sizes_at_full_shape() -> None:
+    """Keys and values of a position: 2 x 32 layers x 8 heads x 128 x 2 bytes; activations as measured, or a little more."""
+    found = sizes(open_full_shape(ModelSettings(device=Device.CPU, dtype=Dtype.BFLOAT16)).config, 2)
+    assert found.slot == 131_072
+    assert found.crop == pytest.approx(EIGHT_BILLION.crop, rel=0.01)
+    assert found.patch == pytest.approx(EIGHT_BILLION.patch, rel=0.01)
+    assert found.token == pytest.approx(EIGHT_BILLION.token, rel=0.01)

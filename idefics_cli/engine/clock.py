@@ -15,6 +15,7 @@ class Lap:
         self._device = device
         self._start = _mark(device)
         self._end = self._start
+        self._ms: float | None = None
 
     def stop(self) -> Lap:
         """Mark the end behind the work that has been handed to the device."""
@@ -24,11 +25,9 @@ class Lap:
     @property
     def ms(self) -> float:
         """Milliseconds; waits for the device to reach the end."""
-        if isinstance(self._start, float) and isinstance(self._end, float):
-            return (self._end - self._start) * 1e3
-        assert not isinstance(self._start, float) and not isinstance(self._end, float)
-        self._end.synchronize()
-        return float(self._start.elapsed_time(self._end))
+        if self._ms is None:
+            self._ms = _ms_between(self._start, self._end)
+        return self._ms
 
 
 Share = tuple[Lap, float]
@@ -38,6 +37,15 @@ Share = tuple[Lap, float]
 def spent(shares: Iterable[Share]) -> float:
     """Return the milliseconds of shares."""
     return sum(lap.ms * part for lap, part in shares)
+
+
+def _ms_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        assert isinstance(start, float)
+        assert isinstance(end, float)
+        return (end - start) * 1e3
+    end.synchronize()
+    return float(start.elapsed_time(end))
 
 
 def _mark(device: torch.device) -> float | torch.cuda.Event:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,14 @@ from idefics_cli.records import Crop, PreparedPage
 _KEPT = 256  # a split page of the 8B model takes 2.6 MB in bfloat16
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What came of pages that were to be encoded, by page number."""
+
+    costs: dict[int, list[Share]]
+    failures: dict[int, RowFailedError]
+
+
 class PageEncodings:
     """The latents of pages, by page number; those used last are kept."""
 
@@ -30,10 +39,8 @@ class PageEncodings:
         """The latents of an encoded page, (crops * latents, text width)."""
         return self._latents[page]
 
-    def encode(
-        self, pages: Mapping[int, PreparedPage], operations: Operations
-    ) -> tuple[dict[int, list[Share]], dict[int, RowFailedError]]:
-        """Encode the pages that are new; return what each cost, and why some could not be."""
+    def encode(self, pages: Mapping[int, PreparedPage], operations: Operations) -> Encoded:
+        """Encode the pages that are new; the device may still be at work when this returns."""
         for number in pages.keys() & self._latents.keys():
             self._latents.move_to_end(number)
         costs: dict[int, list[Share]] = {number: [] for number in pages}
@@ -62,7 +69,7 @@ class PageEncodings:
                 self._latents[number] = torch.cat([encoded[number, index] for index in range(len(page.crops))])
         while len(self._latents) > max(_KEPT, len(pages)):
             self._latents.popitem(last=False)
-        return costs, failures
+        return Encoded(costs, failures)
 
     def _encoded(self, crops: Sequence[Crop], operations: Operations) -> Tensor | None:
         """Encode crops of one shape; None where they do not fit the memory together."""

@@ -76,6 +76,7 @@ class Idefics2Engine:
 
     def _answer_window(self, window: Sequence[Request]) -> Iterator[Answer]:
         pages = {number: page for r in window for number, page in zip(r.page_ids, r.pages, strict=True)}
+        encoded = self.runner.encode(pages, len(window))  # the device works while prompts are put together
         prompts = []
         # Numbers are the caller's and may repeat: a prompt carries its place in the window.
         for place, request in enumerate(window):
@@ -85,7 +86,7 @@ class Idefics2Engine:
                 yield Answer(request.number, failure=str(failure))
                 continue
             prompts.append(Prompt(place, tokens, request.page_ids, self._prompts.prefix_length(tokens)))
-        for prompt in self.runner.run(prompts, pages):
+        for prompt in self.runner.run(prompts, encoded):
             yield self._answer(window[prompt.number].number, prompt)
 
     def _answer(self, number: int, prompt: Prompt) -> Answer:

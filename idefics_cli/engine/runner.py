@@ -16,7 +16,7 @@ from idefics_cli.engine import plain, schedule
 from idefics_cli.engine.checkpoint import Normalization, free_memory
 from idefics_cli.engine.clock import Lap, Share
 from idefics_cli.engine.decode import Decoded, Decoder
-from idefics_cli.engine.encodings import PageEncodings
+from idefics_cli.engine.encodings import Encoded, PageEncodings
 from idefics_cli.engine.operations import Operations, has_kernels
 from idefics_cli.engine.slots import Prefix, SlotTable
 from idefics_cli.engine.text import Cache, Span, Text, to_device
@@ -45,16 +45,14 @@ class Prompt:
     """Whether memory did not suffice for the rows it was to be decoded with."""
     failure: RowFailedError | None = None
     decoded: Decoded | None = None
+    key: tuple[object, ...] = field(init=False)
+    """What it has in common with other rows."""
+    own: list[int] = field(init=False)
+    """The tokens behind the prefix."""
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """What it has in common with other rows."""
-        return (self.page_ids, *self.tokens[: self.prefix_length])
-
-    @property
-    def own(self) -> list[int]:
-        """The tokens behind the prefix."""
-        return self.tokens[self.prefix_length :]
+    def __post_init__(self) -> None:
+        self.key = (self.page_ids, *self.tokens[: self.prefix_length])
+        self.own = self.tokens[self.prefix_length :]
 
 
 @dataclass(slots=True)
@@ -95,7 +93,7 @@ class Runner:
         self._image_token = int(model.config.image_token_id)
         self._vision = Vision(model, normalization, device, fp8=settings.fp8)
         self._text = Text(model, device, fp8=settings.fp8)
-        self._sizes = _sizes(model.config, self._text)
+        self._sizes = schedule.sizes(model.config, torch.finfo(self._text.dtype).bits // 8)
         self.plan = schedule.plan(
             free_memory(device, settings.gpu_memory),
             self._sizes,
@@ -115,12 +113,16 @@ class Runner:
             self._is_halved = True
         self._rows = self.plan.rows
 
-    def run(self, prompts: Sequence[Prompt], pages: Mapping[int, PreparedPage]) -> Iterator[Prompt]:
-        """Answer prompts about pages; each comes back once, decoded or failed, in any order."""
-        self._seen += len(prompts)
+    def encode(self, pages: Mapping[int, PreparedPage], rows: int) -> Encoded:
+        """Encode the pages that so many rows ask about; the device may still be at work when this returns."""
+        self._seen += rows
+        return self._pages.encode(pages, self._operations())
+
+    def run(self, prompts: Sequence[Prompt], encoded: Encoded) -> Iterator[Prompt]:
+        """Answer prompts about encoded pages; each comes back once, decoded or failed, in any order."""
+        costs, failures = encoded.costs, encoded.failures
         self._prefix_costs.clear()
         operations = self._operations()
-        costs, failures = self._pages.encode(pages, operations)
         page_uses = Counter(page for prompt in prompts for page in prompt.page_ids)
         prefix_uses = Counter(prompt.key for prompt in prompts)
         first = {key: place for place, key in enumerate(prefix_uses)}
@@ -321,19 +323,3 @@ def _out_of_memory(prompt: Prompt) -> Prompt:
     words = f"a prompt of {len(prompt.tokens)} tokens does not fit the GPU's memory, even alone"
     prompt.failure = RowFailedError(FailureKind.OUT_OF_MEMORY, words)
     return prompt
-
-
-def _sizes(config: Any, text: Text) -> schedule.Sizes:
-    """Count what is alive at the peak of each stage."""
-    item = torch.finfo(text.dtype).bits // 8
-    vision, words, perceiver = config.vision_config, config.text_config, config.perceiver_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    context = 2 * perceiver.resampler_depth * perceiver.num_key_value_heads * perceiver.resampler_head_dim
-    projected = 3 * words.intermediate_size + 2 * words.hidden_size
-    return schedule.Sizes(
-        slot=2 * len(text.layers) * text.kv_heads * text.head_dim * item,
-        crop=patches * item * max(7 * vision.hidden_size + vision.intermediate_size, vision.hidden_size + 2 * context),
-        patch=projected * item,
-        token=(3 * words.intermediate_size + 6 * words.hidden_size) * item,
-        fixed=1 << 29,
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 CPU_ROWS = 8
 GPU_ROWS = 64
@@ -29,6 +30,27 @@ class Sizes:
     """What does not grow with the work: logits, workspaces of libraries, graphs."""
 
 
+def sizes(config: Any, item: int) -> Sizes:
+    """Count what is alive at the peak of each stage.
+
+    Args:
+        config: of the checkpoint.
+        item: bytes of one number.
+
+    """
+    vision, text, perceiver = config.vision_config, config.text_config, config.perceiver_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    context = 2 * perceiver.resampler_depth * perceiver.num_key_value_heads * perceiver.resampler_head_dim
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Sizes(
+        slot=2 * text.num_hidden_layers * text.num_key_value_heads * head * item,
+        crop=patches * item * max(7 * vision.hidden_size + vision.intermediate_size, vision.hidden_size + 2 * context),
+        patch=(3 * text.intermediate_size + 2 * text.hidden_size) * item,
+        token=(3 * text.intermediate_size + 6 * text.hidden_size) * item,
+        fixed=1 << 29,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How much is done at once."""
@@ -50,12 +72,12 @@ class Plan:
         return sizes.fixed + self.slots * sizes.slot + max(stages)
 
 
-def plan(free: int | None, sizes: Sizes, *, rows: int, crop_tokens: int, max_new_tokens: int) -> Plan:
+def plan(free: int | None, work: Sizes, *, rows: int, crop_tokens: int, max_new_tokens: int) -> Plan:
     """Choose how much is done at once.
 
     Args:
         free: bytes that may be used; None where memory is the host's.
-        sizes: of the checkpoint.
+        work: the checkpoint's.
         rows: as the user wants them; 0 chooses, and fewer are taken only then.
         crop_tokens: of one crop in a prompt.
         max_new_tokens: of an answer.
@@ -76,7 +98,7 @@ def plan(free: int | None, sizes: Sizes, *, rows: int, crop_tokens: int, max_new
         (GPU_ROWS // 16, 2, 1 << 11, 1 << 10),
     ):
         candidate = Plan(rows or wanted, (rows or wanted) * a_row + 1, crops, patches, tokens)
-        if candidate.bytes(sizes) <= free * _HEADROOM:
+        if candidate.bytes(work) <= free * _HEADROOM:
             chosen = candidate
             break
     return chosen

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pypdfium2
+
+from idefics_cli.letters import write_letters
+
+
+def test_letters_are_pdfs_of_one_page_full_of_text_no_two_alike(tmp_path: Path) -> None:
+    texts = []
+    for path in write_letters(tmp_path, 3):
+        with pypdfium2.PdfDocument(path) as document:
+            assert len(document) == 1
+            assert document[0].get_size() == (612, 792)
+            texts.append(document[0].get_textpage().get_text_range())
+    assert len(set(texts)) == 3
+    assert all(len(text.split()) == 64 * 12 for text in texts)
