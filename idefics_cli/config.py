@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ from idefics_cli.errors import UsageError
 DEFAULT_MODEL = "HuggingFaceM4/idefics2-8b"
 TINY_MODEL = "tiny"
 MODEL_VARIABLE = "IDEFICS_CLI_MODEL"
+_ROWS_TO_JUDGE = 20
 
 
 class Split(StrEnum):
@@ -42,6 +44,13 @@ class Format(StrEnum):
 
     CSV = "csv"
     JSONL = "jsonl"
+
+
+class RetryFailed(StrEnum):
+    """Which failed rows of an output are asked again."""
+
+    PASSING = "passing"
+    ALL = "all"
 
 
 class Device(StrEnum):
@@ -99,6 +108,8 @@ class PageSettings:
     """Seconds a page may take to render before its process is ended."""
     max_pixels: int = 250_000_000
     """Images with more pixels are refused before they are decoded."""
+    max_pages: int = 0
+    """Documents with more pages are refused; 0 for no limit."""
     workers: int = 0
     """Page processes; 0 takes one for each core, at most 16."""
 
@@ -107,6 +118,8 @@ class PageSettings:
             raise UsageError("--page-timeout takes a number of seconds above 0")
         if self.max_pixels <= 0:
             raise UsageError("--max-pixels takes a number above 0")
+        if self.max_pages < 0:
+            raise UsageError("--max-pages takes 0 (no limit) or a number above")
         if self.workers < 0:
             raise UsageError("--workers takes 0 (one for each core) or a number above")
 
@@ -157,7 +170,11 @@ class OutputSettings:
     format: Format = Format.CSV
     resume: bool = False
     overwrite: bool = False
-    retry_failed: bool = False
+    retry_failed: RetryFailed | None = None
+    excel_safe: bool = False
+    """Whether cells that a spreadsheet would run as formulas are made plain text."""
+    wait: float = 0.0
+    """Seconds to wait for an output that another run holds."""
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
@@ -166,6 +183,37 @@ class OutputSettings:
             raise UsageError("--resume and --overwrite need an output file: -o FILE")
         if self.retry_failed and not self.resume:
             raise UsageError("--retry-failed goes with --resume")
+        if self.wait < 0:
+            raise UsageError("--wait takes a number of seconds from 0 on")
+        if self.excel_safe and self.format is not Format.CSV:
+            raise UsageError("--excel-safe is for CSV; no spreadsheet runs JSONL")
+
+
+@dataclass(frozen=True, slots=True)
+class MaxFailures:
+    """How many failed rows are too many: a number of them, or a share of the rows so far."""
+
+    count: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> MaxFailures:
+        """Read `N` or `P%`.
+
+        Raises:
+            UsageError: it is neither.
+
+        """
+        match = re.fullmatch(r"(\d+)(%?)", text.strip())
+        if match is None or (match[2] and int(match[1]) > 100):
+            raise UsageError(f"--max-failures takes a number of rows or a percentage, 20 or 5%: not {text!r}")
+        return cls(share=int(match[1]) / 100) if match[2] else cls(count=int(match[1]))
+
+    def are_exceeded(self, failed: int, rows: int) -> bool:
+        """Whether a run has gone wrong; a share is judged from twenty rows on."""
+        if self.count is not None:
+            return failed > self.count
+        return rows >= _ROWS_TO_JUDGE and failed > (self.share or 0.0) * rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,5 +228,9 @@ class RunSettings:
     across: Across = Across.BEST
     limit: int | None = None
     """Ask at most this many questions."""
+    root: Path | None = None
+    """The folder below which questions may name documents; None for anywhere."""
+    max_failures: MaxFailures | None = None
+    """Failed rows after which a run is going wrong and stops."""
     quiet: bool = False
     verbose: bool = False

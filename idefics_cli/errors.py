@@ -33,6 +33,12 @@ class OutputError(IdeficsCliError):
     exit_code = 5
 
 
+class TooManyFailuresError(IdeficsCliError):
+    """A run that is going wrong and has been stopped; the rows so far are written."""
+
+    exit_code = 6
+
+
 class OutputBusyError(IdeficsCliError):
     """Another run holds the output."""
 
@@ -62,6 +68,16 @@ class FailureKind(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     MODEL_ERROR = "model-error"
     BAD_QUESTION = "bad-question"
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same question may be answered another time, nothing changed but the machine's state."""
+        return self in (
+            FailureKind.TIMED_OUT,
+            FailureKind.RENDER_FAILED,
+            FailureKind.OUT_OF_MEMORY,
+            FailureKind.MODEL_ERROR,
+        )
 
 
 class RowFailedError(Exception):

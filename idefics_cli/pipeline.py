@@ -127,11 +127,11 @@ def _with_keys(
     progress: Progress,
 ) -> Iterator[RowToBe]:
     """Turn each job into the rows it asks for, without those that are done."""
-    setting_words = answer_settings(engine, settings)
+    setting_values = answer_settings(engine, settings)
     left = settings.limit if settings.limit is not None else -1
     for job in jobs:
         for row in _rows_of(job, store, settings):
-            row.key = row_key(row, _digest(row.job.document, store), setting_words)
+            row.key = row_key(row, _digest(row.job.document, store), setting_values)
             if row.key in done:
                 progress.skipped += 1
                 continue

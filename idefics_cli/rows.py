@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from idefics_cli.config import RunSettings
 from idefics_cli.engine.base import Engine
 from idefics_cli.errors import FailureKind
 from idefics_cli.records import Answer, Job, PreparedPage, Row
+
+_MARK = 2
+_DIGITS = 64
 
 
 @dataclass(slots=True)
@@ -91,31 +94,44 @@ def _page_words(pages: Sequence[int]) -> str:
     return ",".join(map(str, pages))
 
 
-def answer_settings(engine: Engine, settings: RunSettings) -> list[str]:
-    """Every setting that can change an answer, for the key."""
+def answer_settings(engine: Engine, settings: RunSettings) -> dict[str, str]:
+    """Every setting that can change an answer, by the name that a user knows it by."""
     pages, model = settings.pages, settings.model
-    return [
-        engine.identity,
-        model.prompt,
-        str(model.max_new_tokens),
-        f"{pages.split} {pages.split_em:g}",
-        pages.rasterizer,
-        str(settings.across),
-        f"{engine.geometry.longest_edge}",
-    ]
+    return {
+        "model, revision or number format": engine.identity,
+        "--prompt": model.prompt,
+        "--max-new-tokens": str(model.max_new_tokens),
+        "--split": f"{pages.split} {pages.split_em:g}",
+        "--rasterizer": pages.rasterizer,
+        "--across": settings.across,
+        "image size": str(engine.geometry.longest_edge),
+    }
 
 
-def row_key(row: RowToBe, digest: str | None, setting_words: Sequence[str]) -> str:
-    """Hash what a row answers: the document's bytes, the pages, the question and the settings.
+def settings_mark(settings: Mapping[str, str]) -> str:
+    """Return what a key begins with: two hexadecimal digits for each setting, so that an output tells which differ."""
+    return "".join(hashlib.sha256(value.encode()).hexdigest()[:_MARK] for value in settings.values())
+
+
+def differing_settings(key: str, settings: Mapping[str, str]) -> list[str]:
+    """Return the names of the settings that a row with this key was not answered with."""
+    here = settings_mark(settings)
+    digits = range(0, len(here), _MARK)
+    return [name for name, at in zip(settings, digits, strict=True) if key[at : at + _MARK] != here[at : at + _MARK]]
+
+
+def row_key(row: RowToBe, digest: str | None, settings: Mapping[str, str]) -> str:
+    """Hash what a row answers: the document's bytes, the pages, the question and the settings; 64 digits.
 
     Args:
         row: the row to be.
         digest: of the document's bytes; None where it can't be read, then its name stands for it.
-        setting_words: see `answer_settings`.
+        settings: see `answer_settings`.
 
     """
     document, question = row.job.document, row.job.question
     content = digest or (f"unreadable {document.name}" if document else f"{question.document} {question.place}")
     pages = _page_words(row.pages) or question.page or ""
-    words = [content, pages, question.text, question.id, document.name if document else "", *setting_words]
-    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+    name = document.name if document else ""
+    words = [content, pages, question.text, question.id, name, *settings.values()]
+    return (settings_mark(settings) + hashlib.sha256(json.dumps(words).encode()).hexdigest())[:_DIGITS]

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -136,10 +137,19 @@ def test_run_answers_the_good_rows_and_says_what_is_wrong_with_the_others(
     before = output.read_text()
     again = cli("run", "-q", mixed / "questions.csv", "-o", output, "--model", "tiny", "--resume")
     assert (again.returncode, output.read_text()) == (0, before)
-    retried = cli("run", "-q", mixed / "questions.csv", "-o", output, "--model", "tiny", "--resume", "--retry-failed")
+    retried = cli(
+        "run", "-q", mixed / "questions.csv", "-o", output, "--model", "tiny", "--resume", "--retry-failed", "all"
+    )
     assert retried.returncode == 6
     assert {row["key"] for row in rows_of(output)} == {row["key"] for row in found.values()}
     assert len(rows_of(output)) == 7
+    # none of them is of a kind that passes by itself; other settings do not fit
+    before = output.read_text()
+    passing = cli("run", "-q", mixed / "questions.csv", "-o", output, "--model", "tiny", "--retry-failed", "--resume")
+    assert (passing.returncode, output.read_text()) == (0, before)
+    other = cli("run", "-q", mixed / "questions.csv", "-o", output, "--model", "tiny", "--resume", "--split", "never")
+    assert (other.returncode, output.read_text()) == (5, before)
+    assert "answered with other settings (--split)" in other.stderr
 
 
 def test_a_pipe_gives_a_row_a_line_good_or_bad(cli: Run) -> None:
@@ -240,3 +250,54 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_run_that_is_going_wrong_stops_with_its_rows_written(cli: Run, mixed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    command = ("run", "-q", mixed / "questions.csv", "-o", output, "--model", "tiny")
+    done = cli(*command, "--max-failures", "2")
+    assert done.returncode == 6
+    assert "stopped: 3 of 3 rows failed" in done.stderr
+    assert [row["status"] for row in rows_of(output)] == ["failed"] * 3
+    assert cli(*command, "--resume", "--max-failures", "2").returncode == 6
+    assert len(rows_of(output)) == 7
+
+
+def test_a_full_disk_exits_5_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    command = [sys.executable, "-m", "idefics_cli", "run", str(SAMPLES / "documents"), "-q",
+               str(SAMPLES / "questions.csv"), "-o", str(output), "--model", "tiny", "--limit", "20"]  # fmt: skip
+    limit = (4000, resource.RLIM_INFINITY)
+    done = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    )
+    assert done.returncode == 5, done.stderr
+    assert "--resume goes on" in done.stderr
+    some = rows_of(output)
+    assert 0 < len(some) < 20
+    assert all(row["model"] == "tiny" for row in some)  # the last column of each is there
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert len({row["key"] for row in rows_of(output)}) == len(rows_of(output)) == len(some) + 20
+
+
+def test_a_killed_run_goes_on_and_ends_like_one_that_was_left_alone(cli: Run, tmp_path: Path) -> None:
+    """SIGKILL at several moments; each time the run is resumed."""
+    timings = {"raster_ms", "prepare_ms", "vision_ms", "prefill_ms", "decode_ms", "latency_ms", "batch_size"}
+    output, undisturbed = tmp_path / "out.csv", tmp_path / "undisturbed.csv"
+    command = [str(SAMPLES / "documents"), "-q", str(SAMPLES / "questions.csv"), "--model", "tiny"]
+    assert cli("run", *command, "-o", undisturbed).returncode == 0
+    for seconds in (0.5, 4.0, 6.0, 8.0):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "idefics_cli", "run", *command, "-o", output, "--resume", "--quiet"]
+        )
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    done = cli("run", *command, "-o", output, "--resume")
+    assert done.returncode == 0, done.stderr
+    content = [
+        [{name: value for name, value in row.items() if name not in timings} for row in rows_of(path)]
+        for path in (output, undisturbed)
+    ]
+    assert content[0] == content[1]

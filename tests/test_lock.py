@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,16 @@ def test_a_second_run_is_told_who_holds_the_output(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No such file"), locked(tmp_path / "gone" / "out.csv"):
         pass
+
+
+def test_a_run_may_wait_for_the_one_that_holds_the_output(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    held = locked(path)
+    held.__enter__()
+    started = time.monotonic()
+    with pytest.raises(OutputBusyError, match="--wait SECONDS"), locked(path, wait=0.3):
+        pass
+    assert time.monotonic() - started >= 0.3
+    threading.Timer(0.3, lambda: held.__exit__(None, None, None)).start()
+    with locked(path, wait=10):
+        assert time.monotonic() - started < 5

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from idefics_cli.documents import discover
-from idefics_cli.errors import InputError
+from idefics_cli.errors import InputError, RowFailedError
 from idefics_cli.questions.pair import Pairing, pair, pair_all
 from idefics_cli.records import Question
 
@@ -63,3 +63,17 @@ def test_in_a_stream_they_are_rows(tmp_path: Path) -> None:
 def test_data_uris(tmp_path: Path) -> None:
     (document,) = pairing(tmp_path).documents_of(ask("q", "data:,hello"))
     assert document.data == b"hello"
+
+
+def test_a_root_confines_what_lines_may_name_wherever_links_lead(tmp_path: Path, grey_png: Png) -> None:
+    inside, outside = grey_png("root/a.png", 1), grey_png("secret.png", 2)
+    (tmp_path / "root" / "link.png").symlink_to(outside)
+    (tmp_path / "root" / "folder").symlink_to(tmp_path)
+    given = discover.find([str(outside)])
+    confined = Pairing(given, tmp_path / "root", discover.expand, discover.from_data_uri, tmp_path / "root")
+    assert [d.path for d in confined.documents_of(ask("q", "a.png"))] == [str(inside)]
+    for name in ("link.png", "folder/secret.png", "../secret.png", str(outside), "*.png"):
+        with pytest.raises(RowFailedError, match="outside of --root"):
+            confined.documents_of(ask("q", name))
+    # What stands on the command line is the user's own choice.
+    assert confined.documents_of(ask("q")) == given

@@ -104,3 +104,18 @@ def test_a_page_that_hangs_is_ended_at_the_time_limit(pool: PagePool) -> None:
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_documents_with_too_many_pages_are_refused() -> None:
+    assert kind_of(sample("invoice.pdf"), PageSettings(max_pages=2)) is FailureKind.TOO_LARGE
+    assert inspect(sample("invoice.pdf"), PageSettings(max_pages=3)).pages == 3
+
+
+def test_a_page_that_needs_more_memory_than_a_process_has_fails_alone(tmp_path: Path) -> None:
+    Image.new("1", (40_000, 25_000)).save(tmp_path / "bomb.png")  # 3 GB in RGB, 125 kB on disk
+    document = Document("bomb", str(tmp_path / "bomb.png"))
+    with PagePool(PageSettings(workers=1, max_pixels=2_000_000_000)) as pool:
+        with pytest.raises(RowFailedError) as caught:
+            result_of(pool.prepare(document, 1, TINY), PreparedPage)
+        assert caught.value.kind is FailureKind.TOO_LARGE
+        assert result_of(pool.prepare(sample("notice.bmp"), 1, TINY), PreparedPage).crops

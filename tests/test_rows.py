@@ -4,7 +4,7 @@ import numpy as np
 
 from idefics_cli.config import ModelSettings, PageSettings, RunSettings, Split
 from idefics_cli.records import Answer, Document, Job, PreparedPage, Question
-from idefics_cli.rows import RowToBe, answer_settings, finished_row, row_key
+from idefics_cli.rows import RowToBe, answer_settings, differing_settings, finished_row, row_key
 from tests.fakes import FakeEngine
 
 JOB = Job(Question("q", "f:1", id="7", extra={"mine": 1}), Document("a.pdf", "a.pdf"))
@@ -52,3 +52,13 @@ def test_every_setting_that_changes_answers_changes_the_key() -> None:
     assert row_key(to_be(), "digest", answer_settings(engine, same)) in keys
     assert row_key(to_be(), "other", answer_settings(engine, same)) not in keys
     assert row_key(to_be(), None, answer_settings(engine, same)) not in keys
+
+
+def test_a_key_tells_which_settings_its_row_was_answered_with() -> None:
+    engine = FakeEngine()
+    here = answer_settings(engine, RunSettings())
+    other = RunSettings(pages=PageSettings(split=Split.NEVER), model=ModelSettings(max_new_tokens=5))
+    key = row_key(to_be(), "digest", answer_settings(engine, other))
+    assert len(key) == 64
+    assert differing_settings(key, here) == ["--max-new-tokens", "--split"]
+    assert differing_settings(row_key(to_be(), "other", here), here) == []

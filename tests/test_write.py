@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,31 @@ def test_replacing_leaves_the_old_file_when_the_block_fails(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["out.csv"]
     with pytest.raises(OutputError, match="No such file"), replacing(tmp_path / "gone" / "out.csv"):
         pass
+
+
+def test_excel_safe_leaves_no_cell_that_a_spreadsheet_would_run() -> None:
+    stream = io.StringIO()
+    writer = RowWriter(stream, Format.CSV, ["note"], excel_safe=True)
+    writer.write(row(answer="=1+1", question="@SUM(A1)", error="-12.50", warning="+4 %", extra={"note": "\t=x"}))
+    header, cells = csv.reader(io.StringIO(stream.getvalue()))
+    values = dict(zip(header, cells, strict=True))
+    assert (values["answer"], values["question"], values["note"]) == ("'=1+1", "'@SUM(A1)", "'\t=x")
+    assert (values["error"], values["warning"]) == ("-12.50", "'+4 %")  # a number is no formula
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    path = tmp_path / "out.csv"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(OutputError, match="rows are whole"), path.open("w", newline="") as stream:
+            writer = RowWriter(stream, Format.CSV, [])
+            for number in range(100):
+                writer.write(row(answer=f"{number} {'x' * 90}"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    lines = list(csv.reader(io.StringIO(path.read_text())))
+    assert 10 < len(lines) < 40
+    assert {len(line) for line in lines} == {len(COLUMNS)}
+    assert path.read_text().endswith("\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,6 +13,7 @@ from idefics_cli.cli.bench import bench
 from idefics_cli.cli.demo import demo
 from idefics_cli.cli.evaluate import evaluate
 from idefics_cli.cli.run import run
+from idefics_cli.config import RetryFailed
 
 app = typer.Typer(
     name="idefics-cli",
@@ -48,4 +51,14 @@ app.command("bench")(bench)
 
 def main() -> None:
     """Entry point of `idefics-cli`."""
-    app()
+    app(args=with_values(sys.argv[1:]))
+
+
+def with_values(arguments: Sequence[str]) -> list[str]:
+    """Give options that may stand alone their value: `--retry-failed` is `--retry-failed passing`."""
+    completed = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        completed.append(argument)
+        if argument == "--retry-failed" and following not in list(RetryFailed):
+            completed.append(RetryFailed.PASSING)
+    return completed

@@ -44,6 +44,7 @@ def ask(
     password: options.Password = None,
     page_timeout: options.PageTimeout = options.PAGE_DEFAULTS.page_timeout,
     max_pixels: options.MaxPixels = options.PAGE_DEFAULTS.max_pixels,
+    max_pages: options.MaxPages = options.PAGE_DEFAULTS.max_pages,
     workers: options.Workers = 1,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -62,6 +63,7 @@ def ask(
                 password=password,
                 page_timeout=page_timeout,
                 max_pixels=max_pixels,
+                max_pages=max_pages,
                 workers=workers,
             ),
             model=ModelSettings(

@@ -113,6 +113,12 @@ PageTimeout = Annotated[
     float, typer.Option("--page-timeout", help="Seconds a page may take to render.", rich_help_panel=PAGES)
 ]
 MaxPixels = Annotated[int, typer.Option("--max-pixels", help="Refuse images with more pixels.", rich_help_panel=PAGES)]
+MaxPages = Annotated[
+    int,
+    typer.Option(
+        "--max-pages", help="Refuse documents with more pages.", show_default="no limit", rich_help_panel=PAGES
+    ),
+]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Page processes; 0: one a core.", rich_help_panel=PAGES)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=MESSAGES)]
 Verbose = Annotated[

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from idefics_cli.cli import options
 from idefics_cli.cli.ending import exit_codes
+from idefics_cli.cli.output import format_of, opened_output
 from idefics_cli.cli.progress import reporting
 from idefics_cli.cli.streams import results_on_stdout
-from idefics_cli.config import Format, ModelSettings, OutputSettings, PageSettings, RunSettings
+from idefics_cli.config import (
+    Format,
+    MaxFailures,
+    ModelSettings,
+    OutputSettings,
+    PageSettings,
+    RetryFailed,
+    RunSettings,
+)
 from idefics_cli.documents import discover
 from idefics_cli.documents.rasterize import PagePool
-from idefics_cli.errors import ROWS_FAILED, InputError, OutputError, UsageError
+from idefics_cli.errors import ROWS_FAILED, InputError, TooManyFailuresError, UsageError
 from idefics_cli.pipeline import Progress, check_pages
 from idefics_cli.pipeline import run as run_pipeline
 from idefics_cli.questions.pages import check_selection
 from idefics_cli.questions.pair import Pairing, pair, pair_all
 from idefics_cli.questions.read import accepted_answers, read_file
 from idefics_cli.questions.stream import QuestionStream
-from idefics_cli.records import COLUMNS, Document, Job
-from idefics_cli.results.lock import locked
-from idefics_cli.results.resume import Journal, read_journal
+from idefics_cli.records import Document, Job, Row
 from idefics_cli.results.summary import Summary, summary_table
-from idefics_cli.results.write import RowWriter, replacing, user_columns
+from idefics_cli.results.write import RowWriter
+from idefics_cli.rows import answer_settings
+
+if TYPE_CHECKING:
+    from idefics_cli.engine.idefics2 import Idefics2Engine
 
 
 def run(
@@ -65,11 +76,41 @@ def run(
         typer.Option("--overwrite", help="Replace the output once the run is done.", rich_help_panel=options.OUTPUT),
     ] = False,
     retry_failed: Annotated[
+        RetryFailed | None,
+        typer.Option(
+            "--retry-failed",
+            help="With --resume: ask failed rows again, those that may pass (the default) or all.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait", metavar="SECONDS", help="Wait for a run that holds the output.", rich_help_panel=options.OUTPUT
+        ),
+    ] = 0.0,
+    excel_safe: Annotated[
         bool,
-        typer.Option("--retry-failed", help="With --resume: ask failed rows again.", rich_help_panel=options.OUTPUT),
+        typer.Option("--excel-safe", help="CSV: no cell that a spreadsheet would run.", rich_help_panel=options.OUTPUT),
     ] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Ask at most N rows.", rich_help_panel=options.OUTPUT)
+    ] = None,
+    max_failures: Annotated[
+        str | None,
+        typer.Option(
+            "--max-failures", metavar="N|P%", help="Stop a run with more failed rows.", rich_help_panel=options.OUTPUT
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            help="Questions may name documents below this folder alone.",
+            show_default=False,
+            rich_help_panel=options.PAGES,
+        ),
     ] = None,
     model: options.Model = options.MODEL_DEFAULTS.model,
     revision: options.Revision = None,
@@ -88,6 +129,7 @@ def run(
     password: options.Password = None,
     page_timeout: options.PageTimeout = options.PAGE_DEFAULTS.page_timeout,
     max_pixels: options.MaxPixels = options.PAGE_DEFAULTS.max_pixels,
+    max_pages: options.MaxPages = options.PAGE_DEFAULTS.max_pages,
     workers: options.Workers = options.PAGE_DEFAULTS.workers,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Say nothing but errors.", rich_help_panel=options.MESSAGES)
@@ -115,15 +157,20 @@ def run(
                 password=password,
                 page_timeout=page_timeout,
                 max_pixels=max_pixels,
+                max_pages=max_pages,
                 workers=workers,
             ),
             model=ModelSettings(
                 model, revision, device, dtype, batch_size, max_new_tokens, prompt, quantize, kernels, gpu_memory
             ),
-            output=OutputSettings(path, form or _format_of(path), resume, overwrite, retry_failed),
+            output=OutputSettings(
+                path, form or format_of(path), resume, overwrite, retry_failed, excel_safe=excel_safe, wait=wait
+            ),
             page_selection=pages,
             across=across,
             limit=limit,
+            max_failures=MaxFailures.parse(max_failures) if max_failures is not None else None,
+            root=root,
             quiet=quiet,
             verbose=verbose,
         )
@@ -139,28 +186,34 @@ def answer_questions(names: Sequence[str], questions: str, settings: RunSettings
         IdeficsCliError: nothing could be asked, or the output could not be written.
 
     """
-    asked = _read_questions(questions, discover.find(names))
-    with PagePool(settings.pages) as pool, _opened_output(settings.output, asked.columns, stdout) as (writer, journal):
+    asked = _read_questions(questions, discover.find(names), settings.root)
+
+    @functools.cache
+    def engine() -> Idefics2Engine:
+        from idefics_cli.engine.idefics2 import Idefics2Engine  # brings torch along: not before it is needed
+
+        return Idefics2Engine(settings.model)
+
+    with (
+        PagePool(settings.pages) as pool,
+        opened_output(settings.output, asked.columns, stdout, lambda: answer_settings(engine(), settings)) as (
+            writer,
+            journal,
+        ),
+    ):
         if asked.total is not None:
             check_pages(asked.jobs, pool)
         if writer.renamed and not settings.quiet:
             renamed = ", ".join(f"{name} -> {column}" for name, column in writer.renamed.items())
             print(f"note: columns renamed in the output: {renamed}", file=sys.stderr)
-        from idefics_cli.engine.idefics2 import Idefics2Engine  # brings torch along: not before it is needed
-
-        engine = Idefics2Engine(settings.model)
         if settings.verbose:
-            print(f"model {engine.identity}; {pool.workers} page processes", file=sys.stderr)
-        summary, progress = Summary(), Progress()
-        started = time.monotonic()
+            print(f"model {engine().identity}; {pool.workers} page processes", file=sys.stderr)
+        progress, started = Progress(), time.monotonic()
+        rows = run_pipeline(
+            asked.jobs, engine(), pool, settings, done=journal.keys, progress=progress, ready=asked.ready
+        )
         with reporting(asked.total, quiet=settings.quiet) as reporter:
-            for row in run_pipeline(
-                asked.jobs, engine, pool, settings, done=journal.keys, progress=progress, ready=asked.ready
-            ):
-                writer.write(row)
-                summary.add(row, accepted_answers(row.extra.get("answers")))
-                reporter.show(progress)
-        writer.sync()
+            summary = _written(rows, writer, settings, lambda: reporter.show(progress))
     if not settings.quiet:
         table = summary_table(
             summary,
@@ -170,6 +223,30 @@ def answer_questions(names: Sequence[str], questions: str, settings: RunSettings
             seconds=time.monotonic() - started,
         )
         Console(stderr=True).print(table)
+    return summary
+
+
+def _written(rows: Iterable[Row], writer: RowWriter, settings: RunSettings, report: Callable[[], None]) -> Summary:
+    """Write rows as they come, and sum them up.
+
+    Raises:
+        OutputError: they can't be written.
+        TooManyFailuresError: more failed than the settings allow; what is done is written.
+
+    """
+    summary = Summary()
+    try:
+        for row in rows:
+            writer.write(row)
+            summary.add(row, accepted_answers(row.extra.get("answers")))
+            report()
+            if settings.max_failures and settings.max_failures.are_exceeded(summary.failed, summary.rows):
+                raise TooManyFailuresError(
+                    f"stopped: {summary.failed} of {summary.rows} rows failed, more than --max-failures allows; "
+                    f"the last: {row.error}"
+                )
+    finally:  # a signal too: what is computed is on the disk
+        writer.sync()
     return summary
 
 
@@ -185,7 +262,7 @@ class _Asked:
     ready: Callable[[], bool]
 
 
-def _read_questions(name: str, documents: Sequence[Document]) -> _Asked:
+def _read_questions(name: str, documents: Sequence[Document], root: Path | None) -> _Asked:
     """Read and pair questions: a file at once and checked whole, a pipe as its lines come."""
     if name == "-":
         # A file object of its own: at exit Python flushes sys.stdin, which a thread that still reads from it holds.
@@ -194,47 +271,11 @@ def _read_questions(name: str, documents: Sequence[Document]) -> _Asked:
         first = next(questions, None)
         if first is None:
             raise InputError("<stdin>: no questions in it")
-        pairing = Pairing(documents, Path.cwd(), discover.expand, discover.from_data_uri)
+        pairing = Pairing(documents, Path.cwd(), discover.expand, discover.from_data_uri, root)
         jobs = pair(itertools.chain([first], questions), pairing)
         return _Asked(jobs, tuple(first.extra), None, stream.ready)
     path = Path(name)
     listed = read_file(path)
-    paired = pair_all(listed, Pairing(documents, path.parent, discover.expand, discover.from_data_uri))
+    paired = pair_all(listed, Pairing(documents, path.parent, discover.expand, discover.from_data_uri, root))
     columns = tuple(dict.fromkeys(column for question in listed for column in question.extra))
     return _Asked(paired, columns, len(paired), lambda: True)
-
-
-@contextlib.contextmanager
-def _opened_output(
-    settings: OutputSettings, columns: Sequence[str], stdout: IO[str]
-) -> Iterator[tuple[RowWriter, Journal]]:
-    """Open the output: stdout, a new file, one to be gone on with, or one to be replaced at the end."""
-    path, empty = settings.path, Journal("", frozenset())
-    if path is None:
-        yield RowWriter(stdout, settings.format, columns), empty
-        return
-    if path.is_dir():
-        raise OutputError(f"{path}: a folder; name a file")
-    with locked(path):
-        if path.exists() and not (settings.resume or settings.overwrite):
-            raise OutputError(f"{path}: exists; --resume goes on with it, --overwrite replaces it")
-        if settings.overwrite:
-            with replacing(path) as stream:
-                yield RowWriter(stream, settings.format, columns), empty
-            return
-        journal = empty
-        if path.exists():
-            header = [*COLUMNS, *user_columns(columns).values()]
-            journal = read_journal(path, settings.format, header, retry_failed=settings.retry_failed)
-            with replacing(path) as stream:
-                stream.write(journal.kept)
-        try:
-            stream = path.open("a", encoding="utf-8", newline="")
-        except OSError as error:
-            raise OutputError(f"{path}: {error.strerror}") from error
-        with stream:
-            yield RowWriter(stream, settings.format, columns, header=not journal.kept), journal
-
-
-def _format_of(path: Path | None) -> Format:
-    return Format.JSONL if path and path.suffix.lower() in (".jsonl", ".ndjson") else Format.CSV

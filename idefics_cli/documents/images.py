@@ -22,7 +22,6 @@ _DAMAGE = (
     IndexError,
     struct.error,
     EOFError,
-    MemoryError,
     OverflowError,
 )
 _DEEP_GREY = ("I", "F")

@@ -33,12 +33,12 @@ class PageMemory:
 
     def __init__(self) -> None:
         descriptor = os.memfd_create("idefics-cli pages")
+        weakref.finalize(self, os.close, descriptor)
         os.ftruncate(descriptor, _SLOT * _SLOTS)
         self.handle: Handle = (os.getpid(), descriptor)
         self._memory = mmap.mmap(descriptor, _SLOT * _SLOTS)
         self._free = list(range(_SLOTS))
         self._lock = threading.Lock()
-        weakref.finalize(self, os.close, descriptor)
 
     def take(self) -> tuple[int, Place] | None:
         """Return a free slot, the lowest, and its place; None where all are taken."""
@@ -58,7 +58,12 @@ class PageMemory:
 
 def shared_memory() -> PageMemory | None:
     """Return new memory for pages, where the system has it."""
-    return PageMemory() if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir() else None
+    if not hasattr(os, "memfd_create") or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return PageMemory()
+    except OSError:  # a limit on the size of files counts here too
+        return None
 
 
 def open_memory(handle: Handle) -> mmap.mmap | None:

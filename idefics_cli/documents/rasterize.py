@@ -10,6 +10,7 @@ import functools
 import hashlib
 import mmap
 import multiprocessing
+import resource
 import signal
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -32,6 +33,7 @@ from idefics_cli.records import Document, PreparedPage
 
 _INSPECT_TIMEOUT = 120.0  # seconds to hash and open one document
 _HEAD = 1024
+_MEMORY = 2_000_000_000  # bytes of a page process: 250 megapixels in RGB, twice, and the libraries
 
 _Result = TypeVar("_Result", "DocumentInfo", PreparedPage)
 
@@ -174,6 +176,8 @@ def inspect(document: Document, settings: PageSettings) -> DocumentInfo:
     )
     if pages < 1:
         raise RowFailedError(FailureKind.UNREADABLE, "the document has no pages")
+    if settings.max_pages and pages > settings.max_pages:
+        raise RowFailedError(FailureKind.TOO_LARGE, f"{pages} pages are more than --max-pages {settings.max_pages}")
     return DocumentInfo(pages, digest.hexdigest())
 
 
@@ -285,6 +289,9 @@ def _begin_worker(handle: Handle | None) -> None:
     """Set a page process up. Ctrl-C goes to the whole foreground group; the parent alone decides what it means."""
     global _memory  # a process has one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A page that asks for more fails alone. What is shared with the parent does not count as data.
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY if limit < 0 else min(_MEMORY, limit), limit))
     _memory = open_memory(handle) if handle is not None else None
 
 

@@ -23,6 +23,8 @@ class Pairing:
     """Expands a path or glob; raises InputError where nothing is."""
     decode: Callable[[str], Document]
     """Decodes a data URI; raises RowFailedError."""
+    root: Path | None = None
+    """The folder below which a line may name documents; those of the command line are the user's own choice."""
 
     def documents_of(self, question: Question) -> Sequence[Document]:
         """Return the documents a question is asked of.
@@ -42,9 +44,19 @@ class Pairing:
             return [self.decode(name)]
         path = name if os.path.isabs(name) else os.path.join(self.base, name)  # noqa: PTH117, PTH118 - globs stay text
         try:
-            return self.expand(os.path.normpath(path))
+            found = self.expand(os.path.normpath(path))
         except InputError:
             return [self._given_with_end(name)]
+        self._check_root(name, found)
+        return found
+
+    def _check_root(self, name: str, found: Sequence[Document]) -> None:
+        """Refuse documents outside the root, wherever links lead."""
+        if self.root is None:
+            return
+        root = self.root.resolve()
+        if not all(Path(document.path or "").resolve().is_relative_to(root) for document in found):
+            raise RowFailedError(FailureKind.BAD_QUESTION, f"document {name!r} lies outside of --root {self.root}")
 
     def _given_with_end(self, name: str) -> Document:
         """Find the command line's document whose path ends in `name`."""

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idefics_cli.config import Format
-from idefics_cli.errors import OutputError
+from idefics_cli.config import Format, RetryFailed
+from idefics_cli.errors import FailureKind, OutputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,11 @@ class Journal:
     """Their text, header included; a torn last row is cut off, failed rows to be asked again are left out."""
     keys: frozenset[str]
     """Of the rows in it."""
+    stays: int | None = 0
+    """Bytes of the output that stay as they are, from its start; None where rows among them go."""
 
 
-def read_journal(path: Path, form: Format, columns: Sequence[str], *, retry_failed: bool) -> Journal:
+def read_journal(path: Path, form: Format, columns: Sequence[str], *, retry_failed: RetryFailed | None) -> Journal:
     """Read an output to be resumed.
 
     Raises:
@@ -36,14 +38,16 @@ def read_journal(path: Path, form: Format, columns: Sequence[str], *, retry_fail
     except (OSError, UnicodeDecodeError) as error:
         raise OutputError(f"{path}: can't be read to resume it: {error}") from error
     if form is Format.JSONL:
-        return _from_jsonl(text, retry_failed)
-    return _from_csv(text, path, columns, retry_failed)
+        kept, keys = _from_jsonl(text, retry_failed)
+    else:
+        kept, keys = _from_csv(text, path, columns, retry_failed)
+    return Journal(kept, frozenset(keys), len(kept.encode()) if text.startswith(kept) else None)
 
 
-def _from_csv(text: str, path: Path, columns: Sequence[str], retry_failed: bool) -> Journal:
+def _from_csv(text: str, path: Path, columns: Sequence[str], retry_failed: RetryFailed | None) -> tuple[str, set[str]]:
     whole = _cut_torn_row(text)
     if not whole:
-        return Journal("", frozenset())
+        return "", set()
     rows = csv.reader(io.StringIO(whole, newline=""))
     header = next(rows)
     if header != list(columns):
@@ -51,15 +55,15 @@ def _from_csv(text: str, path: Path, columns: Sequence[str], retry_failed: bool)
         raise OutputError(
             f"{path}: its columns differ from this run's ({', '.join(differing)}); use --overwrite or another output"
         )
-    status = header.index("status")
-    kept, keys = io.StringIO(), set()
+    status, error = header.index("status"), header.index("error")
+    kept, keys = io.StringIO(), set[str]()
     writer = csv.writer(kept, lineterminator="\n")
     writer.writerow(header)
     for row in rows:
-        if len(row) == len(header) and not (retry_failed and row[status] == "failed"):
+        if len(row) == len(header) and not _is_to_retry(row[status], row[error], retry_failed):
             writer.writerow(row)
             keys.add(row[0])
-    return Journal(kept.getvalue(), frozenset(keys))
+    return kept.getvalue(), keys
 
 
 def _cut_torn_row(text: str) -> str:
@@ -73,15 +77,24 @@ def _cut_torn_row(text: str) -> str:
     return text[:end]
 
 
-def _from_jsonl(text: str, retry_failed: bool) -> Journal:
-    kept, keys = [], set()
+def _is_to_retry(status: str, error: str, retry_failed: RetryFailed | None) -> bool:
+    if status != "failed" or retry_failed is None:
+        return False
+    kind = error.partition(":")[0]
+    return retry_failed is RetryFailed.ALL or any(kind == other and other.is_passing for other in FailureKind)
+
+
+def _from_jsonl(text: str, retry_failed: RetryFailed | None) -> tuple[str, set[str]]:
+    kept, keys = [], set[str]()
     for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if not isinstance(row, dict) or "key" not in row or (retry_failed and row.get("status") == "failed"):
+        if not isinstance(row, dict) or "key" not in row:
+            continue
+        if _is_to_retry(str(row.get("status")), str(row.get("error")), retry_failed):
             continue
         kept.append(line + "\n")
         keys.add(str(row["key"]))
-    return Journal("".join(kept), frozenset(keys))
+    return "".join(kept), keys

@@ -7,6 +7,8 @@ import csv
 import io
 import json
 import os
+import re
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from idefics_cli.records import COLUMNS, Row
 
 _SYNC_EVERY = 1.0  # seconds
 _USER_SUFFIX = "_input"
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 
 
 def user_columns(names: Sequence[str]) -> dict[str, str]:
@@ -39,8 +42,10 @@ def user_columns(names: Sequence[str]) -> dict[str, str]:
 class RowWriter:
     """Writes rows to a stream."""
 
-    def __init__(self, stream: IO[str], form: Format, extra: Sequence[str], *, header: bool = True) -> None:
-        self._stream, self._form = stream, form
+    def __init__(
+        self, stream: IO[str], form: Format, extra: Sequence[str], *, header: bool = True, excel_safe: bool = False
+    ) -> None:
+        self._stream, self._form, self._excel_safe = stream, form, excel_safe
         self._names = user_columns(extra)
         self._synced = time.monotonic()
         if form is Format.CSV and header:
@@ -68,9 +73,12 @@ class RowWriter:
             self._put(json.dumps(values, ensure_ascii=False) + "\n")
         else:
             extra = [_text(row.extra.get(name)) for name in self._names]
-            self._put(csv_line([*(_text(value) for value in values.values()), *extra]))
+            texts = [*(_text(value) for value in values.values()), *extra]
+            self._put(csv_line([_plain_cell(text) for text in texts] if self._excel_safe else texts))
 
     def _put(self, line: str) -> None:
+        """Write a line whole or not at all."""
+        whole = self._size()
         try:
             self._stream.write(line)
             self._stream.flush()
@@ -79,7 +87,27 @@ class RowWriter:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise OutputError(f"can't write the output: {error.strerror}") from error
+            self._cut_back(whole)
+            raise OutputError(
+                f"can't write the output: {error.strerror}; its rows are whole, --resume goes on with them"
+            ) from error
+
+    def _size(self) -> int | None:
+        """Return the bytes in a regular file; None of a pipe or a terminal."""
+        try:
+            status = os.fstat(self._stream.fileno())
+        except (OSError, io.UnsupportedOperation):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def _cut_back(self, size: int | None) -> None:
+        """Drop a row that was written in part; what the stream still holds of it must not follow later."""
+        with contextlib.suppress(OSError, ValueError):
+            if size is not None:
+                os.truncate(self._stream.fileno(), size)
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, self._stream.fileno())
+                os.close(nothing)
 
     def sync(self) -> None:
         """Bring what is written to the disk; streams that are no files have none."""
@@ -104,6 +132,11 @@ def csv_line(values: Sequence[str]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()
+
+
+def _plain_cell(text: str) -> str:
+    """Put an apostrophe before what a spreadsheet would run as a formula (OWASP, CSV injection)."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text) else text
 
 
 def _text(value: object) -> str:
