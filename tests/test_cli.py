@@ -279,25 +279,3 @@ def test_a_full_disk_exits_5_and_the_run_goes_on_when_there_is_room(tmp_path: Pa
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert len({row["key"] for row in rows_of(output)}) == len(rows_of(output)) == len(some) + 20
-
-
-def test_a_killed_run_goes_on_and_ends_like_one_that_was_left_alone(cli: Run, tmp_path: Path) -> None:
-    """SIGKILL at several moments; each time the run is resumed."""
-    timings = {"raster_ms", "prepare_ms", "vision_ms", "prefill_ms", "decode_ms", "latency_ms", "batch_size"}
-    output, undisturbed = tmp_path / "out.csv", tmp_path / "undisturbed.csv"
-    command = [str(SAMPLES / "documents"), "-q", str(SAMPLES / "questions.csv"), "--model", "tiny"]
-    assert cli("run", *command, "-o", undisturbed).returncode == 0
-    for seconds in (0.5, 4.0, 6.0, 8.0):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "idefics_cli", "run", *command, "-o", output, "--resume", "--quiet"]
-        )
-        time.sleep(seconds)
-        process.kill()
-        process.wait()
-    done = cli("run", *command, "-o", output, "--resume")
-    assert done.returncode == 0, done.stderr
-    content = [
-        [{name: value for name, value in row.items() if name not in timings} for row in rows_of(path)]
-        for path in (output, undisturbed)
-    ]
-    assert content[0] == content[1]

@@ -13,6 +13,7 @@ import multiprocessing
 import resource
 import signal
 import time
+import warnings
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,6 +290,7 @@ def _begin_worker(handle: Handle | None) -> None:
     """Set a page process up. Ctrl-C goes to the whole foreground group; the parent alone decides what it means."""
     global _memory  # a process has one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")  # what is wrong with a document stands in its row
     # A page that asks for more fails alone. What is shared with the parent does not count as data.
     limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY if limit < 0 else min(_MEMORY, limit), limit))
