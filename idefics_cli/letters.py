@@ -1,4 +1,4 @@
-"""Writes letter pages full of text as PDFs: what `bench` measures with."""
+"""Writes letter pages as PDFs: what `bench` measures and `doctor` asks with."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def write_letters(folder: Path, count: int) -> list[Path]:
         words = random.Random(number)  # noqa: S311
         lines = [" ".join(words.choice(_WORDS) for _ in range(12)) for _ in range(_LINES)]
         path = folder / f"letter-{number:04}.pdf"
-        path.write_bytes(_pdf(lines))
+        path.write_bytes(letter(lines))
         paths.append(path)
     return paths
 
 
-def _pdf(lines: Sequence[str]) -> bytes:
+def letter(lines: Sequence[str]) -> bytes:
     """Set lines of text on one letter page, as a PDF (ISO 32000-1, sections 7.5 and 9.4)."""
     shown = "".join(f"({line}) Tj T*\n" for line in lines)
     content = f"BT /F1 {_POINTS} Tf {_POINTS + 2} TL 40 {_LETTER[1] - 50} Td\n{shown}ET".encode()

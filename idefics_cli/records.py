@@ -152,3 +152,5 @@ class Row:
 
 
 COLUMNS: tuple[str, ...] = tuple(name for name in Row.__dataclass_fields__ if name != "extra")
+COST_COLUMNS: tuple[str, ...] = tuple(Timing.__dataclass_fields__)
+"""Those that share out what a run spent, in milliseconds."""

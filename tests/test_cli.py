@@ -239,7 +239,7 @@ def test_a_run_over_the_samples_is_right_complete_and_accounts_for_its_time(cli:
 
 def test_version_and_help(cli: Run) -> None:
     assert cli("--version").stdout.startswith("idefics-cli ")
-    for command in ("ask", "run", "demo", "eval"):
+    for command in ("ask", "run", "demo", "eval", "bench", "doctor"):
         assert "Example" in cli(command, "--help").stdout
 
 

@@ -18,7 +18,7 @@ def test_every_kind_and_every_column_is_named() -> None:
 
 
 def test_every_option_that_it_names_is_there(cli: Run) -> None:
-    helps = " ".join(cli(command, "--help").stdout for command in ("ask", "run", "demo", "eval", "bench"))
+    helps = " ".join(cli(command, "--help").stdout for command in ("ask", "run", "demo", "eval", "bench", "doctor"))
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in helps, option
 

@@ -11,6 +11,7 @@ import typer
 from idefics_cli.cli.ask import ask
 from idefics_cli.cli.bench import bench
 from idefics_cli.cli.demo import demo
+from idefics_cli.cli.doctor import doctor
 from idefics_cli.cli.evaluate import evaluate
 from idefics_cli.cli.run import run
 from idefics_cli.config import RetryFailed
@@ -47,6 +48,7 @@ app.command("run")(run)
 app.command("demo")(demo)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
+app.command("doctor")(doctor)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from idefics_cli.cli import options
+from idefics_cli.cli.dry_run import journal_of, report
 from idefics_cli.cli.ending import exit_codes
 from idefics_cli.cli.output import format_of, opened_output
 from idefics_cli.cli.progress import reporting
@@ -39,6 +40,7 @@ from idefics_cli.questions.pair import Pairing, pair, pair_all
 from idefics_cli.questions.read import accepted_answers, read_file
 from idefics_cli.questions.stream import QuestionStream
 from idefics_cli.records import Document, Job, Row
+from idefics_cli.rehearsal import rehearse
 from idefics_cli.results.summary import Summary, summary_table
 from idefics_cli.results.write import RowWriter
 from idefics_cli.rows import answer_settings
@@ -93,6 +95,12 @@ def run(
     excel_safe: Annotated[
         bool,
         typer.Option("--excel-safe", help="CSV: no cell that a spreadsheet would run.", rich_help_panel=options.OUTPUT),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would be done; ask and write nothing.", rich_help_panel=options.MESSAGES
+        ),
     ] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Ask at most N rows.", rich_help_panel=options.OUTPUT)
@@ -174,6 +182,10 @@ def run(
             quiet=quiet,
             verbose=verbose,
         )
+        if dry_run:
+            if rehearse_questions(documents or [], questions, settings, stdout):
+                raise typer.Exit(ROWS_FAILED)
+            return
         summary = answer_questions(documents or [], questions, settings, stdout)
         if summary.failed:
             raise typer.Exit(ROWS_FAILED)
@@ -224,6 +236,26 @@ def answer_questions(names: Sequence[str], questions: str, settings: RunSettings
         )
         Console(stderr=True).print(table)
     return summary
+
+
+def rehearse_questions(names: Sequence[str], questions: str, settings: RunSettings, stdout: IO[str]) -> int:
+    """Say what a run would do, without weights; returns how many rows would fail for their input.
+
+    Raises:
+        IdeficsCliError: nothing could be asked.
+
+    """
+    asked = _read_questions(questions, discover.find(names), settings.root)
+    from idefics_cli.engine.idefics2 import Idefics2Engine  # brings torch along: not before it is needed
+
+    with PagePool(settings.pages) as pool:
+        if asked.total is not None:
+            check_pages(asked.jobs, pool)
+        journal = journal_of(settings.output, asked.columns)
+        rehearsal = rehearse(asked.jobs, Idefics2Engine(settings.model), pool, settings, done=journal.keys)
+    console = Console(file=stdout, width=None if stdout.isatty() else 120)
+    report(rehearsal, journal.seconds_a_row(settings.output.format), console)
+    return rehearsal.failed
 
 
 def _written(rows: Iterable[Row], writer: RowWriter, settings: RunSettings, report: Callable[[], None]) -> Summary:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from idefics_cli.config import Format, RetryFailed
 from idefics_cli.errors import FailureKind, OutputError
+from idefics_cli.records import COST_COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,15 @@ class Journal:
     """Of the rows in it."""
     stays: int | None = 0
     """Bytes of the output that stay as they are, from its start; None where rows among them go."""
+
+    def seconds_a_row(self, form: Format) -> float | None:
+        """Return what an answered row took on the average, by the cost columns; None where there is none."""
+        if form is Format.JSONL:
+            rows: Iterable[Mapping[str, Any]] = map(json.loads, self.kept.splitlines())
+        else:
+            rows = csv.DictReader(io.StringIO(self.kept, newline=""))
+        costs = [sum(float(row[name] or 0) for name in COST_COLUMNS) for row in rows if row["status"] == "ok"]
+        return sum(costs) / len(costs) / 1e3 if costs else None
 
 
 def read_journal(path: Path, form: Format, columns: Sequence[str], *, retry_failed: RetryFailed | None) -> Journal:

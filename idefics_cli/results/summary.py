@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from idefics_cli.metrics import FullStop, Scores, score
-from idefics_cli.records import Row
-
-COST_COLUMNS = ("raster_ms", "prepare_ms", "vision_ms", "prefill_ms", "decode_ms")
+from idefics_cli.records import COST_COLUMNS, Row
 
 
 @dataclass(slots=True)
