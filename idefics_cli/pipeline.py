@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from idefics_cli.ahead import ahead
@@ -18,8 +18,8 @@ from idefics_cli.documents.store import PageStore
 from idefics_cli.engine.base import Engine
 from idefics_cli.errors import FailureKind, InputError, RowFailedError
 from idefics_cli.questions.pages import select_pages
-from idefics_cli.records import Document, Job, Request, Row
-from idefics_cli.rows import RowToBe, answer_settings, finished_row, row_key
+from idefics_cli.records import Document, Job, PreparedPage, Request, Row
+from idefics_cli.rows import PageFacts, RowToBe, answer_settings, finished_row, row_key
 
 _FIRST_WINDOW = 8  # which part of a window the first one is; they double
 
@@ -64,15 +64,19 @@ def run(
     store = PageStore(pool, engine.geometry)
     rows = _with_keys(_looked_ahead(jobs, store, pool.workers, ready), store, engine, settings, done, progress)
     windows = _windows(rows, store, engine.window, ready)
+    waiting: deque[RowToBe] = deque()
     # While a window is answered, the next one is gathered and its pages are prepared.
     for window, requests in ahead((window, _requests(window, store, progress)) for window in windows):
-        waiting = deque(window)
+        for part in window:
+            if part.is_first:
+                waiting.append(part.row)
+            part.row.is_asked = part.is_last
         for answer in itertools.chain(engine.answer(requests.values()), [None]):
             if answer is not None:
                 row_to_be, page = requests.owner[answer.number]
                 row_to_be.answers[page] = answer
-            # Rows leave in order, each as soon as it is done; after the last answer, all of them.
-            while waiting and (answer is None or waiting[0].is_answered):
+            # Rows leave in order, each as soon as it is done; after the last answer, all whose pages have been asked.
+            while waiting and (waiting[0].is_answered or (answer is None and waiting[0].is_asked)):
                 row = finished_row(waiting.popleft(), engine.name)
                 progress.rows += 1
                 progress.failed += row.status == "failed"
@@ -166,32 +170,51 @@ def _digest(document: Document | None, store: PageStore) -> str | None:
         return None
 
 
-def _windows(
-    rows: Iterable[RowToBe], store: PageStore, size: int, ready: Callable[[], bool]
-) -> Iterator[list[RowToBe]]:
-    """Group rows into windows of about `size` requests, and ask for their pages.
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The pages of a row that are asked in one window: a document of many pages does not fit into one."""
 
-    A row is never parted; one with more pages than a window makes a window of its own. The first windows are small,
-    so that the engine begins soon.
+    row: RowToBe
+    pages: tuple[int, ...]
+    page_ids: tuple[int, ...]
+    is_first: bool
+    is_last: bool
+
+
+def _windows(rows: Iterable[RowToBe], store: PageStore, size: int, ready: Callable[[], bool]) -> Iterator[list[_Part]]:
+    """Group rows into windows of at most `size` requests, and ask for their pages.
+
+    Pages that are read together are never parted. The first windows are small, so that the engine begins soon.
     """
     first = max(1, size // _FIRST_WINDOW)
-    window: list[RowToBe] = []
-    gathered: deque[list[RowToBe]] = deque()
+    window: list[_Part] = []
+    gathered: deque[list[_Part]] = deque()
     requests = 0
     for row in rows:
-        if row.failure is None and row.job.document is not None:
-            row.page_ids = tuple(store.request(row.job.document, page) for page in row.pages)
-        window.append(row)
-        requests += 1 if row.together else max(1, len(row.pages))
-        if requests >= min(size, first) or not ready():
-            gathered.append(window)
-            window, requests, first = [], 0, 2 * first
-        # A window waits until the next one has asked for its pages: those that both need are kept.
-        while len(gathered) > 1 or (gathered and not ready()):
-            yield gathered.popleft()
+        pages = row.pages if row.failure is None and row.job.document is not None else ()
+        start, is_last = 0, False
+        while not is_last:
+            limit = min(size, first)
+            some = pages if row.together else pages[start : start + limit - requests]
+            is_last = start + len(some) == len(pages)
+            window.append(_Part(row, some, _page_ids(row, some, store), is_first=start == 0, is_last=is_last))
+            start += len(some)
+            requests += 1 if row.together else max(1, len(some))
+            if requests >= limit or not ready():
+                gathered.append(window)
+                window, requests, first = [], 0, 2 * first
+            # A window waits until the next one has asked for its pages: those that both need are kept.
+            while len(gathered) > 1 or (gathered and not ready()):
+                yield gathered.popleft()
     yield from gathered
     if window:
         yield window
+
+
+def _page_ids(row: RowToBe, pages: Sequence[int], store: PageStore) -> tuple[int, ...]:
+    """Ask for pages; return their numbers within the run."""
+    document = row.job.document
+    return tuple(store.request(document, page) for page in pages) if document is not None else ()
 
 
 @dataclass(slots=True)
@@ -201,44 +224,52 @@ class _Requests:
     by_number: dict[int, Request] = field(default_factory=dict)
     owner: dict[int, tuple[RowToBe, int]] = field(default_factory=dict)
 
-    def add(self, row: RowToBe, pages: Sequence[int]) -> None:
+    def add(self, row: RowToBe, pages: Mapping[int, tuple[int, PreparedPage]]) -> None:
+        """Ask a row's question of prepared pages, which come with their numbers within the run."""
         number = len(self.by_number)
         row.requests += 1
-        ids = tuple(row.page_ids[row.pages.index(page)] for page in pages)
-        prepared = tuple(row.prepared[page] for page in pages)
+        ids, prepared = zip(*pages.values(), strict=True)
         self.by_number[number] = Request(number, row.job.question.text, prepared, ids)
-        self.owner[number] = (row, pages[0])
+        self.owner[number] = (row, next(iter(pages)))
 
     def values(self) -> Iterable[Request]:
         return self.by_number.values()
 
 
-def _requests(window: Sequence[RowToBe], store: PageStore, progress: Progress) -> _Requests:
+def _requests(window: Sequence[_Part], store: PageStore, progress: Progress) -> _Requests:
     """Wait for a window's pages and ask its questions."""
     requests = _Requests()
-    waiting: dict[tuple[Document, int], list[RowToBe]] = {}
-    for row in window:
-        for page, _ in zip(row.pages, row.page_ids, strict=False):
-            assert row.job.document is not None
+    sharing: dict[tuple[Document, int], list[RowToBe]] = {}
+    pages: dict[tuple[Document, int], PreparedPage] = {}
+    for part in window:
+        row, document = part.row, part.row.job.document
+        ready: dict[int, tuple[int, PreparedPage]] = {}
+        for page, page_id in zip(part.pages, part.page_ids, strict=True):
+            assert document is not None
             try:
-                row.prepared[page] = store.prepared(row.job.document, page)
-                waiting.setdefault((row.job.document, page), []).append(row)
+                prepared = store.prepared(document, page)
             except RowFailedError as failure:
                 row.page_failures.append(f"{failure.kind}: page {page}: {failure.words}")
-                store.release(row.job.document, page)
-        if row.together and row.prepared and not row.page_failures:
-            requests.add(row, tuple(row.prepared))
+                store.release(document, page)
+                continue
+            ready[page] = (page_id, prepared)
+            row.facts[page] = PageFacts.of(prepared)
+            pages[document, page] = prepared
+            sharing.setdefault((document, page), []).append(row)
+        if row.together and ready and not row.page_failures:
+            requests.add(row, ready)
         elif not row.together:
-            for page in row.prepared:
-                requests.add(row, (page,))
-    for (document, page), rows in waiting.items():
-        _share_cost(document, page, rows, store, progress)
+            for page, numbered in ready.items():
+                requests.add(row, {page: numbered})
+    for (document, page), rows in sharing.items():
+        _share_cost(document, page, pages[document, page], rows, store, progress)
     return requests
 
 
-def _share_cost(document: Document, page: int, rows: Sequence[RowToBe], store: PageStore, progress: Progress) -> None:
+def _share_cost(
+    document: Document, page: int, prepared: PreparedPage, rows: Sequence[RowToBe], store: PageStore, progress: Progress
+) -> None:
     """Divide what a page cost among the rows of the window that first asks for it."""
-    prepared = rows[0].prepared[page]
     if store.charge(document, page):
         progress.pages += 1
         progress.split_pages += prepared.split

@@ -17,6 +17,20 @@ _MARK = 2
 _DIGITS = 64
 
 
+@dataclass(frozen=True, slots=True)
+class PageFacts:
+    """What a row says of a page."""
+
+    rasterizer: str
+    crops: int
+    warning: str
+
+    @classmethod
+    def of(cls, page: PreparedPage) -> PageFacts:
+        """Take them from a prepared page."""
+        return cls(page.rasterizer, len(page.crops), page.warning)
+
+
 @dataclass(slots=True)
 class RowToBe:
     """A row on its way: a question, its document and pages, and what has come of them."""
@@ -28,11 +42,13 @@ class RowToBe:
     """Whether all pages are read in one prompt."""
     key: str = ""
     failure: str | None = None
-    page_ids: tuple[int, ...] = ()
-    prepared: dict[int, PreparedPage] = field(default_factory=dict)
+    facts: dict[int, PageFacts] = field(default_factory=dict)
+    """Of the pages that could be prepared; their pixels are let go with the window that asks about them."""
     page_failures: list[str] = field(default_factory=list)
     requests: int = 0
-    """How many answers it takes."""
+    """How many answers it takes, as far as it has been asked."""
+    is_asked: bool = False
+    """Whether all its pages have been asked."""
     answers: dict[int, Answer] = field(default_factory=dict)
     """By page; under the first page when they are read together."""
     raster_ms: float = 0.0
@@ -41,7 +57,7 @@ class RowToBe:
     @property
     def is_answered(self) -> bool:
         """Whether every answer is there."""
-        return len(self.answers) == self.requests
+        return self.is_asked and len(self.answers) == self.requests
 
 
 def finished_row(row: RowToBe, model: str) -> Row:
@@ -50,12 +66,12 @@ def finished_row(row: RowToBe, model: str) -> Row:
     question, document = row.job.question, row.job.document
     best = max(answered, key=lambda page: answered[page].confidence, default=None)
     answer = answered[best] if best is not None else None
-    read = tuple(row.prepared) if row.together else (best,) if best is not None else tuple(row.prepared)[:1]
-    prepared = [row.prepared[page] for page in read]
+    read = tuple(row.facts) if row.together else (best,) if best is not None else tuple(row.facts)[:1]
+    facts = [row.facts[page] for page in read]
     failures = (
         [row.failure] if row.failure else row.page_failures + [a.failure for a in row.answers.values() if a.failure]
     )
-    warnings = [page.warning for page in prepared] + [answer.warning if answer else ""]
+    warnings = [page.warning for page in facts] + [answer.warning if answer else ""]
     if answer is not None and failures:
         warnings.append(f"{len(failures)} of {len(row.pages)} pages failed: {failures[0]}")
     every = row.answers.values()
@@ -70,9 +86,9 @@ def finished_row(row: RowToBe, model: str) -> Row:
         status="ok" if answer else "failed",
         error="" if answer else failures[0] if failures else f"{FailureKind.MODEL_ERROR}: the engine gave no answer",
         warning="; ".join(dict.fromkeys(filter(None, warnings))),
-        rasterizer=prepared[0].rasterizer if prepared else "",
-        split=any(page.split for page in prepared) if prepared else None,
-        crops=sum(len(page.crops) for page in prepared) if prepared else None,
+        rasterizer=facts[0].rasterizer if facts else "",
+        split=any(page.crops > 1 for page in facts) if facts else None,
+        crops=sum(page.crops for page in facts) if facts else None,
         prompt_tokens=answer.prompt_tokens if answer else None,
         new_tokens=answer.new_tokens if answer else None,
         batch_size=answer.batch_size if answer else None,

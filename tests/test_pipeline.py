@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from idefics_cli.config import Across, RunSettings
+from idefics_cli.config import Across, PageSettings, RunSettings, Split
 from idefics_cli.documents.rasterize import PagePool
 from idefics_cli.errors import InputError
 from idefics_cli.pipeline import Progress, check_pages, run
@@ -156,3 +156,24 @@ def test_latency_runs_from_taking_the_request(pool: PagePool) -> None:
     (row,) = run([job("q", SAMPLES / "documents" / "notice.bmp")], FakeEngine(), pool, RunSettings())
     assert row.latency_ms is not None
     assert 0 < row.latency_ms <= (time.perf_counter() - started) * 1e3
+
+
+@pytest.mark.parametrize("across", list(Across))
+def test_a_document_of_many_pages_is_asked_in_parts_and_leaves_as_it_should(
+    pool: PagePool, tmp_path: Path, across: Across
+) -> None:
+    frames = [Image.new("RGB", (20, 20), (5 * n, 5 * n, 5 * n)) for n in range(30)]
+    frames[0].save(tmp_path / "many.tiff", save_all=True, append_images=frames[1:])
+    engine = FakeEngine(window=8)
+    settings = RunSettings(across=across, pages=PageSettings(split=Split.NEVER))
+    asked = [job("one", tmp_path / "many.tiff"), job("two", tmp_path / "many.tiff")]
+    rows = list(run(asked, engine, pool, settings))
+    assert max(engine.calls) <= 8
+    if across is Across.EACH:
+        assert [(row.question, row.page) for row in rows] == [(q, str(p)) for q in ("one", "two") for p in range(1, 31)]
+    elif across is Across.BEST:
+        assert [(row.question, row.page, row.crops) for row in rows] == [("one", "30", 1), ("two", "30", 1)]
+        assert len(engine.asked) == 60
+    else:
+        assert [(row.page, row.crops) for row in rows] == [("1-30", 30)] * 2
+        assert len(engine.asked) == 2

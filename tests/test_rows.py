@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import numpy as np
-
 from idefics_cli.config import ModelSettings, PageSettings, RunSettings, Split
-from idefics_cli.records import Answer, Document, Job, PreparedPage, Question
-from idefics_cli.rows import RowToBe, answer_settings, differing_settings, finished_row, row_key
+from idefics_cli.records import Answer, Document, Job, Question
+from idefics_cli.rows import PageFacts, RowToBe, answer_settings, differing_settings, finished_row, row_key
 from tests.fakes import FakeEngine
 
 JOB = Job(Question("q", "f:1", id="7", extra={"mine": 1}), Document("a.pdf", "a.pdf"))
-PAGE = PreparedPage((np.zeros((4, 4, 3), np.uint8),), "pdfium", 5.0, 1.0, "blank page")
+PAGE = PageFacts("pdfium", 1, "blank page")
 
 
 def to_be(**changes: object) -> RowToBe:
-    values: dict[str, object] = {"pages": (1, 2), "prepared": {1: PAGE, 2: PAGE}, "raster_ms": 5.0}
+    values: dict[str, object] = {"pages": (1, 2), "facts": {1: PAGE, 2: PAGE}, "raster_ms": 5.0}
     return RowToBe(JOB, 0.0, **(values | changes))  # type: ignore[arg-type]
 
 
@@ -25,10 +23,10 @@ def test_the_most_probable_page_answers_and_all_pages_are_paid_for() -> None:
 
 
 def test_a_page_that_failed_is_a_warning_while_another_answers() -> None:
-    row = finished_row(to_be(prepared={2: PAGE}, answers={2: Answer(1, "two", 0.9)}, page_failures=["x: page 1"]), "m")
+    row = finished_row(to_be(facts={2: PAGE}, answers={2: Answer(1, "two", 0.9)}, page_failures=["x: page 1"]), "m")
     assert row.status == "ok"
     assert "1 of 2 pages failed: x: page 1" in row.warning
-    row = finished_row(to_be(prepared={}, page_failures=["render-failed: page 1", "render-failed: page 2"]), "m")
+    row = finished_row(to_be(facts={}, page_failures=["render-failed: page 1", "render-failed: page 2"]), "m")
     assert (row.status, row.error, row.page, row.answer, row.confidence) == (
         "failed",
         "render-failed: page 1",
