@@ -230,6 +230,8 @@ class RunSettings:
     """Ask at most this many questions."""
     root: Path | None = None
     """The folder below which questions may name documents; None for anywhere."""
+    allow_urls: bool = False
+    """Whether questions may name http(s) addresses."""
     max_failures: MaxFailures | None = None
     """Failed rows after which a run is going wrong and stops."""
     quiet: bool = False

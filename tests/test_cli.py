@@ -10,9 +10,11 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -279,3 +281,70 @@ def test_a_full_disk_exits_5_and_the_run_goes_on_when_there_is_room(tmp_path: Pa
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert len({row["key"] for row in rows_of(output)}) == len(rows_of(output)) == len(some) + 20
+
+
+def held_open(output: Path) -> subprocess.Popen[str]:
+    """Start a run that has answered a question and waits for the next."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "idefics_cli", "run", "-q", "-", "-o", str(output), "--model", "tiny"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdin
+    process.stdin.write(json.dumps({"question": "q", "document": str(LETTER)}) + "\n")
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    while not output.exists() or len(output.read_text().splitlines()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def test_two_runs_at_once_and_a_wait(cli: Run, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    first = held_open(output)
+    command = ("run", LETTER, "-q", tmp_path / "q.csv", "-o", output, "--model", "tiny", "--resume")
+    (tmp_path / "q.csv").write_text("question\nWho?\n")
+    second = cli(*command)
+    assert second.returncode == 75
+    assert f"process {first.pid}" in second.stderr
+    assert first.stdin and first.stderr
+    threading.Timer(1.0, first.stdin.close).start()
+    waited = cli(*command, "--wait", "60")
+    assert waited.returncode == 0, waited.stderr
+    assert first.wait(10) == 0
+    first.stderr.close()
+    assert len(rows_of(output)) == 2
+
+
+def test_workers_end_with_the_run_whatever_ends_it(tmp_path: Path) -> None:
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        process = held_open(tmp_path / f"{number}.csv")
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert workers
+        process.send_signal(number)
+        assert process.wait(5) == code
+        _, alive = psutil.wait_procs(workers, timeout=5)
+        assert alive == []
+        assert process.stdin and process.stderr
+        process.stderr.close()
+        assert len(rows_of(tmp_path / f"{number}.csv")) == 1
+
+
+def test_a_place_that_can_not_be_written_exits_5(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("question\nWho?\n")
+    for output in ("/proc/out.csv", "/dev/full/out.csv"):
+        done = cli("run", LETTER, "-q", tmp_path / "q.csv", "-o", output, "--model", "tiny")
+        assert done.returncode == 5, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_what_is_said_holds_nothing_of_the_documents(cli: Run) -> None:
+    question, answer = question_for("notice.bmp")
+    (line,) = [json.dumps({"question": question, "document": str(LETTER)})]
+    done = cli("run", "-q", "-", "-o", "-", "--model", "tiny", "--verbose", stdin=line)
+    assert answer in done.stdout
+    assert answer not in done.stderr
+    assert question not in done.stderr

@@ -8,7 +8,7 @@ import pytest
 from idefics_cli.documents import discover
 from idefics_cli.errors import InputError, RowFailedError
 from idefics_cli.questions.pair import Pairing, pair, pair_all
-from idefics_cli.records import Question
+from idefics_cli.records import Document, Question
 
 Png = Callable[..., Path]
 
@@ -70,10 +70,19 @@ def test_a_root_confines_what_lines_may_name_wherever_links_lead(tmp_path: Path,
     (tmp_path / "root" / "link.png").symlink_to(outside)
     (tmp_path / "root" / "folder").symlink_to(tmp_path)
     given = discover.find([str(outside)])
-    confined = Pairing(given, tmp_path / "root", discover.expand, discover.from_data_uri, tmp_path / "root")
+    confined = Pairing(given, tmp_path / "root", discover.expand, discover.from_data_uri, root=tmp_path / "root")
     assert [d.path for d in confined.documents_of(ask("q", "a.png"))] == [str(inside)]
     for name in ("link.png", "folder/secret.png", "../secret.png", str(outside), "*.png"):
         with pytest.raises(RowFailedError, match="outside of --root"):
             confined.documents_of(ask("q", name))
     # What stands on the command line is the user's own choice.
     assert confined.documents_of(ask("q")) == given
+
+
+def test_addresses_are_fetched_only_where_that_is_allowed(tmp_path: Path) -> None:
+    asked = ask("q", "https://example.org/a.pdf")
+    with pytest.raises(RowFailedError, match="--allow-urls"):
+        pairing(tmp_path).documents_of(asked)
+    fetched = Document("a", data=b"x")
+    allowed = Pairing((), tmp_path, discover.expand, discover.from_data_uri, fetch=lambda url: fetched)
+    assert allowed.documents_of(asked) == [fetched]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -16,6 +13,7 @@ import typer
 from rich.console import Console
 
 from idefics_cli.cli import options
+from idefics_cli.cli.asked import read_questions
 from idefics_cli.cli.dry_run import journal_of, report
 from idefics_cli.cli.ending import exit_codes
 from idefics_cli.cli.output import format_of, opened_output
@@ -32,14 +30,12 @@ from idefics_cli.config import (
 )
 from idefics_cli.documents import discover
 from idefics_cli.documents.rasterize import PagePool
-from idefics_cli.errors import ROWS_FAILED, InputError, TooManyFailuresError, UsageError
+from idefics_cli.errors import ROWS_FAILED, TooManyFailuresError, UsageError
 from idefics_cli.pipeline import Progress, check_pages
 from idefics_cli.pipeline import run as run_pipeline
 from idefics_cli.questions.pages import check_selection
-from idefics_cli.questions.pair import Pairing, pair, pair_all
-from idefics_cli.questions.read import accepted_answers, read_file
-from idefics_cli.questions.stream import QuestionStream
-from idefics_cli.records import Document, Job, Row
+from idefics_cli.questions.read import accepted_answers
+from idefics_cli.records import Row
 from idefics_cli.rehearsal import rehearse
 from idefics_cli.results.summary import Summary, summary_table
 from idefics_cli.results.write import RowWriter
@@ -120,6 +116,12 @@ def run(
             rich_help_panel=options.PAGES,
         ),
     ] = None,
+    allow_urls: Annotated[
+        bool,
+        typer.Option(
+            "--allow-urls", help="Questions may name http(s) addresses on public hosts.", rich_help_panel=options.PAGES
+        ),
+    ] = False,
     model: options.Model = options.MODEL_DEFAULTS.model,
     revision: options.Revision = None,
     device: options.DeviceOption = options.MODEL_DEFAULTS.device,
@@ -179,6 +181,7 @@ def run(
             limit=limit,
             max_failures=MaxFailures.parse(max_failures) if max_failures is not None else None,
             root=root,
+            allow_urls=allow_urls,
             quiet=quiet,
             verbose=verbose,
         )
@@ -198,7 +201,7 @@ def answer_questions(names: Sequence[str], questions: str, settings: RunSettings
         IdeficsCliError: nothing could be asked, or the output could not be written.
 
     """
-    asked = _read_questions(questions, discover.find(names), settings.root)
+    asked = read_questions(questions, discover.find(names), settings)
 
     @functools.cache
     def engine() -> Idefics2Engine:
@@ -245,7 +248,7 @@ def rehearse_questions(names: Sequence[str], questions: str, settings: RunSettin
         IdeficsCliError: nothing could be asked.
 
     """
-    asked = _read_questions(questions, discover.find(names), settings.root)
+    asked = read_questions(questions, discover.find(names), settings)
     from idefics_cli.engine.idefics2 import Idefics2Engine  # brings torch along: not before it is needed
 
     with PagePool(settings.pages) as pool:
@@ -280,34 +283,3 @@ def _written(rows: Iterable[Row], writer: RowWriter, settings: RunSettings, repo
     finally:  # a signal too: what is computed is on the disk
         writer.sync()
     return summary
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """The questions of a run, paired with their documents."""
-
-    jobs: Iterable[Job]
-    columns: tuple[str, ...]
-    """The user's own columns."""
-    total: int | None
-    """Jobs; unknown for a pipe."""
-    ready: Callable[[], bool]
-
-
-def _read_questions(name: str, documents: Sequence[Document], root: Path | None) -> _Asked:
-    """Read and pair questions: a file at once and checked whole, a pipe as its lines come."""
-    if name == "-":
-        # A file object of its own: at exit Python flushes sys.stdin, which a thread that still reads from it holds.
-        stream = QuestionStream(os.fdopen(os.dup(0), "rb"))
-        questions = iter(stream)
-        first = next(questions, None)
-        if first is None:
-            raise InputError("<stdin>: no questions in it")
-        pairing = Pairing(documents, Path.cwd(), discover.expand, discover.from_data_uri, root)
-        jobs = pair(itertools.chain([first], questions), pairing)
-        return _Asked(jobs, tuple(first.extra), None, stream.ready)
-    path = Path(name)
-    listed = read_file(path)
-    paired = pair_all(listed, Pairing(documents, path.parent, discover.expand, discover.from_data_uri, root))
-    columns = tuple(dict.fromkeys(column for question in listed for column in question.extra))
-    return _Asked(paired, columns, len(paired), lambda: True)

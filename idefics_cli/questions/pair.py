@@ -23,6 +23,8 @@ class Pairing:
     """Expands a path or glob; raises InputError where nothing is."""
     decode: Callable[[str], Document]
     """Decodes a data URI; raises RowFailedError."""
+    fetch: Callable[[str], Document] | None = None
+    """Fetches an http(s) address; raises RowFailedError; None refuses them."""
     root: Path | None = None
     """The folder below which a line may name documents; those of the command line are the user's own choice."""
 
@@ -42,6 +44,10 @@ class Pairing:
             return self.documents
         if name.startswith("data:"):
             return [self.decode(name)]
+        if name.startswith(("http://", "https://")):
+            if self.fetch is None:
+                raise RowFailedError(FailureKind.BAD_QUESTION, f"{name}: addresses are fetched with --allow-urls alone")
+            return [self.fetch(name)]
         path = name if os.path.isabs(name) else os.path.join(self.base, name)  # noqa: PTH117, PTH118 - globs stay text
         try:
             found = self.expand(os.path.normpath(path))
@@ -92,14 +98,16 @@ def pair(questions: Iterable[Question], pairing: Pairing) -> Iterator[Job]:
 def pair_all(questions: Iterable[Question], pairing: Pairing) -> list[Job]:
     """Pair every question of a file, and bring the jobs of one document together, in the order of first mention.
 
+    An address that can't be fetched, or a data URI that does not decode, fails as a row.
+
     Raises:
-        InputError: a question that finds no document.
+        InputError: a question that can't be asked.
 
     """
     by_document: dict[Document | None, list[Job]] = {}
     problems: list[str] = []
     for job in pair(questions, pairing):
-        if job.question.failure:
+        if (job.question.failure or "").startswith(FailureKind.BAD_QUESTION):
             problems.append(f"{job.question.place}: {job.question.failure}")
         by_document.setdefault(job.document, []).append(job)
     if problems:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -48,3 +50,27 @@ def test_bfloat16_is_the_default(tiny_settings: ModelSettings, sample_requests: 
     assert engine.runner._text.dtype is torch.bfloat16
     answers = list(engine.answer(sample_requests[:8]))
     assert all(answer.failure is None and 0 < answer.confidence <= 1 for answer in answers)
+
+
+POISONED = """
+import torch
+from idefics_cli.config import ModelSettings
+from idefics_cli.engine.idefics2 import Idefics2Engine
+from idefics_cli.errors import ModelError
+from idefics_cli.records import PreparedPage, Request
+import numpy as np
+
+page = PreparedPage((np.full((490, 378, 3), 255, np.uint8),), "pillow", 0.0, 0.0)
+engine = Idefics2Engine(ModelSettings("tiny"))
+assert len(list(engine.answer([Request(0, "What is the date?", (page,), (0,))]))) == 1
+torch.zeros(1, device="cuda")[torch.tensor([5], device="cuda")]  # out of bounds: an assertion on the device
+try:
+    list(engine.answer([Request(1, "What is the date?", (page,), (1,))]))
+except ModelError as error:
+    print("exit code", error.exit_code)
+"""
+
+
+def test_a_poisoned_context_is_a_model_error() -> None:
+    done = subprocess.run([sys.executable, "-c", POISONED], capture_output=True, text=True, timeout=120)
+    assert "exit code 4" in done.stdout, done.stderr[-2000:]

@@ -1,0 +1,76 @@
+"""Memory does not grow with the number of lines or pages; minutes long, so behind a marker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pypdfium2
+import pytest
+
+from idefics_cli.letters import letter
+from tests.conftest import SAMPLES
+
+pytestmark = pytest.mark.slow
+RUN = [sys.executable, "-m", "idefics_cli", "run", "-o", "-", "--format", "jsonl", "--model", "tiny", "--quiet"]
+GROWTH = 60e6  # bytes: what an allocator may still spread to
+
+
+def memory_of(process: int) -> tuple[float, float]:
+    """Return the bytes of a process and of the largest of its children, shared pages aside."""
+    here = psutil.Process(process)
+    sizes = [one.memory_info().rss - one.memory_info().shared for one in (here, *here.children(recursive=True))]
+    return sizes[0], max(sizes[1:], default=0)
+
+
+def watched(command: list[str], lines: list[str], count: int) -> list[tuple[float, float]]:
+    """Run a command over lines of stdin; return its memory after a tenth of the rows, and near the end."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin and process.stdout
+
+    def feed() -> None:
+        assert process.stdin
+        for line in lines:
+            process.stdin.write(line + "\n")
+        process.stdin.close()
+
+    threading.Thread(target=feed, daemon=True).start()
+    found = []
+    rows = 0
+    for row in process.stdout:
+        assert json.loads(row)["status"] == "ok"
+        rows += 1
+        if rows in (count // 10, count * 98 // 100):
+            found.append(memory_of(process.pid))
+    assert process.wait(60) == 0
+    assert rows == count
+    return found
+
+
+def check(found: list[tuple[float, float]]) -> None:
+    (early, early_worker), (late, late_worker) = found
+    print(
+        f"parent {early / 1e6:.0f} -> {late / 1e6:.0f} MB, page process {early_worker / 1e6:.0f} -> {late_worker / 1e6:.0f} MB"
+    )
+    assert late <= early + GROWTH
+    assert late_worker <= early_worker + GROWTH
+
+
+def test_ten_thousand_lines_through_a_pipe() -> None:
+    document = str(SAMPLES / "documents" / "notice.bmp")
+    lines = [json.dumps({"question": f"What is item {n}?", "document": document, "id": n}) for n in range(10_000)]
+    check(watched([*RUN, "-q", "-", "--max-new-tokens", "4"], lines, len(lines)))
+
+
+def test_a_pdf_of_two_thousand_pages(tmp_path: Path) -> None:
+    one, many = pypdfium2.PdfDocument(letter(["Invoice", "Date: 2024-03-05"])), pypdfium2.PdfDocument.new()
+    for _ in range(2000):
+        many.import_pages(one)
+    many.save(tmp_path / "many.pdf")
+    (tmp_path / "q.csv").write_text("question\nWhat is the date?\n")
+    command = [*RUN, str(tmp_path / "many.pdf"), "-q", str(tmp_path / "q.csv")]
+    check(watched([*command, "--split", "never", "--across", "each", "--max-new-tokens", "4"], [], 2000))
