@@ -6,6 +6,7 @@ import random
 import pytest
 
 from idefics_cli.config import ModelSettings, Quantize
+from idefics_cli.engine.checkpoint import load_model, open_checkpoint
 from idefics_cli.engine.idefics2 import Idefics2Engine
 from idefics_cli.engine.schedule import CPU_ROWS
 from idefics_cli.engine.stock import StockEngine
@@ -110,3 +111,13 @@ def test_answers_of_a_fixed_length_go_on_past_the_end(
 ) -> None:
     settings = dataclasses.replace(tiny_settings, fixed_length=True, max_new_tokens=20)
     assert {answer.new_tokens for answer in answers(settings, sample_requests[:6]).values()} == {20}
+
+
+def test_an_output_that_is_not_a_number_is_a_model_error(
+    tiny_settings: ModelSettings, sample_requests: list[Request]
+) -> None:
+    checkpoint = open_checkpoint(tiny_settings)
+    model = load_model(checkpoint)
+    model.lm_head.weight.data.fill_(float("nan"))
+    (answer,) = Idefics2Engine(tiny_settings, checkpoint, model).answer(sample_requests[:1])
+    assert answer.failure == "model-error: the model's output is not a number"

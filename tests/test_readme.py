@@ -27,3 +27,12 @@ def test_every_sample_file_stands_in_the_table() -> None:
     table = (SAMPLES / "README.md").read_text(encoding="utf-8")
     for file in (SAMPLES / "documents").rglob("*.*"):
         assert f"`{file.relative_to(SAMPLES)}`" in table
+
+
+def test_each_kind_and_each_exit_code_names_the_test_that_produces_it() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    rows = re.findall(r"^\| (.+?) \|.*\| `(test_\w+)` \|$", README, re.MULTILINE)
+    for name in (*(f"`{kind}`" for kind in FailureKind), "0", "1", "2", "3", "4", "5", "6", "75", "130, 143"):
+        assert name in [first.removesuffix(" *") for first, _ in rows], name
+    for _, test in rows:
+        assert f"def {test}(" in tests, test

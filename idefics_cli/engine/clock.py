@@ -22,6 +22,11 @@ class Lap:
         self._end = _mark(self._device)
         return self
 
+    def wait(self) -> None:
+        """Wait for the device to reach the end."""
+        if not isinstance(self._end, float):
+            self._end.synchronize()
+
     @property
     def ms(self) -> float:
         """Milliseconds; waits for the device to reach the end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from idefics_cli.errors import FailureKind, RowFailedError
 from idefics_cli.records import Crop, PreparedPage
 
 _KEPT = 256  # a split page of the 8B model takes 2.6 MB in bfloat16
+_LAUNCHED_AHEAD = 2  # the device has work, and the host is never far from hearing a signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class PageEncodings:
         costs: dict[int, list[Share]] = {number: [] for number in pages}
         failures: dict[int, RowFailedError] = {}
         encoded: dict[tuple[int, int], Tensor] = {}
+        launched: deque[Lap] = deque()
         for places in _by_shape({n: page for n, page in pages.items() if n not in self._latents}):
             start = 0
             while start < len(places):
@@ -63,6 +65,9 @@ class PageEncodings:
                     encoded.update(zip(some, latents, strict=True))
                 for number, _ in some:
                     costs[number].append((lap, 1 / len(some)))
+                launched.append(lap)
+                if len(launched) > _LAUNCHED_AHEAD:
+                    launched.popleft().wait()
                 start += len(some)
         for number, page in pages.items():
             if number not in self._latents and number not in failures:
