@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import threading
@@ -74,3 +75,24 @@ def test_a_pdf_of_two_thousand_pages(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("question\nWhat is the date?\n")
     command = [*RUN, str(tmp_path / "many.pdf"), "-q", str(tmp_path / "q.csv")]
     check(watched([*command, "--split", "never", "--across", "each", "--max-new-tokens", "4"], [], 2000))
+
+
+def test_a_folder_of_a_hundred_thousand_names(tmp_path: Path) -> None:
+    letter = (SAMPLES / "documents" / "notice.bmp").read_bytes()
+    for number in range(100_000):
+        path = tmp_path / "inbox" / f"{number % 100:02}" / f"{number:06}.bmp"
+        first = tmp_path / "inbox" / f"{number % 100:02}" / f"{number % 100:06}.bmp"
+        if path == first:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(letter)
+        else:
+            path.hardlink_to(first)
+    (tmp_path / "q.csv").write_text("question\nWho?\n")
+    peaks = []
+    for documents in (tmp_path / "inbox" / "00", tmp_path / "inbox"):
+        command = [*RUN, str(documents), "-q", str(tmp_path / "q.csv"), "--limit", "3"]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        assert done.returncode == 0
+        peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+    print(f"1,000 names {peaks[0] / 1e6:.0f} MB, 100,000 names {peaks[1] / 1e6:.0f} MB")
+    assert peaks[1] <= peaks[0] + 5 * GROWTH  # three kilobytes a name

@@ -93,10 +93,9 @@ class Runner:
         self._image_token = int(model.config.image_token_id)
         self._vision = Vision(model, normalization, device, fp8=settings.fp8)
         self._text = Text(model, device, fp8=settings.fp8)
-        self._sizes = schedule.sizes(model.config, torch.finfo(self._text.dtype).bits // 8)
         self.plan = schedule.plan(
             free_memory(device, settings.gpu_memory),
-            self._sizes,
+            schedule.sizes(model.config, torch.finfo(self._text.dtype).bits // 8),
             rows=settings.rows,
             crop_tokens=int(model.config.perceiver_config.resampler_n_latents),
             max_new_tokens=settings.max_new_tokens,
