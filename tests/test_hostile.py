@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -19,7 +19,7 @@ from idefics_cli.config import Across, PageSettings, RunSettings
 from idefics_cli.documents.rasterize import PagePool
 from idefics_cli.errors import FailureKind
 from idefics_cli.pipeline import run
-from idefics_cli.records import Document, Job, Question, Row
+from idefics_cli.records import Answer, Document, Job, Question, Request, Row
 from tests.conftest import SAMPLES
 from tests.fakes import FakeEngine
 from tests.test_pdf import write_pdf
@@ -55,10 +55,18 @@ class Watch:
                 self.largest = max(self.largest, memory.rss - memory.shared)
 
 
+class Forgetful(FakeEngine):
+    """Keeps nothing of what it was asked: pixels of thousands of pages are not to be held."""
+
+    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        yield from super().answer(requests)
+        self.asked.clear()
+
+
 def answered(paths: list[Path], settings: PageSettings) -> Iterator[Row]:
     jobs = [Job(Question("q", path.name), Document(str(path), str(path))) for path in paths]
     with PagePool(settings) as pool:
-        yield from run(jobs, FakeEngine(window=16), pool, RunSettings(pages=settings, across=Across.BEST))
+        yield from run(jobs, Forgetful(window=16), pool, RunSettings(pages=settings, across=Across.BEST))
 
 
 def pdf(objects: list[bytes]) -> bytes:
