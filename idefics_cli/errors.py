@@ -2,6 +2,9 @@
 
 from enum import StrEnum
 
+ROWS_FAILED = 6
+"""Exit code of a run that finished with failed rows."""
+
 
 class IdeficsCliError(Exception):
     """An error that ends the run. Its message names the culprit and the way out."""
@@ -36,7 +39,7 @@ class OutputError(IdeficsCliError):
 class TooManyFailuresError(IdeficsCliError):
     """A run that is going wrong and has been stopped; the rows so far are written."""
 
-    exit_code = 6
+    exit_code = ROWS_FAILED
 
 
 class OutputBusyError(IdeficsCliError):
@@ -44,9 +47,6 @@ class OutputBusyError(IdeficsCliError):
 
     exit_code = 75
 
-
-ROWS_FAILED = 6
-"""Exit code of a run that finished with failed rows."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""

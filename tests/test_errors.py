@@ -8,7 +8,14 @@ from idefics_cli.errors import FailureKind, IdeficsCliError, RowFailedError
 
 def test_exit_codes_are_those_promised() -> None:
     codes = {kind.__name__: kind.exit_code for kind in IdeficsCliError.__subclasses__()}
-    assert codes == {"UsageError": 2, "InputError": 3, "ModelError": 4, "OutputError": 5, "OutputBusyError": 75}
+    assert codes == {
+        "UsageError": 2,
+        "InputError": 3,
+        "ModelError": 4,
+        "OutputError": 5,
+        "TooManyFailuresError": 6,
+        "OutputBusyError": 75,
+    }
     assert (errors.ROWS_FAILED, errors.INTERRUPTED, errors.TERMINATED) == (6, 130, 143)
 
 
