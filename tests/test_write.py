@@ -5,6 +5,7 @@ import io
 import json
 import os
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,15 @@ def test_a_full_disk_leaves_whole_rows(tmp_path: Path) -> None:
     assert 10 < len(lines) < 40
     assert {len(line) for line in lines} == {len(COLUMNS)}
     assert path.read_text().endswith("\n")
+
+
+def test_a_row_is_synced_within_a_second_though_no_other_comes(tmp_path: Path) -> None:
+    with (tmp_path / "out.csv").open("w", newline="") as stream:
+        writer = RowWriter(stream, Format.CSV, [])
+        writer.write(row())
+        written = writer._synced
+        deadline = time.monotonic() + 5
+        while writer._synced == written:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    writer.sync()  # a closed file has nothing left to sync

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ class RowWriter:
         self._stream, self._form, self._excel_safe = stream, form, excel_safe
         self._names = user_columns(extra)
         self._synced = time.monotonic()
+        self._later: threading.Timer | None = None
         if form is Format.CSV and header:
             self._put(csv_line([*COLUMNS, *self._names.values()]))
 
@@ -84,6 +86,10 @@ class RowWriter:
             self._stream.flush()
             if time.monotonic() - self._synced > _SYNC_EVERY:
                 self.sync()
+            elif self._later is None:  # the next row may be long in coming
+                self._later = threading.Timer(_SYNC_EVERY, self.sync)
+                self._later.daemon = True
+                self._later.start()
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -111,8 +117,11 @@ class RowWriter:
 
     def sync(self) -> None:
         """Bring what is written to the disk; streams that are no files have none."""
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
         self._synced = time.monotonic()
-        with contextlib.suppress(OSError, io.UnsupportedOperation):
+        with contextlib.suppress(OSError, ValueError):  # no file, or closed by now
             os.fsync(self._stream.fileno())
 
 
