@@ -127,8 +127,8 @@ class Benchmark:
                     done.append(measurement)
                     yield measurement
             engine = Idefics2Engine(settings.model, self._checkpoint, self._model)
-            first_answer_s = self._seconds(engine, pages[:1], 1)
-            warm_up_s = self._seconds(engine, pages, 1)
+            first_answer_s = self._seconds(engine, pages[:1])
+            warm_up_s = self._seconds(engine, pages)
             for questions in (1, settings.questions):
                 for some in (pages, whole):
                     done.append(self._engine(engine, some, questions))
@@ -205,7 +205,7 @@ class Benchmark:
             settings = dataclasses.replace(self._settings.model, batch_size=batch)
             engine = StockEngine(settings, self._checkpoint, self._model, on_host=batch == 0)
             for some in (pages, whole):
-                some = some[: min(count, len(some))]
+                some = some[:count]
                 list(engine.answer(self._requests(some[: max(1, batch)], 1)))  # warms up
                 machine.reset_peak(self._device)
                 requests = self._requests(some, 1)
@@ -231,10 +231,9 @@ class Benchmark:
                     peak_gb=peak,
                 )
 
-    def _seconds(self, engine: Idefics2Engine, pages: Sequence[PreparedPage], questions: int) -> float:
+    def _seconds(self, engine: Idefics2Engine, pages: Sequence[PreparedPage]) -> float:
         started = time.perf_counter()
-        for _ in engine.answer(self._requests(pages, questions)):
-            pass
+        list(engine.answer(self._requests(pages, 1)))
         return time.perf_counter() - started
 
     def _requests(self, pages: Sequence[PreparedPage], questions: int) -> list[Request]:

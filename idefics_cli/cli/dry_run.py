@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from idefics_cli.config import OutputSettings
-from idefics_cli.records import COLUMNS
 from idefics_cli.rehearsal import Rehearsal
-from idefics_cli.results.resume import Journal, read_journal
-from idefics_cli.results.write import user_columns
 
 _SHOWN = 20  # failing documents
-
-
-def journal_of(settings: OutputSettings, columns: tuple[str, ...]) -> Journal:
-    """Read what --resume would go on with; the output is left as it is.
-
-    Raises:
-        OutputError: its columns are not those of this run.
-
-    """
-    path: Path | None = settings.path
-    if path is None or not settings.resume or not path.exists():
-        return Journal("", frozenset())
-    header = [*COLUMNS, *user_columns(columns).values()]
-    return read_journal(path, settings.format, header, retry_failed=settings.retry_failed)
 
 
 def report(rehearsal: Rehearsal, seconds_a_row: float | None, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import IO
 
 from idefics_cli.config import Format, OutputSettings
 from idefics_cli.errors import OutputError
-from idefics_cli.records import COLUMNS
 from idefics_cli.results.lock import locked
 from idefics_cli.results.resume import Journal, read_journal
-from idefics_cli.results.write import RowWriter, replacing, user_columns
-from idefics_cli.rows import differing_settings
+from idefics_cli.results.write import RowWriter, output_columns, replacing
+from idefics_cli.rows import differing_settings, settings_mark
+
+_NOTHING = Journal("", frozenset())
 
 
 @contextlib.contextmanager
@@ -34,9 +36,10 @@ def opened_output(
         OutputBusyError: another run holds it.
 
     """
-    path, empty = settings.path, Journal("", frozenset())
+    path = settings.path
+    writing = functools.partial(RowWriter, form=settings.format, extra=columns, excel_safe=settings.excel_safe)
     if path is None:
-        yield RowWriter(stdout, settings.format, columns, excel_safe=settings.excel_safe), empty
+        yield writing(stdout), _NOTHING
         return
     if path.is_dir():
         raise OutputError(f"{path}: a folder; name a file")
@@ -45,12 +48,10 @@ def opened_output(
             raise OutputError(f"{path}: exists; --resume goes on with it, --overwrite replaces it")
         if settings.overwrite:
             with replacing(path) as stream:
-                yield RowWriter(stream, settings.format, columns, excel_safe=settings.excel_safe), empty
+                yield writing(stream), _NOTHING
             return
-        journal = empty
+        journal = journal_of(settings, columns)
         if path.exists():
-            header = [*COLUMNS, *user_columns(columns).values()]
-            journal = read_journal(path, settings.format, header, retry_failed=settings.retry_failed)
             if journal.keys:
                 _check_settings(path, journal, answered_with())
             _cut_to(path, journal)
@@ -59,10 +60,20 @@ def opened_output(
         except OSError as error:
             raise OutputError(f"{path}: {error.strerror}") from error
         with stream:
-            writer = RowWriter(
-                stream, settings.format, columns, header=not journal.kept, excel_safe=settings.excel_safe
-            )
-            yield writer, journal
+            yield writing(stream, header=not journal.kept), journal
+
+
+def journal_of(settings: OutputSettings, columns: Sequence[str]) -> Journal:
+    """Read what --resume goes on with; the output is left as it is.
+
+    Raises:
+        OutputError: its columns are not those of this run.
+
+    """
+    path = settings.path
+    if path is None or not settings.resume or not path.exists():
+        return _NOTHING
+    return read_journal(path, settings.format, output_columns(columns), retry_failed=settings.retry_failed)
 
 
 def _cut_to(path: Path, journal: Journal) -> None:
@@ -79,7 +90,9 @@ def _cut_to(path: Path, journal: Journal) -> None:
 
 def _check_settings(path: Path, journal: Journal, answered_with: Mapping[str, str]) -> None:
     """Refuse to go on with rows that were answered otherwise."""
-    differing = {name for key in journal.keys for name in differing_settings(key, answered_with)}
+    length = len(settings_mark(answered_with))
+    marks = {key[:length] for key in journal.keys}  # seldom more than one
+    differing = {name for mark in marks for name in differing_settings(mark, answered_with)}
     if differing:
         names = ", ".join(name for name in answered_with if name in differing)
         raise OutputError(f"{path}: its rows were answered with other settings ({names}); use those, or --overwrite")

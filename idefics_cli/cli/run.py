@@ -14,9 +14,9 @@ from rich.console import Console
 
 from idefics_cli.cli import options
 from idefics_cli.cli.asked import read_questions
-from idefics_cli.cli.dry_run import journal_of, report
+from idefics_cli.cli.dry_run import report
 from idefics_cli.cli.ending import exit_codes
-from idefics_cli.cli.output import format_of, opened_output
+from idefics_cli.cli.output import format_of, journal_of, opened_output
 from idefics_cli.cli.progress import reporting
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import (

@@ -17,8 +17,6 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from idefics_cli.errors import FailureKind, RowFailedError
 from idefics_cli.records import Document
 
-SCHEMES = ("http://", "https://")
-
 _LARGEST = 100_000_000  # bytes
 _SECONDS = 60.0
 _REDIRECTS = 5

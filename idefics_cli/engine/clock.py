@@ -31,6 +31,7 @@ class Lap:
     def ms(self) -> float:
         """Milliseconds; waits for the device to reach the end."""
         if self._ms is None:
+            self.wait()
             self._ms = _ms_between(self._start, self._end)
         return self._ms
 
@@ -49,7 +50,6 @@ def _ms_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) 
         assert isinstance(start, float)
         assert isinstance(end, float)
         return (end - start) * 1e3
-    end.synchronize()
     return float(start.elapsed_time(end))
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from idefics_cli.engine.clock import Lap
+from idefics_cli.engine.schedule import head_dim
 
 _SIDE = 8192
 _REPEATS = 10
@@ -21,9 +24,16 @@ def device_name(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that decide over speed."""
-    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers")}}
+def versions(packages: Sequence[str] = ("torch", "transformers")) -> dict[str, str]:
+    """Return versions by package, Python's first; packages that are not there are left out.
+
+    The packages that decide over speed are the default.
+    """
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -70,6 +80,5 @@ def page_flops(config: Any, patches: list[int]) -> float:
 def token_flops(config: Any) -> float:
     """Count the operations of the text model for one token; attention, a hundredth of it, aside."""
     text = config.text_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    attention = text.hidden_size * head * (2 * text.num_attention_heads + 2 * text.num_key_value_heads)
+    attention = text.hidden_size * head_dim(text) * (2 * text.num_attention_heads + 2 * text.num_key_value_heads)
     return float(2 * text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size))

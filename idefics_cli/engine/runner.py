@@ -248,16 +248,16 @@ class Runner:
         try:
             self._decoder.step(rows, operations)
         except torch.OutOfMemoryError:
-            lap = None  # type: ignore[assignment]
-        if lap is None:
-            torch.cuda.empty_cache()
-            self._send_back(rows[len(rows) // 2 :], queue)
+            pass  # its traceback holds tensors: recover outside of the handler
+        else:
+            lap.stop()
+            for row in rows:
+                prompt = self._active[row].prompt
+                prompt.decode.append((lap, 1 / len(rows)))
+                prompt.batch_size = max(prompt.batch_size, len(rows))
             return
-        lap.stop()
-        for row in rows:
-            prompt = self._active[row].prompt
-            prompt.decode.append((lap, 1 / len(rows)))
-            prompt.batch_size = max(prompt.batch_size, len(rows))
+        torch.cuda.empty_cache()
+        self._send_back(rows[len(rows) // 2 :], queue)
 
     def _finished(self) -> Iterator[Prompt]:
         rows = list(self._active)

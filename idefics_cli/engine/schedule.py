@@ -30,6 +30,11 @@ class Sizes:
     """What does not grow with the work: logits, workspaces of libraries, graphs."""
 
 
+def head_dim(text: Any) -> int:
+    """Return the size of an attention head, which a text model's configuration may leave to its width."""
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
 def sizes(config: Any, item: int) -> Sizes:
     """Count what is alive at the peak of each stage.
 
@@ -41,9 +46,8 @@ def sizes(config: Any, item: int) -> Sizes:
     vision, text, perceiver = config.vision_config, config.text_config, config.perceiver_config
     patches = (vision.image_size // vision.patch_size) ** 2
     context = 2 * perceiver.resampler_depth * perceiver.num_key_value_heads * perceiver.resampler_head_dim
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Sizes(
-        slot=2 * text.num_hidden_layers * text.num_key_value_heads * head * item,
+        slot=2 * text.num_hidden_layers * text.num_key_value_heads * head_dim(text) * item,
         crop=patches * item * max(7 * vision.hidden_size + vision.intermediate_size, vision.hidden_size + 2 * context),
         patch=(3 * text.intermediate_size + 2 * text.hidden_size) * item,
         token=(3 * text.intermediate_size + 6 * text.hidden_size) * item,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,18 +14,23 @@ from idefics_cli.engine import machine, schedule
 from idefics_cli.engine.checkpoint import Checkpoint, free_memory, weight_bytes
 from idefics_cli.engine.operations import has_kernels
 
-_PACKAGES = ("idefics-cli", "torch", "transformers", "safetensors", "pillow", "pypdfium2", "pdf2image", "triton")
+_FLASH_ATTENTION = "flash-attn-4"  # older packages share its module, not its kernels
+_PACKAGES = (
+    "idefics-cli",
+    "torch",
+    "transformers",
+    "safetensors",
+    "pillow",
+    "pypdfium2",
+    "pdf2image",
+    "triton",
+    _FLASH_ATTENTION,
+)
 
 
 def installed() -> dict[str, str]:
     """Return versions by package; those that are not there are left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return machine.versions(_PACKAGES)
 
 
 def rasterizers() -> dict[str, str]:
@@ -64,10 +67,8 @@ def weights_at_hand(settings: ModelSettings) -> str | None:
 def choices(checkpoint: Checkpoint) -> dict[str, str]:
     """Return what a run would choose, each with its reason."""
     settings, device, config = checkpoint.settings, checkpoint.device, checkpoint.config
-    text = config.text_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kernels = settings.kernels is not Kernels.OFF and has_kernels(device, head)
-    flash = importlib.util.find_spec("flash_attn") is not None
+    kernels = settings.kernels is not Kernels.OFF and has_kernels(device, schedule.head_dim(config.text_config))
+    flash = _FLASH_ATTENTION in installed()
     free, item = free_memory(device, settings.gpu_memory), torch.finfo(checkpoint.dtype).bits // 8
     weights = weight_bytes(checkpoint) // (2 if settings.quantize != "none" else 1)
     plan = schedule.plan(

@@ -40,6 +40,11 @@ def user_columns(names: Sequence[str]) -> dict[str, str]:
     return mapped
 
 
+def output_columns(names: Sequence[str]) -> list[str]:
+    """Return an output's columns, the user's own last."""
+    return [*COLUMNS, *user_columns(names).values()]
+
+
 class RowWriter:
     """Writes rows to a stream."""
 
@@ -51,7 +56,7 @@ class RowWriter:
         self._synced = time.monotonic()
         self._later: threading.Timer | None = None
         if form is Format.CSV and header:
-            self._put(csv_line([*COLUMNS, *self._names.values()]))
+            self._put(csv_line(output_columns(extra)))
 
     @property
     def renamed(self) -> dict[str, str]:
