@@ -1,19 +1,50 @@
-"""Settings of a run: frozen, checked once, and the only place where a default is written."""
+"""Settings of a run: frozen records, checked when they are made, and the only place where an option is described.
+
+The command line makes its options from these fields: a field annotated with an `Option` is one.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 from idefics_cli.errors import UsageError
 
 DEFAULT_MODEL = "HuggingFaceM4/idefics2-8b"
 TINY_MODEL = "tiny"
-MODEL_VARIABLE = "IDEFICS_CLI_MODEL"
 _ROWS_TO_JUDGE = 20
+
+
+class Panel(StrEnum):
+    """Where `--help` shows an option; the common ones come first."""
+
+    COMMON = "Options"
+    MODEL = "Model"
+    PAGES = "Pages"
+    OUTPUT = "Output"
+    LIMITS = "Limits"
+    MESSAGES = "Messages"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a setting is given on the command line."""
+
+    help: str
+    panel: Panel
+    names: tuple[str, ...] = ()
+    """`--model`, `-m`; without any, the field's name is the option's."""
+    metavar: str | None = None
+    default: str | None = None
+    """What `--help` shows as the default, where the value itself says too little."""
+    variable: str | None = None
+    """The environment variable that it is taken from when it is not given."""
+    parse: Callable[[str], object] | None = None
 
 
 class Split(StrEnum):
@@ -49,7 +80,7 @@ class Format(StrEnum):
 class RetryFailed(StrEnum):
     """Which failed rows of an output are asked again."""
 
-    PASSING = "passing"
+    TRANSIENT = "transient"
     ALL = "all"
 
 
@@ -62,7 +93,7 @@ class Device(StrEnum):
 
 
 class Dtype(StrEnum):
-    """Number format of the weights; auto is bfloat16 on a GPU and float32 on the CPU."""
+    """Number format of the weights and activations."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -78,87 +109,157 @@ class Quantize(StrEnum):
 
 
 class Kernels(StrEnum):
-    """When kernels compiled for the GPU take the place of plain operations; auto waits for work that pays for it."""
+    """Whether kernels compiled for the GPU take the place of torch's own operations."""
 
     AUTO = "auto"
-    ON = "on"
     OFF = "off"
 
 
-@dataclass(frozen=True, slots=True)
-class ImageGeometry:
-    """What a checkpoint's image processor does with sizes; from its own configuration."""
+def positive_or_auto(value: str) -> int | None:
+    """Return the number, None for `auto`.
 
-    longest_edge: int
-    shortest_edge: int
-    resample: int = 2
-    """A Pillow resampling filter; 2 is bilinear."""
+    Raises:
+        UsageError: it is neither.
+
+    """
+    text = str(value)
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) == 0:
+        raise UsageError(f"{text!r} is neither auto nor a number above 0")
+    return int(text)
+
+
+def _check_above_zero(flag: str, value: float | None, what: str = "a number") -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise UsageError(f"{flag} takes {what} above 0")
 
 
 @dataclass(frozen=True, slots=True)
 class PageSettings:
-    """How pages are found and turned into crops."""
+    """How documents are opened and their pages turned into crops."""
 
-    rasterizer: Rasterizer = Rasterizer.PDFIUM
-    split: Split = Split.AUTO
+    selection: Annotated[
+        str | None, Option("Pages from 1, as in 1-3,7,-1 (-1 is the last).", Panel.PAGES, ("--pages",), default="all")
+    ] = None
+    across: Annotated[
+        Across,
+        Option(
+            "Several pages: a row for each page (each), the answer of the most certain page (best), or all pages in one "
+            "prompt (together).",
+            Panel.PAGES,
+        ),
+    ] = Across.BEST
+    split: Annotated[Split, Option("Cut pages with small text into sub-images.", Panel.PAGES)] = Split.AUTO
     split_em: float = 11.0
     """Text smaller than this calls for splitting: em in pixels of one unsplit image; see samples/split-threshold.md."""
-    password: str | None = None
-    page_timeout: float = 60.0
-    """Seconds a page may take to render before its process is ended."""
-    max_pixels: int = 250_000_000
-    """Images with more pixels are refused before they are decoded."""
-    max_pages: int = 0
-    """Documents with more pages are refused; 0 for no limit."""
-    workers: int = 0
-    """Page processes; 0 takes one for each core, at most 16."""
+    rasterizer: Annotated[Rasterizer, Option("What renders PDF pages.", Panel.PAGES)] = Rasterizer.PDFIUM
+    password: Annotated[
+        str | None,
+        Option(
+            "For encrypted PDFs; better in the variable, where other users can't see it.",
+            Panel.PAGES,
+            variable="IDEFICS_CLI_PASSWORD",
+        ),
+    ] = None
+    page_timeout: Annotated[
+        float, Option("Seconds a page may take to render before its process is ended.", Panel.LIMITS, metavar="SECONDS")
+    ] = 60.0
+    max_pixels: Annotated[int, Option("Refuse images with more pixels.", Panel.LIMITS, metavar="N")] = 250_000_000
+    max_pages: Annotated[
+        int | None, Option("Refuse documents with more pages.", Panel.LIMITS, metavar="N", default="no limit")
+    ] = None
+    workers: Annotated[
+        int | None,
+        Option("Page processes.", Panel.LIMITS, metavar="auto|N", default="auto: one a core", parse=positive_or_auto),
+    ] = None
 
     def __post_init__(self) -> None:
-        if self.page_timeout <= 0:
-            raise UsageError("--page-timeout takes a number of seconds above 0")
-        if self.max_pixels <= 0:
-            raise UsageError("--max-pixels takes a number above 0")
-        if self.max_pages < 0:
-            raise UsageError("--max-pages takes 0 (no limit) or a number above")
-        if self.workers < 0:
-            raise UsageError("--workers takes 0 (one for each core) or a number above")
+        _check_above_zero("--page-timeout", self.page_timeout, "a number of seconds")
+        _check_above_zero("--max-pixels", self.max_pixels)
+        _check_above_zero("--max-pages", self.max_pages)
+        _check_above_zero("--workers", self.workers)
 
     @property
     def worker_count(self) -> int:
-        """Page processes to start."""
-        return self.workers or min(
-            16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        """Page processes to start: one for each core, at most 16, unless the user says otherwise."""
+        return self.workers or min(16, available_cores())
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
     """Which checkpoint runs, where, and how it is asked."""
 
-    model: str = DEFAULT_MODEL
-    revision: str | None = None
-    device: Device = Device.AUTO
-    dtype: Dtype = Dtype.AUTO
-    batch_size: int = 0
-    """Questions decoded together; 0 sizes it from free memory."""
-    max_new_tokens: int = 64
-    prompt: str = "{question}"
-    quantize: Quantize = Quantize.NONE
-    kernels: Kernels = Kernels.AUTO
-    gpu_memory: float = 0.0
-    """GB of the GPU's memory that may be used; 0 takes what is free."""
-    fixed_length: bool = False
+    model: Annotated[
+        str,
+        Option(
+            "Checkpoint: a hub id, a folder with safetensors, or 'tiny' (embedded).",
+            Panel.COMMON,
+            ("--model", "-m"),
+            variable="IDEFICS_CLI_MODEL",
+        ),
+    ] = DEFAULT_MODEL
+    revision: Annotated[str | None, Option("Branch, tag or commit of a hub checkpoint.", Panel.MODEL)] = None
+    device: Annotated[Device, Option("Where the model runs.", Panel.MODEL)] = Device.AUTO
+    dtype: Annotated[
+        Dtype, Option("Number format; auto: bfloat16 on a GPU, float32 on the CPU.", Panel.MODEL)
+    ] = Dtype.AUTO
+    quantize: Annotated[
+        Quantize, Option("fp8: half the memory for weights, faster on new GPUs, less exact.", Panel.MODEL)
+    ] = Quantize.NONE
+    prompt: Annotated[
+        str, Option("Prompt template, for example '{question} Answer briefly.'", Panel.MODEL)
+    ] = "{question}"
+    max_new_tokens: Annotated[int, Option("Longest answer, in tokens.", Panel.MODEL, metavar="N")] = 64
+    batch_size: Annotated[
+        int | None,
+        Option("Questions decoded together.", Panel.MODEL, metavar="auto|N", default="auto", parse=positive_or_auto),
+    ] = None
+    gpu_memory: Annotated[
+        float | None,
+        Option("GB of the GPU's memory to use at most.", Panel.MODEL, metavar="GB", default="all that is free"),
+    ] = None
+    kernels: Annotated[Kernels, Option("Compiled GPU kernels.", Panel.MODEL)] = Kernels.AUTO
+    ignore_eos: bool = False
     """Whether every answer takes `max_new_tokens`, end or not: for measurements."""
 
     def __post_init__(self) -> None:
         if "{question}" not in self.prompt:
             raise UsageError("--prompt must contain {question}, for example --prompt '{question} Answer briefly.'")
-        if self.batch_size < 0:
-            raise UsageError("--batch-size takes auto or a number above 0")
-        if self.gpu_memory < 0:
-            raise UsageError("--gpu-memory takes a number of GB above 0; without it, what is free is used")
-        if self.max_new_tokens < 1:
-            raise UsageError("--max-new-tokens takes a number above 0")
+        if not self.model.strip():
+            raise UsageError("--model takes a hub id, a folder with safetensors, or 'tiny'")
+        _check_above_zero("--batch-size", self.batch_size)
+        _check_above_zero("--gpu-memory", self.gpu_memory, "a number of GB")
+        _check_above_zero("--max-new-tokens", self.max_new_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionSettings:
+    """How questions are read, and what they may name."""
+
+    columns: Annotated[
+        tuple[str, ...],
+        Option(
+            "Take a column of the questions file for one of ours: document=file. May be repeated.",
+            Panel.COMMON,
+            ("--column",),
+            metavar="OURS=YOURS",
+        ),
+    ] = ()
+    limit: Annotated[int | None, Option("Ask at most N rows.", Panel.LIMITS, metavar="N", default="no limit")] = None
+    root: Annotated[
+        Path | None, Option("Questions may name documents below this folder only.", Panel.LIMITS, metavar="FOLDER")
+    ] = None
+    allow_urls: Annotated[bool, Option("Questions may name http(s) addresses on public hosts.", Panel.LIMITS)] = False
+    allow_empty: Annotated[
+        bool, Option("No document, or no question, is no error: an empty output.", Panel.COMMON)
+    ] = False
+
+    def __post_init__(self) -> None:
+        _check_above_zero("--limit", self.limit)
+        for pair in self.columns:
+            if "=" not in pair:
+                raise UsageError(f"--column takes OURS=YOURS, for example document=file: not {pair!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,22 +269,33 @@ class OutputSettings:
     path: Path | None = None
     """None is stdout."""
     format: Format = Format.CSV
-    resume: bool = False
-    overwrite: bool = False
-    retry_failed: RetryFailed | None = None
-    excel_safe: bool = False
-    """Whether cells that a spreadsheet would run as formulas are made plain text."""
-    wait: float = 0.0
-    """Seconds to wait for an output that another run holds."""
+    resume: Annotated[bool, Option("Keep the output's rows and ask what is missing.", Panel.COMMON)] = False
+    overwrite: Annotated[bool, Option("Replace the output once the run is done.", Panel.OUTPUT)] = False
+    retry_failed: Annotated[
+        RetryFailed | None,
+        Option(
+            "With --resume: ask failed rows again, those of temporary failures (transient) or all.",
+            Panel.OUTPUT,
+            default="none",
+        ),
+    ] = None
+    prune: Annotated[
+        bool, Option("With --resume: drop rows whose question or document is gone or changed.", Panel.OUTPUT)
+    ] = False
+    excel_safe: Annotated[bool, Option("CSV: no cell that a spreadsheet would run.", Panel.OUTPUT)] = False
+    wait: Annotated[
+        float, Option("Wait for a run that holds the output.", Panel.OUTPUT, metavar="SECONDS")
+    ] = 0.0
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
-            raise UsageError("--resume and --overwrite exclude each other: keep the rows there, or replace them")
+            raise UsageError("--resume and --overwrite exclude each other: keep the rows, or replace them")
         if self.path is None and (self.resume or self.overwrite):
             raise UsageError("--resume and --overwrite need an output file: -o FILE")
-        if self.retry_failed and not self.resume:
-            raise UsageError("--retry-failed goes with --resume")
-        if self.wait < 0:
+        for flag, given in (("--retry-failed", self.retry_failed), ("--prune", self.prune)):
+            if given and not self.resume:
+                raise UsageError(f"{flag} goes with --resume")
+        if not 0 <= self.wait < float("inf"):
             raise UsageError("--wait takes a number of seconds from 0 on")
         if self.excel_safe and self.format is not Format.CSV:
             raise UsageError("--excel-safe is for CSV; no spreadsheet runs JSONL")
@@ -204,35 +316,43 @@ class MaxFailures:
             UsageError: it is neither.
 
         """
-        match = re.fullmatch(r"(\d+)(%?)", text.strip())
+        match = re.fullmatch(r"([0-9]{1,9})(%?)", text.strip())
         if match is None or (match[2] and int(match[1]) > 100):
             raise UsageError(f"--max-failures takes a number of rows or a percentage, 20 or 5%: not {text!r}")
         return cls(share=int(match[1]) / 100) if match[2] else cls(count=int(match[1]))
 
     def are_exceeded(self, failed: int, rows: int) -> bool:
-        """Whether a run has gone wrong; a share is judged from twenty rows on."""
+        """Whether more rows failed than are allowed; a share is judged from twenty rows on."""
         if self.count is not None:
             return failed > self.count
         return rows >= _ROWS_TO_JUDGE and failed > (self.share or 0.0) * rows
 
 
 @dataclass(frozen=True, slots=True)
+class MessageSettings:
+    """What is said on stderr."""
+
+    quiet: Annotated[bool, Option("Print errors only.", Panel.MESSAGES, ("--quiet",))] = False
+    verbose: Annotated[
+        bool, Option("Say what is chosen and done, and show tracebacks.", Panel.MESSAGES, ("--verbose", "-v"))
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
 class RunSettings:
-    """Everything a run is told, but for its inputs."""
+    """Everything a run is told, but for its questions and documents."""
 
     pages: PageSettings = PageSettings()
     model: ModelSettings = ModelSettings()
+    questions: QuestionSettings = QuestionSettings()
     output: OutputSettings = OutputSettings()
-    page_selection: str | None = None
-    """As in `--pages 1-3,7,-1`; None takes every page."""
-    across: Across = Across.BEST
-    limit: int | None = None
-    """Ask at most this many questions."""
-    root: Path | None = None
-    """The folder below which questions may name documents; None for anywhere."""
-    allow_urls: bool = False
-    """Whether questions may name http(s) addresses."""
+    messages: MessageSettings = MessageSettings()
     max_failures: MaxFailures | None = None
-    """Failed rows after which a run is going wrong and stops."""
-    quiet: bool = False
-    verbose: bool = False
+    """Failed rows after which the run stops."""
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,9 +1,16 @@
-"""What can go wrong: errors that end a run carry its exit code, failures of one document become a row."""
+"""What can go wrong: an error that ends a run carries its exit code, a failure of one question becomes its row."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from enum import StrEnum
 
 ROWS_FAILED = 6
 """Exit code of a run that finished with failed rows."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+TERMINATED = 143
+"""Exit code after SIGTERM."""
 
 
 class IdeficsCliError(Exception):
@@ -37,7 +44,7 @@ class OutputError(IdeficsCliError):
 
 
 class TooManyFailuresError(IdeficsCliError):
-    """A run that is going wrong and has been stopped; the rows so far are written."""
+    """More rows failed than `--max-failures` allows; the rows so far are written."""
 
     exit_code = ROWS_FAILED
 
@@ -46,13 +53,6 @@ class OutputBusyError(IdeficsCliError):
     """Another run holds the output."""
 
     exit_code = 75
-
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
-
-TERMINATED = 143
-"""Exit code after SIGTERM."""
 
 
 class FailureKind(StrEnum):
@@ -65,28 +65,45 @@ class FailureKind(StrEnum):
     TIMED_OUT = "timed-out"
     NO_SUCH_PAGE = "no-such-page"
     RENDER_FAILED = "render-failed"
+    UNREACHABLE = "unreachable"
     OUT_OF_MEMORY = "out-of-memory"
     MODEL_ERROR = "model-error"
     BAD_QUESTION = "bad-question"
 
     @property
-    def is_passing(self) -> bool:
-        """Whether the same question may be answered another time, nothing changed but the machine's state."""
-        return self in (
-            FailureKind.TIMED_OUT,
-            FailureKind.RENDER_FAILED,
-            FailureKind.OUT_OF_MEMORY,
-            FailureKind.MODEL_ERROR,
-        )
+    def is_transient(self) -> bool:
+        """Whether the same question may be answered another time, nothing changed but the state of the machine."""
+        return self in _TRANSIENT
+
+
+_TRANSIENT = frozenset(
+    (
+        FailureKind.TIMED_OUT,
+        FailureKind.RENDER_FAILED,
+        FailureKind.UNREACHABLE,
+        FailureKind.OUT_OF_MEMORY,
+        FailureKind.MODEL_ERROR,
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one question has no answer."""
+
+    kind: FailureKind
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
 
 
 class RowFailedError(Exception):
     """One question that can't be answered; the others go on."""
 
-    def __init__(self, kind: FailureKind, words: str) -> None:
-        super().__init__(kind, words)  # both, so that it pickles across processes
-        self.kind = kind
-        self.words = words
+    def __init__(self, kind: FailureKind, detail: str) -> None:
+        super().__init__(kind, detail)  # both, so that it pickles across processes
+        self.failure = Failure(kind, detail)
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.words}"
+        return str(self.failure)

@@ -8,20 +8,26 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from idefics_cli.errors import Failure
+
 Crop = NDArray[np.uint8]
 """One image as the vision tower takes it, before normalization: (height, width, 3) in sRGB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file, or the bytes of a data URI, that holds one page or several."""
+    """A file, the bytes of a data URI, or an http(s) address, that holds one page or several."""
 
     name: str
-    """How the user named it: a path, or the first characters of a data URI."""
+    """How the user named it: a path, an address, or the first characters of a data URI."""
     path: str | None = None
-    """The file; None for a data URI."""
-    data: bytes | None = None
-    """The bytes of a data URI."""
+    """The file; None for a data URI and an address."""
+    data: bytes | None = field(default=None, repr=False)
+    """The bytes of a data URI, or what was fetched."""
+    url: str | None = None
+    """The address that it is fetched from when it is opened."""
+    password: str | None = field(default=None, repr=False)
+    """Its own password, before that of the settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +35,27 @@ class Question:
     """One line of the questions file."""
 
     text: str
-    place: str
+    location: str
     """Where it stands, for messages: `questions.csv:7`."""
     document: str | None = None
     """The document as the line names it; None asks every document."""
     page: str | None = None
-    """The page as the line names it; None leaves it to the options."""
-    id: str = ""
+    """The page selection of the line; None leaves it to the options."""
+    id: object = ""
+    """The user's identifier: a string, or a number of a JSONL line, which stays one."""
     answers: tuple[str, ...] = ()
     """The accepted answers, where the line gives them."""
     extra: Mapping[str, object] = field(default_factory=dict)
     """The user's own columns, in their order."""
-    failure: str | None = None
-    """Why this line can't be asked (`kind: words`); only streams go on past such a line."""
+    password: str | None = field(default=None, repr=False)
+    """Of the documents it names; never written to the output."""
+    failure: Failure | None = None
+    """Why this line can't be asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A question to be asked of a document: one row of the output, or one a page."""
+    """A question to be asked of a document: one row of the output, or one for each page."""
 
     question: Question
     document: Document | None
@@ -58,7 +67,7 @@ class PreparedPage:
     """A page, rasterized and cut into crops."""
 
     crops: tuple[Crop, ...]
-    """One crop, or the four quarters and the whole of a split page."""
+    """The page as one image, or its sub-images and the whole."""
     rasterizer: str
     """pdfium, poppler or pillow."""
     raster_ms: float
@@ -75,12 +84,10 @@ class PreparedPage:
 class Request:
     """What an engine is asked: one question about one page or several."""
 
-    number: int
-    """Any number; the answer carries it."""
     question: str
     pages: tuple[PreparedPage, ...]
-    page_ids: tuple[int, ...]
-    """Identity of each page within the run: requests with equal ids share the encoding."""
+    page_ids: tuple[str, ...]
+    """What each page shows, by content: requests with equal ids share the encoding of the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,42 +105,44 @@ class Timing:
 class Answer:
     """What an engine answers to a request."""
 
-    number: int
     text: str = ""
     confidence: float = 0.0
-    """Product of the probabilities of the answer's tokens, the end token included."""
+    """Product of the probabilities of the answer's tokens, end token included."""
+    mean_logprob: float = 0.0
+    """Mean log-probability of the same tokens: comparable between answers of different lengths."""
     prompt_tokens: int = 0
     new_tokens: int = 0
     batch_size: int = 0
-    """How many questions were decoded together."""
+    """The most sequences that were decoded together with it, itself included."""
     vision_ms: float = 0.0
     """This request's share of encoding its pages."""
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
     warning: str = ""
-    failure: str | None = None
-    """`kind: words` where there is no answer."""
+    failure: Failure | None = None
+    """Why there is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the output. Its fields are the columns, in their order; the user's own columns follow."""
+    """One row of the output. Its fields are the columns, in their order; the user's own stand after `id`."""
 
-    key: str
-    """sha256 over document, page, question and every setting that can change the answer."""
-    id: str
     document: str
     page: str
-    """The page's number from 1; a range when several pages were read together."""
+    """The page's number from 1; a selection such as 1-3 when several pages were read together."""
     question: str
     answer: str
     confidence: float | None
+    """Product of the probabilities of the answer's tokens, end token included."""
     status: str
-    """ok, failed or skipped."""
+    """ok or failed."""
     error: str
-    """Of a failed row: `kind: words`."""
+    """Of a failed row: `kind: detail`."""
     warning: str
     """What an answered row should be read with."""
+    id: object
+    extra: Mapping[str, object]
+    """The user's own columns."""
     rasterizer: str
     split: bool | None
     crops: int | None
@@ -146,11 +155,17 @@ class Row:
     prefill_ms: float | None
     decode_ms: float | None
     latency_ms: float | None
-    """Wall time from taking the request to its answer."""
+    """Wall time from handing the row's first request to the engine to its last answer."""
+    answered_at: str
+    """When, UTC, ISO 8601 to the second: 2026-11-21T03:04:05Z."""
     model: str
-    extra: Mapping[str, object] = field(default_factory=dict)
+    settings: str
+    """Fingerprint of everything but document, pages, question and id that can change the answer."""
+    key: str
+    """What the row answers: digest of the document's bytes, its pages, the question and the id; 32 hex digits."""
 
 
 COLUMNS: tuple[str, ...] = tuple(name for name in Row.__dataclass_fields__ if name != "extra")
+"""The output's own columns; the user's are inserted after `id`."""
 COST_COLUMNS: tuple[str, ...] = tuple(Timing.__dataclass_fields__)
 """Those that share out what a run spent, in milliseconds."""

@@ -1,40 +1,45 @@
-"""The seam: what a run needs of an engine, whatever runs behind it."""
+"""The seam: what a run needs of an engine, whatever stands behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
-from idefics_cli.config import ImageGeometry
+from idefics_cli.documents.page import ImageProcessor
 from idefics_cli.records import Answer, Request
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a run must know of an engine before its weights are loaded."""
+
+    name: str
+    """The checkpoint, as the `model` column gives it."""
+    settings: Mapping[str, str]
+    """What of the engine can change an answer (checkpoint with revision and content, dtype, quantization, prompt,
+    generation), each by the name that a user knows it by."""
+    capacity: int
+    """How many requests are worth having submitted at once; more only take memory."""
+    image_processor: ImageProcessor
+    """Makes the crops that the checkpoint takes; picklable, since page processes use it."""
 
 
 class Engine(Protocol):
     """Answers questions about prepared pages."""
 
     @property
-    def name(self) -> str:
-        """The checkpoint, as the `model` column gives it."""
+    def info(self) -> EngineInfo:
+        """What it is; known before the weights are loaded."""
 
-    @property
-    def identity(self) -> str:
-        """Checkpoint, revision and number format: part of each row's key, since it can change the answer."""
-
-    @property
-    def geometry(self) -> ImageGeometry:
-        """The image sizes that the checkpoint takes; known before the weights are loaded."""
-
-    @property
-    def window(self) -> int:
-        """How many requests are worth having at hand before a call of `answer`."""
-
-    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        """Answer requests; each gets exactly one answer, in any order.
+    def submit(self, request: Request) -> Future[Answer]:
+        """Answer a request, from any thread and at any time; never blocks for long.
 
         Requests whose `page_ids` are equal share the encoding of the page. An answer does not depend on which other
-        requests came with it.
-
-        Raises:
-            ModelError: the model or its device can't be used any more.
-
+        requests are answered with it. A request that can't be answered has an answer with a `failure`; the future
+        raises ModelError only when the model or its device can't be used any more.
         """
+
+    def close(self) -> None:
+        """Stop, and free the device; requests that are not answered are cancelled."""

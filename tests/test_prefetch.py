@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from idefics_cli.ahead import ahead
+from idefics_cli.prefetch import prefetch
 
 
 def test_items_come_in_order_and_one_is_made_while_one_is_used() -> None:
@@ -18,12 +18,12 @@ def test_items_come_in_order_and_one_is_made_while_one_is_used() -> None:
             yield number
 
     seen = []
-    for item in ahead(source()):
+    for item in prefetch(source(), 1):
         seen.append(item)
         time.sleep(0.02)
         assert len(made) <= item + 2
     assert seen == list(range(5))
-    assert list(ahead([])) == []
+    assert list(prefetch([], 1)) == []
 
 
 def test_an_error_of_the_source_is_raised_after_what_came_before_it() -> None:
@@ -31,7 +31,7 @@ def test_an_error_of_the_source_is_raised_after_what_came_before_it() -> None:
         yield 1
         raise ValueError("line 2")
 
-    stream = ahead(source())
+    stream = prefetch(source(), 1)
     assert next(stream) == 1
     with pytest.raises(ValueError, match="line 2"):
         next(stream)
@@ -44,10 +44,10 @@ def test_a_caller_that_stops_leaves_no_thread_at_work() -> None:
             yield number
             number += 1
 
-    stream = ahead(source())
+    stream = prefetch(source(), 1)
     assert next(stream) == 0
     stream.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 5
-    while any(thread.name == "ahead" for thread in threading.enumerate()):
+    while any(thread.name == "prefetch" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
