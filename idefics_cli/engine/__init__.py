@@ -1,1 +1,106 @@
-"""Runs the model. Nothing outside this package imports torch or transformers."""
+"""Engines that answer questions about pages. `open_engine` alone knows which there are; torch comes with the first load."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from importlib.metadata import version
+
+from idefics_cli.config import ModelSettings, Quantize
+from idefics_cli.engine.base import Engine, EngineInfo
+from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
+from idefics_cli.engine.device import DeviceChoice, choose_device
+from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.errors import ModelError
+from idefics_cli.records import Answer, Request
+
+_CAPACITY = {"cpu": 32, "cuda": 128}
+"""Requests worth having submitted: enough that the device seldom waits, few enough that their pages fit the host."""
+
+
+def open_engine(settings: ModelSettings) -> Engine:
+    """Open the engine for a checkpoint; its weights are loaded with `start` or the first request.
+
+    Raises:
+        ModelError: no such checkpoint, one that can't be run, or no such device.
+        UsageError: the prompt template is none for this checkpoint.
+
+    """
+    checkpoint = open_checkpoint(settings)
+    family = family_of(checkpoint)
+    choice = choose_device(settings)
+    family.prompt_builder(settings.prompt)
+    info = EngineInfo(
+        settings.model,
+        _answer_settings(settings, checkpoint, family, choice),
+        max(_CAPACITY[choice.device], 2 * (settings.batch_size or 0)),
+        family.image_processor,
+    )
+
+    def load() -> Engine:
+        if family.native_gaps:
+            from idefics_cli.engine.transformers import TransformersEngine
+
+            return TransformersEngine(checkpoint, family, settings, choice, info)
+        from idefics_cli.engine.native.engine import load_engine
+
+        return load_engine(checkpoint, family, settings, choice, info)
+
+    if family.native_gaps and settings.quantize is not Quantize.NONE:
+        raise ModelError(
+            f"{settings.model}: --quantize {settings.quantize} is for what the native engine runs, which does not do "
+            f"{', '.join(family.native_gaps)}"
+        )
+    return DeferredEngine(info, load)
+
+
+class DeferredEngine:
+    """An engine whose weights are loaded in a thread once they are needed."""
+
+    def __init__(self, info: EngineInfo, load: Callable[[], Engine]) -> None:
+        self.info = info
+        self._load, self._lock = load, threading.Lock()
+        self._loading: Future[Engine] | None = None
+
+    def start(self) -> None:
+        """See `Engine`."""
+        with self._lock:
+            if self._loading is None:
+                self._loading = Future()
+                threading.Thread(target=self._run, args=(self._loading,), name="load", daemon=True).start()
+
+    def submit(self, request: Request) -> Future[Answer]:
+        """See `Engine`; waits for the weights."""
+        self.start()
+        assert self._loading is not None
+        return self._loading.result().submit(request)
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._loading is not None and self._loading.done() and self._loading.exception() is None:
+            self._loading.result().close()
+
+    def _run(self, loading: Future[Engine]) -> None:
+        try:
+            loading.set_result(self._load())
+        except BaseException as error:
+            loading.set_exception(error)
+
+
+def _answer_settings(
+    settings: ModelSettings, checkpoint: Checkpoint, family: Idefics2Family, choice: DeviceChoice
+) -> Mapping[str, str]:
+    """Return what of the model can change an answer, by the names that users know."""
+    backend = "native"
+    if family.native_gaps:
+        backend = f"transformers {version('transformers')}"
+    return {
+        "--model (its content)": checkpoint.digest(),
+        "--dtype": choice.dtype,
+        "--quantize": str(settings.quantize),
+        "--prompt": settings.prompt,
+        "--max-new-tokens": str(settings.max_new_tokens),
+        "engine": backend,
+    }

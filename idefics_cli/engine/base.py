@@ -33,6 +33,9 @@ class Engine(Protocol):
     def info(self) -> EngineInfo:
         """What it is; known before the weights are loaded."""
 
+    def start(self) -> None:
+        """Begin to load the weights in the background; the first request does so otherwise."""
+
     def submit(self, request: Request) -> Future[Answer]:
         """Answer a request, from any thread and at any time; never blocks for long.
 

@@ -1,62 +1,112 @@
-"""Finds and loads a checkpoint: a hub id, a folder, or the embedded tiny model; safetensors, never remote code."""
+"""Finds a checkpoint and reads what stands beside its weights: a hub id, a folder, or the embedded tiny model.
+
+Only safetensors are taken, and never code. Torch is not imported here, so that a run that asks nothing needs none.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import importlib.resources
+import json
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
-from transformers import AutoConfig, Idefics2Config, Idefics2ForConditionalGeneration, Idefics2Processor
-from transformers.initialization import no_init_weights
-from transformers.utils import logging as transformers_logging
-
-from idefics_cli.config import TINY_MODEL, Device, Dtype, ImageGeometry, ModelSettings, Quantize
+from idefics_cli.config import TINY_MODEL, ModelSettings
 from idefics_cli.errors import ModelError
 
 _TINY_FOLDER = "tiny-idefics2"
-_LOADING = 1.1  # times the weights: what loading them takes at its peak
-
-
-@dataclass(frozen=True, slots=True)
-class Normalization:
-    """From uint8 to what the vision tower takes: (value * scale - mean) / std, channel by channel."""
-
-    scale: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_FILES = ("*.json", "*.jinja", "*.safetensors")
+_SAMPLE = 4096  # bytes of each tensor that enter the digest
+_HUB_TIMEOUT = 10.0  # seconds for the hub's first answer
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint's processor and settings; its weights come with `load_model`."""
+    """A folder of weights, and the settings in it."""
 
-    location: str
-    settings: ModelSettings
-    processor: Any
-    config: Any
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def geometry(self) -> ImageGeometry:
-        """The image sizes that its processor makes."""
-        images = self.processor.image_processor
-        return ImageGeometry(
-            int(images.size["longest_edge"]),
-            int(images.size["shortest_edge"]),
-            int(getattr(images, "resample", None) or 2),
-        )
+    name: str
+    """As it was asked for."""
+    folder: Path
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    processor_config: Mapping[str, Any]
+    """Of the image processor and the processor, in one mapping."""
+    tokenizer_config: Mapping[str, Any]
+    chat_template: str | None
 
     @property
-    def normalization(self) -> Normalization:
-        """How its processor normalizes pixels."""
-        images = self.processor.image_processor
-        return Normalization(float(images.rescale_factor), tuple(images.image_mean), tuple(images.image_std))
+    def tokenizer_file(self) -> Path:
+        """The tokenizer, as the tokenizers library reads it."""
+        return self.folder / "tokenizer.json"
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """Return the files with weights.
+
+        Raises:
+            ModelError: there are none, or one of them is missing.
+
+        """
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            names = sorted(set(_read_json(index, self.name)["weight_map"].values()))
+        else:
+            names = ["model.safetensors"]
+        files = tuple(self.folder / name for name in names)
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            others = sorted(file.name for file in self.folder.glob("*.bin"))
+            hint = f"; {others[0]} is a pickle, which is never loaded: convert it to safetensors" if others else ""
+            raise ModelError(f"{self.name}: {missing[0]} is missing in {self.folder}{hint}")
+        return files
+
+    def tensors(self) -> dict[str, TensorHeader]:
+        """Return what the files' headers say of each tensor.
+
+        Raises:
+            ModelError: a file is damaged.
+
+        """
+        found: dict[str, TensorHeader] = {}
+        for file in self.weight_files():
+            found |= _read_header(file, self.name)
+        return found
+
+    def digest(self) -> str:
+        """Return a digest of the content: settings whole, weights by their headers and the start of each tensor.
+
+        New weights under an old path are noticed in milliseconds: training changes every tensor.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        settings = (self.config, self.generation_config, self.processor_config, self.chat_template)
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        digest.update(self.tokenizer_file.read_bytes())
+        for file in self.weight_files():
+            headers = _read_header(file, self.name)
+            with file.open("rb") as stream:
+                for name, header in sorted(headers.items()):
+                    digest.update(f"{name} {header.dtype} {header.shape}".encode())
+                    stream.seek(header.start)
+                    digest.update(stream.read(min(_SAMPLE, header.size)))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """Where a tensor lies in its file."""
+
+    file: Path
+    dtype: str
+    """As safetensors names it: F32, BF16 ..."""
+    shape: tuple[int, ...]
+    start: int
+    """Offset in the file, in bytes."""
+    size: int
+    """Bytes."""
 
 
 def samples_folder() -> Path:
@@ -74,184 +124,154 @@ def samples_folder() -> Path:
 
 
 def open_checkpoint(settings: ModelSettings) -> Checkpoint:
-    """Read a checkpoint's configuration and processor, and choose device and number format.
+    """Find a checkpoint, downloading what is missing, and read its settings.
 
     Raises:
-        ModelError: no such checkpoint, not an Idefics2, or no such device.
+        ModelError: no such checkpoint, or one that is not complete.
 
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    location = str(samples_folder() / _TINY_FOLDER) if settings.model == TINY_MODEL else settings.model
-    device = _device(settings.device, settings.gpu_memory)
-    try:
-        config = AutoConfig.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
-        if config.model_type != "idefics2":
-            raise ModelError(
-                f"{settings.model}: a {config.model_type} checkpoint; idefics-cli runs idefics2 checkpoints"
-            )
-        processor = Idefics2Processor.from_pretrained(location, revision=settings.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, HFValidationError) as error:
-        raise ModelError(_cannot_load(settings.model, error)) from error
-    return Checkpoint(location, settings, processor, config, device, _dtype(settings.dtype, device))
+    name = settings.model
+    folder = find_locally(settings)
+    if folder is None:
+        folder = _download(name, settings.revision)
+    return read_folder(name, folder)
 
 
-def open_full_shape(settings: ModelSettings) -> Checkpoint:
-    """Return a checkpoint of the published 8B model's shape, with the tiny model's tokenizer: for measurements.
+def read_folder(name: str, folder: Path) -> Checkpoint:
+    """Read the settings of a checkpoint in a folder.
 
-    The numbers are those of the configuration of HuggingFaceM4/idefics2-8b; `random_model` makes weights for it.
+    Raises:
+        ModelError: it is not complete, or damaged.
+
     """
-    tiny = open_checkpoint(dataclasses.replace(settings, model=TINY_MODEL))
-    config = Idefics2Config(
-        image_token_id=tiny.config.image_token_id,
-        tie_word_embeddings=False,
-        text_config={
-            "model_type": "mistral",
-            "vocab_size": 32003,
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 32768,
-            "sliding_window": 4096,
-            "rms_norm_eps": 1e-5,
-            "pad_token_id": 0,
-        },
-        vision_config={
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "image_size": 980,
-            "patch_size": 14,
-        },
-        perceiver_config={
-            "hidden_size": 4096,
-            "resampler_n_latents": 64,
-            "resampler_depth": 3,
-            "resampler_n_heads": 16,
-            "resampler_head_dim": 96,
-            "num_key_value_heads": 4,
-        },
+    for required in ("config.json", "tokenizer.json"):
+        if not (folder / required).is_file():
+            raise ModelError(f"{name}: {required} is missing in {folder}")
+    config = _read_json(folder / "config.json", name)
+    if "quantization_config" in config:
+        method = dict(config["quantization_config"]).get("quant_method", "unknown")
+        raise ModelError(f"{name}: weights quantized by {method} can't be loaded; use the unquantized checkpoint")
+    # Saved by version 5 as one file, before as two, the image processor's under its own name.
+    processor = _read_json(folder / "processor_config.json", name, required=False)
+    images = _read_json(folder / "preprocessor_config.json", name, required=False)
+    return Checkpoint(
+        name,
+        folder,
+        config,
+        _read_json(folder / "generation_config.json", name, required=False),
+        {**images, **processor, **processor.get("image_processor", {})},
+        _read_json(folder / "tokenizer_config.json", name, required=False),
+        _chat_template(folder, processor, name),
     )
-    images = tiny.processor.image_processor
-    images.size = {"longest_edge": 980, "shortest_edge": 378}
-    return dataclasses.replace(tiny, config=config)
 
 
-def random_model(checkpoint: Checkpoint) -> Any:
-    """Return the checkpoint's model with random weights, made where `load_model` would put them."""
-    device = _placement(checkpoint)
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(checkpoint.dtype)
-    try:
-        with torch.device(device), no_init_weights():
-            model = Idefics2ForConditionalGeneration._from_config(  # noqa: SLF001
-                checkpoint.config, attn_implementation="sdpa"
-            )
-    finally:
-        torch.set_default_dtype(previous)
-    # Drawing every weight would take minutes on a host: one draw is repeated, at a length that no width divides.
-    drawn = torch.randn(1_000_003, device=device, generator=torch.Generator(device).manual_seed(0))
-    drawn = drawn.to(checkpoint.dtype)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "norm" in name:
-                weight.fill_(float(name.endswith("weight")))
-                continue
-            scale = 1.0 if name.endswith("latents") else checkpoint.config.text_config.initializer_range
-            for part in weight.view(-1).split(len(drawn)):
-                torch.mul(drawn[: len(part)], scale, out=part)
-    return model.eval()
-
-
-def load_model(checkpoint: Checkpoint) -> Any:
-    """Load the weights in evaluation mode, tensor by tensor, straight to the checkpoint's device.
-
-    Weights that are to be quantized and do not fit the device before that stay on the host.
+def find_locally(settings: ModelSettings) -> Path | None:
+    """Return the folder of a checkpoint on this machine; None where a hub id has to be downloaded.
 
     Raises:
-        ModelError: weights missing, damaged, or too large for the device.
+        ModelError: the name is neither a folder that is there nor a hub id.
 
     """
-    name, device = checkpoint.settings.model, _placement(checkpoint)
+    name = settings.model
+    if name == TINY_MODEL:
+        return samples_folder() / _TINY_FOLDER
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name.startswith((".", "~", os.sep)) or path.exists():
+        raise ModelError(f"{name}: {'not a folder' if path.exists() else 'no such folder'}")
+    if not _HUB_ID.fullmatch(name):
+        near = f"; did you mean {TINY_MODEL!r}?" if name.lower().strip() == TINY_MODEL else ""
+        raise ModelError(f"{name}: neither a folder here nor a hub id (owner/name){near}")
+    return _find_in_cache(name, settings.revision)
+
+
+def _find_in_cache(name: str, revision: str | None) -> Path | None:
+    """Return the snapshot in the hub's cache, if all its files are there."""
+    from huggingface_hub import snapshot_download  # not needed for a folder
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
-        model, report = Idefics2ForConditionalGeneration.from_pretrained(
-            checkpoint.location,
-            revision=checkpoint.settings.revision,
-            dtype=checkpoint.dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **({"device_map": {"": device}} if device.type == "cuda" else {}),
-        )
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ModelError(f"{name}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them")
-        return model.eval()
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"{name}: the weights do not fit the GPU's memory; try --quantize fp8, or --device cpu"
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(_cannot_load(name, error)) from error
-
-
-def weight_bytes(checkpoint: Checkpoint) -> int:
-    """Return what the weights take in the checkpoint's number format."""
-    with torch.device("meta"):
-        model = Idefics2ForConditionalGeneration(checkpoint.config)
-    weights: int = sum(weight.numel() for weight in model.parameters())
-    return weights * torch.finfo(checkpoint.dtype).bits // 8
-
-
-def free_memory(device: torch.device, limit: float = 0.0) -> int | None:
-    """Return the bytes of the GPU's memory that this process may still take; None where memory is the host's.
-
-    Args:
-        device: where the model runs.
-        limit: GB that the process may have in all; 0 for no limit.
-
-    """
-    if device.type != "cuda":
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        read_folder(name, folder).weight_files()
+    except (LocalEntryNotFoundError, ModelError, OSError):
         return None
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(device)[0]
-    return min(free, int(limit * 1e9) - torch.cuda.memory_reserved(device)) if limit else free
+    return folder
 
 
-def _placement(checkpoint: Checkpoint) -> torch.device:
-    """Choose where weights are put first: on the device, unless they fit it only once they are quantized."""
-    if checkpoint.device.type == "cpu" or checkpoint.settings.quantize is Quantize.NONE:
-        return checkpoint.device
-    free = free_memory(checkpoint.device, checkpoint.settings.gpu_memory) or 0
-    return checkpoint.device if weight_bytes(checkpoint) * _LOADING < free else torch.device("cpu")
+def _download(name: str, revision: str | None) -> Path:
+    """Download a checkpoint into the hub's cache.
+
+    Raises:
+        ModelError: the hub can't be reached, or has no such checkpoint.
+
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    place = f"{name}{f' at revision {revision}' if revision else ''}"
+    try:
+        # One request with a time limit first: the library itself tries an unreachable hub for minutes.
+        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+    except HFValidationError as error:
+        raise ModelError(f"{name}: not a hub id: {_first_line(error)}") from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403, 404):
+            words = "the hub has no such checkpoint, or it asks for a login (hf auth login)"
+            raise ModelError(f"{place}: {words}") from error
+        raise ModelError(f"{place}: the hub failed: {_first_line(error)}") from error
+    except Exception as error:  # the kinds of connection errors differ between versions of the library
+        raise ModelError(
+            f"{place}: not on this machine, and the hub can't be reached ({type(error).__name__}); download it where "
+            f"there is a network (hf download {name}) and name the folder: --model FOLDER"
+        ) from error
 
 
-def _device(wanted: Device, limit: float) -> torch.device:
-    available = torch.cuda.is_available()
-    if wanted is Device.CUDA and not available:
-        raise ModelError("--device cuda: torch sees no CUDA device here; try --device cpu")
-    if not available or wanted is Device.CPU:
-        return torch.device("cpu")
-    device = torch.device("cuda", torch.cuda.current_device())
-    if limit:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 1e9 / torch.cuda.mem_get_info(device)[1]), device)
-    return device
+def _chat_template(folder: Path, processor: Mapping[str, Any], name: str) -> str | None:
+    """Return the template of chat turns, wherever a version of transformers saved it; base checkpoints have none."""
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        return plain.read_text(encoding="utf-8")
+    saved = _read_json(folder / "chat_template.json", name, required=False) or processor
+    template = saved.get("chat_template")
+    return template if isinstance(template, str) else None
 
 
-def _dtype(wanted: Dtype, device: torch.device) -> torch.dtype:
-    if wanted is Dtype.AUTO:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, wanted.value)
-    return dtype
+def _read_json(path: Path, name: str, *, required: bool = True) -> dict[str, Any]:
+    if not required and not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name}: {path.name} can't be read: {_first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{name}: {path.name} is not a JSON object")
+    return values
 
 
-def _cannot_load(name: str, error: BaseException) -> str:
-    words = str(error).strip().splitlines()
-    return (
-        f"{name}: can't load this checkpoint: {words[0] if words else type(error).__name__} "
-        f"(--model takes a hub id, a folder with safetensors, or {TINY_MODEL!r})"
-    )
+def _read_header(file: Path, name: str) -> dict[str, TensorHeader]:
+    """Read the header of a safetensors file: its length in 8 bytes, then JSON, then the tensors."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            entries = json.loads(stream.read(length) if length < file.stat().st_size else b"")
+            total = file.stat().st_size - 8 - length
+        headers = {}
+        for tensor, entry in entries.items():
+            if tensor != "__metadata__":
+                start, end = entry["data_offsets"]
+                if end > total:
+                    raise ValueError(f"{tensor} lies beyond the end of the file")
+                headers[tensor] = TensorHeader(
+                    file, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{name}: {file.name} is damaged: {_first_line(error)}") from error
+    return headers
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

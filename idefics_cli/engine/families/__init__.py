@@ -1,1 +1,20 @@
 """What each kind of checkpoint knows without torch: its images, its prompts, its tokens. Page processes use it too."""
+
+from __future__ import annotations
+
+from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.errors import ModelError
+
+
+def family_of(checkpoint: Checkpoint) -> Idefics2Family:
+    """Return the family of a checkpoint.
+
+    Raises:
+        ModelError: it is of no family that is known, or its settings can't be honoured.
+
+    """
+    kind = checkpoint.config.get("model_type")
+    if kind != "idefics2":
+        raise ModelError(f"{checkpoint.name}: a checkpoint of type {kind}; idefics-cli runs idefics2 checkpoints")
+    return Idefics2Family(checkpoint)

@@ -1,4 +1,4 @@
-"""The operations as Triton kernels: one pass over memory each. `plain` says what they compute."""
+"""The operations as Triton kernels: one pass over memory each. `torch_ops` says what they compute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from idefics_cli.engine.operations import Quantized, Rows, Segments
+from idefics_cli.engine.native.ops.base import AttentionMetadata, InputFormat, Rows, ScaledRows
 
 _BY_SPEED = [  # at head size 72 on an H200; the later ones take what cuDNN can't
     SDPBackend.CUDNN_ATTENTION,
@@ -25,7 +25,7 @@ _BY_SPEED = [  # at head size 72 on an H200; the later ones take what cuDNN can'
 _indexed = triton.jit(
     do_not_specialize_on_alignment=[
         *("positions", "slots", "query_start", "query_length"),
-        *("prefix_start", "prefix_length", "own_start", "own_length"),
+        *("prefix_start", "prefix_length", "suffix_start", "suffix_length"),
     ]
 )
 _BLOCK = 1024
@@ -35,29 +35,29 @@ _MOST_QUERIES = 64
 
 
 @triton.jit
-def _store_row(values, out, scales, row, columns, inside, width, FP8: tl.constexpr):
+def _store_row(values, out, scales, row, columns, inside, width, SCALED: tl.constexpr):
     """Store a float32 row in the format of `out`, or quantized with its scale."""
-    if FP8:
+    if SCALED:
         scale = tl.maximum(tl.max(tl.abs(values), 0), 1e-12) / 448.0  # the largest float8_e4m3fn
         tl.store(scales + row, scale)
         values = values / scale
     tl.store(out + row * width + columns, values.to(out.dtype.element_ty), inside)
 
 
-def _rows_like(rows: Tensor, width: int, fp8: bool) -> tuple[Tensor, Tensor, Rows]:
-    """Make room for rows: values, scales (of no meaning without fp8), and both as the operation returns them."""
-    if not fp8:
+def _new_rows(rows: Tensor, width: int, out: InputFormat) -> tuple[Tensor, Tensor, Rows]:
+    """Allocate rows of a format: values, scales (any tensor where there are none), and both as operations return them."""
+    if out is InputFormat.PLAIN:
         values = rows.new_empty(len(rows), width)
         return values, values, values
     values = torch.empty(len(rows), width, dtype=torch.float8_e4m3fn, device=rows.device)
     scales = torch.empty(len(rows), 1, dtype=torch.float32, device=rows.device)
-    return values, scales, Quantized(values, scales)
+    return values, scales, ScaledRows(values, scales)
 
 
 @triton.jit
 def _add_norm(
-    hidden, change, weight, bias, normed, scales, width, eps,
-    ADD: tl.constexpr, BIAS: tl.constexpr, FP8: tl.constexpr, SIZE: tl.constexpr,
+    hidden, residual, weight, bias, normed, scales, width, eps,
+    ADD: tl.constexpr, BIAS: tl.constexpr, SCALED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0).to(tl.int64)
     start = index * width
@@ -65,7 +65,7 @@ def _add_norm(
     inside = columns < width
     row = tl.load(hidden + start + columns, inside, 0.0)
     if ADD:
-        row = (row.to(tl.float32) + tl.load(change + start + columns, inside, 0.0).to(tl.float32)).to(row.dtype)
+        row = (row.to(tl.float32) + tl.load(residual + start + columns, inside, 0.0).to(tl.float32)).to(row.dtype)
         tl.store(hidden + start + columns, row, inside)
     wide = row.to(tl.float32)
     if BIAS:
@@ -76,27 +76,40 @@ def _add_norm(
         wide = wide * scale + tl.load(bias + columns, inside, 0.0).to(tl.float32)
     else:
         wide = wide.to(row.dtype).to(tl.float32) * scale
-    _store_row(wide, normed, scales, index, columns, inside, width, FP8)
+    _store_row(wide, normed, scales, index, columns, inside, width, SCALED)
 
 
-def add_norm(
-    hidden: Tensor, change: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, *, fp8: bool = False
+def fused_add_layer_norm(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, out: InputFormat
 ) -> tuple[Tensor, Rows]:
-    """See `Operations`; the sum takes the place of `hidden`."""
+    """See `Ops`; the sum takes the place of `hidden`."""
+    return _fused_add_norm(hidden, residual, weight, bias, eps, out)
+
+
+def fused_add_rms_norm(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: InputFormat
+) -> tuple[Tensor, Rows]:
+    """See `Ops`; the sum takes the place of `hidden`."""
+    return _fused_add_norm(hidden, residual, weight, None, eps, out)
+
+
+def _fused_add_norm(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, out: InputFormat
+) -> tuple[Tensor, Rows]:
     width = hidden.shape[1]
-    normed, scales, rows = _rows_like(hidden, width, fp8)
+    normed, scales, rows = _new_rows(hidden, width, out)
     _add_norm[(len(hidden),)](
         hidden,
-        hidden if change is None else change,
+        hidden if residual is None else residual,
         weight,
         weight if bias is None else bias,
         normed,
         scales,
         width,
         eps,
-        ADD=change is not None,
+        ADD=residual is not None,
         BIAS=bias is not None,
-        FP8=fp8,
+        SCALED=out is InputFormat.FP8,
         SIZE=triton.next_power_of_2(width),
         num_warps=8 if width > 2048 else 4,
     )
@@ -104,7 +117,7 @@ def add_norm(
 
 
 @triton.jit
-def _activate(rows, out, scales, width, GATED: tl.constexpr, FP8: tl.constexpr, SIZE: tl.constexpr):
+def _activate(rows, out, scales, width, GATED: tl.constexpr, SCALED: tl.constexpr, SIZE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
     inside = columns < width
@@ -117,30 +130,31 @@ def _activate(rows, out, scales, width, GATED: tl.constexpr, FP8: tl.constexpr, 
         wide = tl.load(rows + row * width + columns, inside, 0.0).to(tl.float32)
         inner = 0.7978845608028654 * (wide + 0.044715 * wide * wide * wide)  # sqrt(2 / pi): GELU's tanh form
         active = wide / (1.0 + tl.exp(-2.0 * inner))
-    _store_row(active, out, scales, row, columns, inside, width, FP8)
+    _store_row(active, out, scales, row, columns, inside, width, SCALED)
 
 
-def _activated(rows: Tensor, width: int, gated: bool, fp8: bool) -> Rows:
-    out, scales, active = _rows_like(rows, width, fp8)
-    size = triton.next_power_of_2(width) if fp8 else _BLOCK  # a scale needs the whole row
+def _activated(rows: Tensor, width: int, out: InputFormat, *, gated: bool) -> Rows:
+    values, scales, active = _new_rows(rows, width, out)
+    is_scaled = out is InputFormat.FP8
+    size = triton.next_power_of_2(width) if is_scaled else _BLOCK  # a scale needs the whole row
     _activate[(len(rows), triton.cdiv(width, size))](
-        rows, out, scales, width, GATED=gated, FP8=fp8, SIZE=size, num_warps=8 if size > 4096 else 4
+        rows, values, scales, width, GATED=gated, SCALED=is_scaled, SIZE=size, num_warps=8 if size > 4096 else 4
     )
     return active
 
 
-def gated_silu(gate_up: Tensor, *, fp8: bool = False) -> Rows:
-    """See `Operations`."""
-    return _activated(gate_up, gate_up.shape[1] // 2, gated=True, fp8=fp8)
+def silu_and_mul(gate_up: Tensor, out: InputFormat) -> Rows:
+    """See `Ops`."""
+    return _activated(gate_up, gate_up.shape[1] // 2, out, gated=True)
 
 
-def gelu(rows: Tensor, *, fp8: bool = False) -> Rows:
-    """See `Operations`."""
-    return _activated(rows, rows.shape[1], gated=False, fp8=fp8)
+def gelu(rows: Tensor, out: InputFormat) -> Rows:
+    """See `Ops`."""
+    return _activated(rows, rows.shape[1], out, gated=False)
 
 
 @_indexed
-def _rotate_and_store(
+def _rope_and_cache(
     qkv, cos, sin, positions, slots, keys, values,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, Q_SIZE: tl.constexpr, KV_SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -176,13 +190,13 @@ def _rotate_and_store(
     tl.store(values + to + HALF, tl.load(at + HALF, inside, 0.0), inside)
 
 
-def rotate_and_store(
+def rope_and_cache(
     qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, slots: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """See `Operations`; the queries are rotated in place."""
+    """See `Ops`; the queries are rotated in place."""
     kv_heads, dim = keys.shape[1:]
     heads = qkv.shape[1] // dim - 2 * kv_heads
-    _rotate_and_store[(len(qkv),)](
+    _rope_and_cache[(len(qkv),)](
         qkv,
         cos,
         sin,
@@ -202,7 +216,7 @@ def rotate_and_store(
 
 @_indexed
 def _attend(
-    queries, keys, values, out, query_start, query_length, prefix_start, prefix_length, own_start, own_length,
+    queries, keys, values, out, query_start, query_length, prefix_start, prefix_length, suffix_start, suffix_length,
     query_stride, out_stride, window, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
@@ -212,7 +226,7 @@ def _attend(
     count = tl.load(query_length + row)
     if tile * QUERIES >= count:
         return
-    prefix, own = tl.load(prefix_length + row), tl.load(own_length + row)
+    prefix, suffix = tl.load(prefix_length + row), tl.load(suffix_length + row)
     index = tl.arange(0, ROWS)
     query = tile * QUERIES + index // GROUP
     head = kv_head * GROUP + index % GROUP
@@ -220,24 +234,24 @@ def _attend(
     is_query = (index < QUERIES * GROUP) & (query < count)
     packed = (tl.load(query_start + row) + query).to(tl.int64)
     q = tl.load(queries + (packed * query_stride + head * DIM)[:, None] + dims[None, :], is_query[:, None], 0.0)
-    position = prefix + own - count + query
+    position = prefix + suffix - count + query
     best = tl.full((ROWS,), -1e30, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     sums = tl.zeros((ROWS, DIM), tl.float32)
-    last = tl.minimum(own, own - count + (tile + 1) * QUERIES)
+    last = tl.minimum(suffix, suffix - count + (tile + 1) * QUERIES)
     for part in tl.static_range(2):
         if part == 0:
             start, length, before = tl.load(prefix_start + row), prefix, 0
         else:
-            start, length, before = tl.load(own_start + row), last, prefix
+            start, length, before = tl.load(suffix_start + row), last, prefix
         for at in range(0, length, KEYS):
-            place = at + tl.arange(0, KEYS)
-            inside = place < length
-            slot = (start + place).to(tl.int64)
+            index_k = at + tl.arange(0, KEYS)
+            inside = index_k < length
+            slot = (start + index_k).to(tl.int64)
             address = slot * KV_HEADS * DIM + kv_head * DIM
             k = tl.load(keys + address[None, :] + dims[:, None], inside[None, :], 0.0)
             scores = tl.dot(q, k, input_precision=PRECISION) * scale
-            seen = before + place
+            seen = before + index_k
             mask = inside[None, :] & (seen[None, :] <= position[:, None]) & (seen[None, :] > position[:, None] - window)
             scores = tl.where(mask, scores, -1e30)
             higher = tl.maximum(best, tl.max(scores, 1))
@@ -251,26 +265,29 @@ def _attend(
     tl.store(out + (packed * out_stride + head * DIM)[:, None] + dims[None, :], result, is_query[:, None])
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, segments: Segments, window: int) -> Tensor:
-    """See `Operations`; kv heads are not repeated, and only filled positions are read."""
+def paged_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, metadata: AttentionMetadata, window: int
+) -> Tensor:
+    """See `Ops`; kv heads are not repeated, and only filled positions are read."""
     kv_heads, dim = keys.shape[1:]
     group = queries.shape[1] // (kv_heads * dim)
-    size = _LEAST_QUERIES if segments.longest_query * group <= _LEAST_QUERIES else _MOST_QUERIES
-    size = max(size, triton.next_power_of_2(group))
+    # The tile depends on whether this is decoding, never on how long the queries of other segments are.
+    is_decode = metadata.max_query_length == 1
+    size = max(_LEAST_QUERIES if is_decode else _MOST_QUERIES, triton.next_power_of_2(group))
     at_once = size // group
-    out = queries.new_empty(len(queries), kv_heads * group * dim)
-    grid = (len(segments.query_start), kv_heads, triton.cdiv(segments.longest_query, at_once))
+    out = queries.new_zeros(len(queries), kv_heads * group * dim)  # rows of no segment stay zero
+    grid = (len(metadata.query_start), kv_heads, triton.cdiv(metadata.max_query_length, at_once))
     _attend[grid](
         queries,
         keys,
         values,
         out,
-        segments.query_start,
-        segments.query_length,
-        segments.prefix_start,
-        segments.prefix_length,
-        segments.own_start,
-        segments.own_length,
+        metadata.query_start,
+        metadata.query_length,
+        metadata.prefix_start,
+        metadata.prefix_length,
+        metadata.suffix_start,
+        metadata.suffix_length,
         queries.stride(0),
         out.stride(0),
         window,
@@ -297,18 +314,18 @@ def _quantize(rows, out, scales, width, SIZE: tl.constexpr):
     _store_row(values, out, scales, row, columns, inside, width, True)
 
 
-def quantized(rows: Tensor) -> Quantized:
-    """See `Operations`."""
+def quantize(rows: Tensor) -> ScaledRows:
+    """See `Ops`."""
     width = rows.shape[1]
-    out, scales, result = _rows_like(rows, width, True)
+    out, scales, result = _new_rows(rows, width, InputFormat.FP8)
     warps = 8 if width > 4096 else 4
     _quantize[(len(rows),)](rows.contiguous(), out, scales, width, SIZE=triton.next_power_of_2(width), num_warps=warps)
-    assert isinstance(result, Quantized)
+    assert isinstance(result, ScaledRows)
     return result
 
 
-def attend_all(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """See `Operations`: FlashAttention 4 where it is installed and runs, else cuDNN, else what torch has."""
+def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """See `Ops`: FlashAttention 4 where it is installed and runs, else cuDNN, else what torch has."""
     flash = _flash_attention(queries.dtype, queries.shape[1], queries.shape[3])
     if flash is not None:
         return flash(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)).transpose(1, 2)

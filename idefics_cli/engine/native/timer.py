@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-
 import torch
 
 
-class Lap:
+class Timer:
     """A stretch of work, from its construction to `stop`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._start = _mark(device)
+        self._start = _now(device)
         self._end = self._start
         self._ms: float | None = None
 
-    def stop(self) -> Lap:
+    def stop(self) -> Timer:
         """Mark the end behind the work that has been handed to the device."""
-        self._end = _mark(self._device)
+        self._end = _now(self._device)
         return self
 
     def wait(self) -> None:
@@ -36,15 +34,6 @@ class Lap:
         return self._ms
 
 
-Share = tuple[Lap, float]
-"""A lap, and which part of it fell to one row or page."""
-
-
-def spent(shares: Iterable[Share]) -> float:
-    """Return the milliseconds of shares."""
-    return sum(lap.ms * part for lap, part in shares)
-
-
 def _ms_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
     if isinstance(start, float) or isinstance(end, float):
         assert isinstance(start, float)
@@ -53,7 +42,7 @@ def _ms_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) 
     return float(start.elapsed_time(end))
 
 
-def _mark(device: torch.device) -> float | torch.cuda.Event:
+def _now(device: torch.device) -> float | torch.cuda.Event:
     if device.type != "cuda":
         return time.perf_counter()
     event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call,unused-ignore]

@@ -1,0 +1,212 @@
+"""The engine without its thread: sequences go in, each step does one thing, finished sequences come out.
+
+This is also where memory that runs out is dealt with: what did not fit is done again in smaller parts, from the
+start of the sequences concerned, and a sequence that does not fit by itself fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from idefics_cli.engine.native.kv_cache import KVCacheManager
+from idefics_cli.engine.native.memory_plan import MemoryPlan
+from idefics_cli.engine.native.model_runner import ModelRunner
+from idefics_cli.engine.native.scheduler import Action, Scheduler
+from idefics_cli.engine.native.sequence import Sequence
+from idefics_cli.engine.native.timer import Timer
+from idefics_cli.errors import Failure, FailureKind, ModelError
+from idefics_cli.records import PreparedPage
+
+_LEAST_BATCHED_TOKENS = 64
+_LAUNCHED_AHEAD = 2  # encodings: the device has work, and the host is never far from hearing a signal
+
+
+class EngineCore:
+    """Scheduler, model runner and KV cache."""
+
+    def __init__(self, runner: ModelRunner, plan: MemoryPlan, max_new_tokens: int) -> None:
+        """Allocate the KV cache.
+
+        Raises:
+            ModelError: memory does not suffice for a single sequence.
+
+        """
+        self._runner, self._max_new_tokens = runner, max_new_tokens
+        self._launched: deque[Timer] = deque()
+        self._is_reduced = False
+        while not self._allocate(plan, plan.slots):
+            if plan.max_num_seqs == 1:
+                raise ModelError("the GPU's memory holds the weights, but not one question beside them")
+            plan = dataclasses.replace(plan, max_num_seqs=plan.max_num_seqs // 2, slots=plan.slots // 2 + 1)
+            self._is_reduced = True
+        self.plan = plan
+        self._scheduler = Scheduler(plan.max_num_seqs, max_new_tokens)
+        runner.record_graph()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is on its way."""
+        return self._scheduler.has_work
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a new sequence."""
+        for page in sequence.page_ids:
+            self._runner.features.acquire(page)
+        missing = [page for page in sequence.page_ids if page not in self._runner.features]
+        sequence.pages = {page: sequence.pages[page] for page in missing}  # the pixels of others are not needed
+        self._scheduler.add(sequence, missing)
+
+    def step(self) -> Iterator[Sequence]:
+        """Do what is next; yields the sequences that are finished or have failed."""
+        action = self._scheduler.next_action()
+        if action is Action.ENCODE:
+            yield from self._encode()
+        elif action is Action.PREFILL:
+            yield from self._prefill()
+            yield from self._finished()
+        elif action is Action.DECODE:
+            yield from self._decode()
+            yield from self._finished()
+
+    # --- pages ---
+
+    def _encode(self) -> Iterator[Sequence]:
+        """Encode the page that is needed next."""
+        page, users = self._scheduler.next_page()
+        timer = Timer(self._runner.device)
+        features = self._encoded(users[0].pages[page])
+        timer.stop()
+        for sequence in users:
+            sequence.vision.append((timer, 1 / len(users)))
+            sequence.pages.pop(page, None)
+        if features is None:
+            self._scheduler.drop(users)
+            for sequence in users:
+                yield self._failed(sequence, "one crop of a page does not fit the memory")
+            return
+        self._runner.features.put(page, features)
+        self._scheduler.page_encoded(page, users)
+        self._launched.append(timer)
+        if len(self._launched) > _LAUNCHED_AHEAD:
+            self._launched.popleft().wait()
+
+    def _encoded(self, page: PreparedPage) -> Tensor | None:
+        """Encode a page whole, or where memory does not suffice crop by crop; None where that does not fit either."""
+        for parts in ([page.crops], [(crop,) for crop in page.crops]):
+            try:
+                return torch.cat([self._runner.encode(part) for part in parts])
+            except torch.OutOfMemoryError:
+                pass  # its traceback holds tensors: recover outside of the handler
+            self._release_memory()
+        return None
+
+    # --- the batch ---
+
+    def _prefill(self) -> Iterator[Sequence]:
+        """Let ready sequences join the batch; yields one that can't, even by itself."""
+        scheduler = self._scheduler
+        admitted = scheduler.admit(self._manager)
+        if not admitted and not scheduler.running:
+            self._manager.evict_unused()
+            admitted = scheduler.admit(self._manager)
+        if not admitted:
+            if scheduler.running:  # slots come free as they end
+                yield from self._decode()
+            elif not self._grow(scheduler.slots_of(scheduler.ready[0]) + 1):
+                yield self._too_large(scheduler.ready.popleft())
+            return
+        sequences = {index: scheduler.running[index] for index in admitted}
+        sharing: dict[object, list[Sequence]] = {}
+        for sequence in [*sequences.values(), *scheduler.ready]:
+            sharing.setdefault(sequence.prefix_key, []).append(sequence)
+        try:
+            self._runner.prefill(sequences, sharing)
+            return
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds tensors: recover outside of the handler
+        self._release_memory()
+        is_alone = len(scheduler.running) == 1
+        tokens = self.plan.max_num_batched_tokens
+        scheduler.preempt(admitted, self._manager)
+        if tokens is not None and tokens > _LEAST_BATCHED_TOKENS:
+            self.plan = dataclasses.replace(self.plan, max_num_batched_tokens=tokens // 2)
+            self._runner.plan = self.plan
+        elif is_alone:
+            yield self._too_large(scheduler.ready.popleft())
+
+    def _decode(self) -> Iterator[Sequence]:
+        """Add a token to every running sequence. Where memory does not suffice, all start anew with half as many.
+
+        A step that failed has changed the state of some of them, which a start from the prompt makes good.
+        """
+        scheduler = self._scheduler
+        try:
+            self._runner.decode(scheduler.running)
+            return
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds tensors: recover outside of the handler
+        self._release_memory()
+        is_alone = len(scheduler.running) == 1
+        scheduler.preempt(list(scheduler.running), self._manager)
+        if is_alone:
+            yield self._too_large(scheduler.ready.popleft())
+
+    def _finished(self) -> Iterator[Sequence]:
+        for index, output in self._runner.finished(self._scheduler.running).items():
+            sequence = self._scheduler.free(index, self._manager)
+            sequence.output, sequence.batch_size = output, max(1, sequence.batch_size)
+            sequence.is_preempted |= self._is_reduced
+            self._release_pages(sequence)
+            yield sequence
+
+    # --- memory ---
+
+    def _grow(self, slots: int) -> bool:
+        """Make room in the KV cache for a long prompt; says whether that was possible."""
+        assert self._runner.cache is not None
+        if slots <= self._runner.cache.slots:
+            return False
+        if self._allocate(self.plan, slots):
+            self._runner.record_graph()
+            return True
+        if not self._allocate(self.plan, self.plan.slots):
+            raise ModelError("the memory of the GPU has been taken by another program")
+        self._runner.record_graph()
+        return False
+
+    def _allocate(self, plan: MemoryPlan, slots: int) -> bool:
+        try:
+            self._runner.allocate(plan, slots)
+        except torch.OutOfMemoryError:
+            pass
+        else:
+            self._manager = KVCacheManager(1, slots)  # slot 0 belongs to no sequence
+            return True
+        self._release_memory()
+        return False
+
+    def _release_memory(self) -> None:
+        """Give back what no tensor holds, after memory ran out."""
+        self._runner.features.clear_unused()
+        if self._runner.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _release_pages(self, sequence: Sequence) -> None:
+        for page in sequence.page_ids:
+            self._runner.features.release(page)
+
+    def _too_large(self, sequence: Sequence) -> Sequence:
+        return self._failed(
+            sequence, f"a prompt of {len(sequence.prompt.tokens)} tokens does not fit the memory, even by itself"
+        )
+
+    def _failed(self, sequence: Sequence, detail: str) -> Sequence:
+        sequence.failure = Failure(FailureKind.OUT_OF_MEMORY, detail)
+        self._release_pages(sequence)
+        return sequence
+

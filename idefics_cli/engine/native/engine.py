@@ -1,0 +1,244 @@
+"""The engine: requests in, answers out, from any thread; one thread of its own runs the model."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from concurrent.futures import Future
+
+import torch
+
+from idefics_cli.config import ModelSettings, Quantize
+from idefics_cli.engine.base import EngineInfo
+from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.device import DeviceChoice, free_host_memory
+from idefics_cli.engine.families.base import PromptBuilder
+from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.native.core import EngineCore
+from idefics_cli.engine.native.memory_plan import WorkSizes, plan_memory
+from idefics_cli.engine.native.model_runner import ModelRunner
+from idefics_cli.engine.native.sequence import Sequence
+from idefics_cli.engine.native.weights import CheckpointSource, Source, Weights
+from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError
+from idefics_cli.records import Answer, Request
+
+_Submission = tuple[Sequence, "Future[Answer]"]
+
+
+class NativeEngine:
+    """Runs a checkpoint on one device."""
+
+    def __init__(self, core: EngineCore, info: EngineInfo, prompts: PromptBuilder, max_new_tokens: int, max_positions: int) -> None:
+        """Start the thread; see `load_engine`."""
+        self.info = info
+        self._core, self._prompts = core, prompts
+        self._max_new_tokens, self._max_positions = max_new_tokens, max_positions
+        self._submitted: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
+        self._futures: dict[Sequence, Future[Answer]] = {}
+        self._error: ModelError | None = None
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def start(self) -> None:
+        """See `Engine`: it is loaded already."""
+
+    def submit(self, request: Request) -> Future[Answer]:
+        """See `Engine`."""
+        future: Future[Answer] = Future()
+        try:
+            prompt = self._prompts.build(request.question, [len(page.crops) for page in request.pages])
+            if len(prompt.tokens) + self._max_new_tokens > self._max_positions:
+                raise RowFailedError(
+                    FailureKind.TOO_LARGE,
+                    f"a prompt of {len(prompt.tokens)} tokens; the model takes {self._max_positions} with the answer",
+                )
+        except RowFailedError as error:
+            future.set_result(Answer(failure=error.failure))
+            return future
+        pages = dict(zip(request.page_ids, request.pages, strict=True))
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            self._submitted.put((Sequence(prompt, pages, request.page_ids), future))
+        return future
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._fail(ModelError("the engine has been closed"))
+        self._submitted.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        """Step while there is work; take what is submitted between the steps."""
+        try:
+            while self._take():
+                for sequence in self._core.step():
+                    future = self._futures.pop(sequence)
+                    if future.set_running_or_notify_cancel():
+                        future.set_result(self._answer(sequence))
+        except torch.AcceleratorError as error:
+            self._fail(ModelError(f"the GPU failed and can't go on: {str(error).splitlines()[0]}"))
+        except BaseException as error:  # nobody may wait for ever
+            self._fail(error)
+
+    def _take(self) -> bool:
+        """Take submissions, waiting for one if there is nothing to do; says whether the engine goes on."""
+        while True:
+            try:
+                submission = self._submitted.get(block=not self._core.has_work)
+            except queue.Empty:
+                return True
+            if submission is None:
+                return False
+            sequence, future = submission
+            self._futures[sequence] = future
+            self._core.add(sequence)
+
+    def _fail(self, error: BaseException) -> None:
+        """End every future, and refuse new requests."""
+        with self._lock:
+            if self._error is None:
+                self._error = error if isinstance(error, ModelError) else ModelError(f"the engine failed: {error!r}")
+            while not self._submitted.empty():
+                submission = self._submitted.get()
+                if submission is not None:
+                    self._futures[submission[0]] = submission[1]
+        for future in list(self._futures.values()):
+            if not future.done() and future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    def _answer(self, sequence: Sequence) -> Answer:
+        vision, prefill, decode = sequence.costs_ms()
+        if sequence.failure is not None or sequence.output is None:
+            return Answer(vision_ms=vision, prefill_ms=prefill, decode_ms=decode, failure=sequence.failure)
+        output = sequence.output
+        failure = None
+        if math.isnan(output.logprob):
+            failure = Failure(FailureKind.MODEL_ERROR, "the model's output is not a number")
+        warnings = (
+            "restarted in a smaller batch for want of memory" if sequence.is_preempted else "",
+            "" if output.is_complete else f"answer cut at {self._max_new_tokens} tokens",
+        )
+        return Answer(
+            "" if failure else self._prompts.decode(output.tokens),
+            confidence=math.exp(output.logprob),
+            mean_logprob=output.logprob / len(output.tokens),
+            prompt_tokens=len(sequence.prompt.tokens),
+            new_tokens=len(output.tokens),
+            batch_size=sequence.batch_size,
+            vision_ms=vision,
+            prefill_ms=prefill,
+            decode_ms=decode,
+            warning="; ".join(filter(None, warnings)),
+            failure=failure,
+        )
+
+
+def load_engine(
+    checkpoint: Checkpoint,
+    family: Idefics2Family,
+    settings: ModelSettings,
+    choice: DeviceChoice,
+    info: EngineInfo,
+    *,
+    source: Source | None = None,
+) -> NativeEngine:
+    """Load the weights to the device, plan its memory and start the engine.
+
+    Args:
+        checkpoint: whose weights are read.
+        family: of the checkpoint.
+        settings: of the model.
+        choice: device and dtype.
+        info: of the engine.
+        source: gives the weights instead of the checkpoint.
+
+    Raises:
+        ModelError: weights missing, damaged, or too large for the device.
+
+    """
+    device = torch_device(choice, settings.gpu_memory)
+    dtype: torch.dtype = getattr(torch, choice.dtype)
+    if source is None:
+        family.check_weights(list(checkpoint.tensors()))
+    _check_room(family, settings, device, dtype)
+    prompts = family.prompt_builder(settings.prompt)
+    try:
+        weights = Weights(source or CheckpointSource(checkpoint, dtype, device), settings.quantize, dtype, device)
+        with torch.inference_mode():
+            runner = ModelRunner(weights, family, settings)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{checkpoint.name}: the weights do not fit the GPU's memory; {_SMALLER}") from error
+    config = family.config
+    plan = plan_memory(
+        free_memory(device, settings.gpu_memory),
+        WorkSizes.of(config, dtype.itemsize),
+        batch_size=settings.batch_size,
+        crop_tokens=config.perceiver.num_latents,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    core = EngineCore(runner, plan, settings.max_new_tokens)
+    return NativeEngine(core, info, prompts, settings.max_new_tokens, config.text.max_positions)
+
+
+_SMALLER = "try --quantize fp8, --dtype bfloat16, a GPU with more memory, or --device cpu"
+
+
+def torch_device(choice: DeviceChoice, gpu_memory: float | None) -> torch.device:
+    """Return the device, held to a part of its memory where the user wants that.
+
+    Raises:
+        ModelError: torch does not see the GPU.
+
+    """
+    if choice.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ModelError("there is a GPU, but this installation of torch can't use it; --device cpu does without")
+    device = torch.device("cuda", torch.cuda.current_device())
+    if gpu_memory:
+        total = torch.cuda.mem_get_info(device)[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_memory * 1e9 / total), device)
+    return device
+
+
+def free_memory(device: torch.device, limit: float | None) -> int | None:
+    """Return the bytes of the GPU's memory that this process may still take; None where memory is the host's.
+
+    Args:
+        device: where the model runs.
+        limit: GB that the process may have in all; None for no limit.
+
+    """
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(device)[0]
+    return min(free, int(limit * 1e9) - torch.cuda.memory_reserved(device)) if limit else free
+
+
+def weight_bytes(family: Idefics2Family, quantize: Quantize, itemsize: int) -> int:
+    """Return about how much memory the weights take."""
+    count = sum(math.prod(shape) for shape in family.config.weight_shapes().values())
+    return count * (itemsize if quantize is Quantize.NONE else 1)
+
+
+def _check_room(family: Idefics2Family, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse weights that can't fit, before minutes are spent on loading them.
+
+    Raises:
+        ModelError: with what is needed and what is free.
+
+    """
+    free = free_memory(device, settings.gpu_memory) if device.type == "cuda" else free_host_memory()
+    needed = weight_bytes(family, settings.quantize, dtype.itemsize)
+    if free is not None and needed > free:
+        where = "of the GPU's memory are" if device.type == "cuda" else "of memory are"
+        name = str(dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{settings.model}: the weights take {needed / 1e9:.1f} GB in {name}, and {free / 1e9:.1f} GB {where} free; "
+            f"{_SMALLER}"
+        )

@@ -1,0 +1,108 @@
+"""How much is done at once, from the memory that is free beside the weights. Policy only: no tensors here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from idefics_cli.engine.families.idefics2 import Idefics2Config
+
+CPU_SEQUENCES = 8
+GPU_SEQUENCES = 64
+_QUESTION_TOKENS = 64  # a question of about 40 words
+_CROPS = 5  # of a split page
+_HEADROOM = 0.9  # of free memory; the rest is the allocator's gaps and the libraries' workspaces
+_CPU_PATCHES = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSizes:
+    """Bytes that a checkpoint's work takes on its device."""
+
+    slot: int
+    """Keys and values of one position, all layers."""
+    crop: int
+    """Activations of one crop of the largest size in the vision tower."""
+    patch: int
+    """Activations of one patch in the connector's projection."""
+    token: int
+    """Activations of one token of a prompt."""
+    fixed: int = 1 << 29
+    """What does not grow with the work: logits, workspaces of libraries, the graph."""
+
+    @classmethod
+    def of(cls, config: Idefics2Config, item: int) -> WorkSizes:
+        """Count what is alive at the peak of each stage; `item` is the bytes of one number."""
+        vision, text, perceiver = config.vision, config.text, config.perceiver
+        context = 2 * perceiver.num_layers * perceiver.num_kv_heads * perceiver.head_dim
+        tower = max(7 * vision.hidden_size + vision.intermediate_size, vision.hidden_size + 2 * context)
+        return cls(
+            slot=2 * text.num_layers * text.num_kv_heads * text.head_dim * item,
+            crop=vision.positions**2 * item * tower,
+            patch=(3 * text.intermediate_size + 2 * text.hidden_size) * item,
+            token=(3 * text.intermediate_size + 6 * text.hidden_size) * item,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How much is done at once."""
+
+    max_num_seqs: int
+    """Sequences decoded together."""
+    slots: int
+    """Of the KV cache."""
+    max_projected_patches: int
+    """Patches whose widest activations exist together in the connector."""
+    max_num_batched_tokens: int | None
+    """Tokens of a prefill batch, to which it is padded; None computes each segment by itself."""
+
+    def bytes(self, sizes: WorkSizes) -> int:
+        """Return the memory at the peak, weights aside: the cache, and the stage that takes most."""
+        stages = (
+            _CROPS * sizes.crop + self.max_projected_patches * sizes.patch,
+            (self.max_num_batched_tokens or 0) * sizes.token,
+        )
+        return sizes.fixed + self.slots * sizes.slot + max(stages)
+
+
+def plan_memory(
+    free: int | None, sizes: WorkSizes, *, batch_size: int | None, crop_tokens: int, max_new_tokens: int
+) -> MemoryPlan:
+    """Choose how much is done at once.
+
+    Args:
+        free: bytes that may be used; None where memory is the host's.
+        sizes: of the checkpoint's work.
+        batch_size: sequences decoded together as the user wants them; None chooses.
+        crop_tokens: of one crop in a prompt.
+        max_new_tokens: of an answer.
+
+    """
+    sequence = _CROPS * (crop_tokens + 2) + _QUESTION_TOKENS + max_new_tokens
+
+    def plan(sequences: int, patches: int, tokens: int | None) -> MemoryPlan:
+        wanted = batch_size or sequences
+        return MemoryPlan(wanted, wanted * sequence + 1, patches, tokens)
+
+    if free is None:
+        return plan(CPU_SEQUENCES, _CPU_PATCHES, None)
+    candidates = [
+        plan(sequences, patches, tokens)
+        for sequences, patches, tokens in (
+            (GPU_SEQUENCES, 1 << 14, PREFILL_TOKENS),
+            (GPU_SEQUENCES, 1 << 13, PREFILL_TOKENS),
+            (GPU_SEQUENCES // 2, 1 << 12, PREFILL_TOKENS),
+            (GPU_SEQUENCES // 4, 1 << 12, PREFILL_TOKENS),
+            (GPU_SEQUENCES // 8, 1 << 11, PREFILL_TOKENS),
+            (GPU_SEQUENCES // 16, 1 << 11, PREFILL_TOKENS),
+            (1, 1 << 10, PREFILL_TOKENS),
+        )
+    ]
+    return next((one for one in candidates if one.bytes(sizes) <= free * _HEADROOM), candidates[-1])
+
+
+PREFILL_TOKENS = 1024
+"""Tokens of a prefill batch on a GPU. It is always the same number, so that the products of a prompt, and with them its
+answer, never depend on what else is in the batch."""
+DECODE_SEQUENCES = {"cpu": CPU_SEQUENCES, "cuda": GPU_SEQUENCES}
+"""Sequences of a decoding step, by device; what is lacking is filled up, for the same reason."""

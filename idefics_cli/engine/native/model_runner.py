@@ -1,0 +1,253 @@
+"""Runs the models on their device: crops to image features, prompts to the KV cache, steps of decoding.
+
+It does what it is told, and raises torch.OutOfMemoryError where memory does not suffice; `core` decides what then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from idefics_cli.config import Kernels, ModelSettings
+from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.native.decode import GreedyDecoder
+from idefics_cli.engine.native.encoder_cache import EncoderCache
+from idefics_cli.engine.native.kv_cache import Prefix
+from idefics_cli.engine.native.memory_plan import DECODE_SEQUENCES, MemoryPlan
+from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, Segment, to_device
+from idefics_cli.engine.native.models.idefics2 import VisionEncoder
+from idefics_cli.engine.native.ops import torch_ops
+from idefics_cli.engine.native.ops.base import Ops, has_triton
+from idefics_cli.engine.native.sequence import CostShare, Output, Sequence
+from idefics_cli.engine.native.timer import Timer
+from idefics_cli.engine.native.weights import Weights
+from idefics_cli.records import Crop
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Consecutive tokens of one sequence in a prefill batch."""
+
+    segment: Segment
+    tokens: tuple[int, ...]
+    features: Tensor | None
+    """Of the image tokens among them, (image tokens, width)."""
+    fills: Prefix | None
+    """The prefix that is computed once this piece is."""
+    starts: int | None
+    """Index of the sequence whose prompt ends with this piece."""
+
+
+class ModelRunner:
+    """The models, the KV cache and the state of decoding."""
+
+    def __init__(self, weights: Weights, family: Idefics2Family, settings: ModelSettings) -> None:
+        """Build the models from weights; the cache comes with `allocate`."""
+        self._family, self._settings, self.device = family, settings, weights.device
+        self.vision = VisionEncoder(weights, family.config, family.normalization)
+        self.decoder = Decoder(weights, family.config.text, tie_word_embeddings=family.config.tie_word_embeddings)
+        self.ops = choose_ops(settings.kernels, weights.device, family.config.text.head_dim)
+        self.features = EncoderCache()
+
+    def allocate(self, plan: MemoryPlan, slots: int) -> None:
+        """Allocate a KV cache of so many slots, slot 0 for tokens of no sequence, and the state of decoding."""
+        self.plan = plan
+        self.cache: KVCache | None = None  # the old one goes before the new one comes
+        self._greedy: GreedyDecoder | None = None
+        self.cache = KVCache(self._family.config.text, slots, self.decoder.dtype, self.device)
+        self._greedy = GreedyDecoder(
+            self.decoder,
+            self.cache,
+            self.ops,
+            max_num_seqs=plan.max_num_seqs,
+            rows=DECODE_SEQUENCES[self.device.type],
+            eos_token_ids=() if self._settings.ignore_eos else self._family.eos_token_ids,
+            suppressed_tokens=self._family.suppressed_tokens,
+            max_new_tokens=self._settings.max_new_tokens,
+        )
+
+    @property
+    def greedy(self) -> GreedyDecoder:
+        """The state of decoding."""
+        assert self._greedy is not None
+        return self._greedy
+
+    def record_graph(self) -> None:
+        """Record a decoding step, where kernels run; without room for it, steps are launched kernel by kernel."""
+        if self.ops is torch_ops:
+            return
+        try:
+            self.greedy.record()
+            return
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds tensors: recover outside of the handler
+        torch.cuda.empty_cache()
+        _log.warning("no memory for a CUDA graph: decoding is launched kernel by kernel")
+
+    def encode(self, crops: SequenceOf[Crop]) -> Tensor:
+        """Encode the crops of one page: (crops * latents, text width).
+
+        Crops of one shape go through together. That is the only company they ever have, so that an encoding depends on
+        its page alone.
+        """
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, crop in enumerate(crops):
+            by_shape.setdefault(crop.shape, []).append(index)
+        encoded: dict[int, Tensor] = {}
+        for indices in by_shape.values():
+            host = torch.empty(
+                (len(indices), *crops[indices[0]].shape), dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+            )
+            staged = host.numpy()
+            for row, index in enumerate(indices):
+                staged[row] = crops[index]
+            on_device = host.to(self.device, non_blocking=True)
+            features = self.vision.encode(on_device, self.ops, max_projected_patches=self.plan.max_projected_patches)
+            encoded.update(zip(indices, features, strict=True))
+        return torch.cat([encoded[index] for index in range(len(crops))])
+
+    @torch.inference_mode()
+    def prefill(self, admitted: Mapping[int, Sequence], sharing: Mapping[object, SequenceOf[Sequence]]) -> None:
+        """Compute the prompts of sequences, prefixes that are new first, and start to decode them.
+
+        Args:
+            admitted: by index.
+            sharing: sequences, by prefix key, among which the cost of a new prefix is divided.
+
+        """
+        starting: list[tuple[int, Segment, Tensor]] = []
+        for pieces in self._batches(self._pieces(admitted)):
+            timer = Timer(self.device)
+            hidden = self._forward(pieces)
+            timer.stop()
+            total = sum(len(piece.tokens) for piece in pieces)
+            for piece, last in zip(pieces, hidden, strict=True):
+                share = len(piece.tokens) / total
+                if piece.fills is not None:
+                    piece.fills.is_filled = True
+                if piece.starts is not None:
+                    starting.append((piece.starts, piece.segment, last))
+                for sequence, part in self._payers(piece, admitted, sharing):
+                    sequence.prefill.append((timer, share * part))
+        indices, segments, last_states = zip(*starting, strict=True)
+        timer = Timer(self.device)
+        self.greedy.start(indices, segments, torch.stack(last_states))
+        timer.stop()
+        for index in indices:
+            admitted[index].prefill.append((timer, 1 / len(indices)))
+
+    def decode(self, running: Mapping[int, Sequence]) -> None:
+        """Add a token to every sequence."""
+        timer = Timer(self.device)
+        self.greedy.step(list(running))
+        timer.stop()
+        share: CostShare = (timer, 1 / len(running))
+        for sequence in running.values():
+            sequence.decode.append(share)
+            sequence.batch_size = max(sequence.batch_size, len(running))
+
+    def finished(self, running: Mapping[int, Sequence]) -> dict[int, Output]:
+        """Return the outputs of sequences that are done; waits for the device."""
+        return self.greedy.finished(list(running)) if running else {}
+
+    def _forward(self, pieces: SequenceOf[_Piece]) -> Tensor:
+        """Run the tokens of pieces through the decoder; returns the last hidden state of each, (pieces, width)."""
+        packed = PackedSegments(
+            [piece.segment for piece in pieces], self.device, padded_to=self.plan.max_num_batched_tokens or 0
+        )
+        tokens = torch.tensor([token for piece in pieces for token in piece.tokens])
+        padding = len(packed.positions) - len(tokens)
+        hidden = self.decoder.embed(to_device(torch.cat([tokens, tokens.new_zeros(padding)]), self.device))
+        features = [piece.features for piece in pieces if piece.features is not None]
+        if features:
+            images = to_device((tokens == self._family.config.image_token_id).nonzero()[:, 0], self.device)
+            hidden[images] = torch.cat(features).to(hidden.dtype)
+        assert self.cache is not None
+        states = self.decoder.forward(hidden, packed.positions, packed.slots, packed.metadata, self.cache, self.ops)
+        return states[packed.last]
+
+    def _pieces(self, admitted: Mapping[int, Sequence]) -> Iterator[_Piece]:
+        """Yield what has to be computed: each new prefix once, then the suffix of each sequence."""
+        pending: set[int] = set()
+        for index, sequence in admitted.items():
+            prefix, length = sequence.prefix, sequence.prompt.prefix_length
+            assert prefix is not None
+            if not prefix.is_filled and id(prefix) not in pending:
+                pending.add(id(prefix))
+                features = torch.cat([self.features[page] for page in sequence.page_ids])
+                yield _Piece(Segment(length, prefix.start), sequence.prompt.tokens[:length], features, prefix, None)
+            segment = Segment(
+                len(sequence.suffix), sequence.suffix_start, prefix_start=prefix.start, prefix_length=length
+            )
+            yield _Piece(segment, sequence.suffix, None, None, index)
+
+    def _batches(self, pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+        """Pack pieces into batches of a fixed number of tokens, cut where a batch is full; or each by itself."""
+        limit = self.plan.max_num_batched_tokens
+        batch: list[_Piece] = []
+        room = limit or 0
+        for piece in pieces:
+            if limit is None:
+                yield [piece]
+                continue
+            rest: _Piece | None = piece
+            while rest is not None:
+                head, rest = self._cut(rest, room)
+                batch.append(head)
+                room -= len(head.tokens)
+                if room == 0:
+                    yield batch
+                    batch, room = [], limit
+        if batch:
+            yield batch
+
+    def _cut(self, piece: _Piece, room: int) -> tuple[_Piece, _Piece | None]:
+        """Cut a piece after so many tokens, if it is longer."""
+        if len(piece.tokens) <= room:
+            return piece, None
+        segment, tokens, features = piece.segment, piece.tokens, piece.features
+        images = sum(token == self._family.config.image_token_id for token in tokens[:room])
+        first = Segment(
+            room, segment.suffix_start, segment.suffix_done, segment.prefix_start, segment.prefix_length
+        )
+        second = Segment(
+            segment.length - room,
+            segment.suffix_start,
+            segment.suffix_done + room,
+            segment.prefix_start,
+            segment.prefix_length,
+        )
+        head = _Piece(first, tokens[:room], features[:images] if features is not None else None, None, None)
+        return head, _Piece(
+            second, tokens[room:], features[images:] if features is not None else None, piece.fills, piece.starts
+        )
+
+    def _payers(
+        self, piece: _Piece, admitted: Mapping[int, Sequence], sharing: Mapping[object, SequenceOf[Sequence]]
+    ) -> Iterator[tuple[Sequence, float]]:
+        """Yield who bears the cost of a piece, and in which parts: a sequence its suffix, its prefix with others."""
+        segment = piece.segment
+        for sequence in admitted.values():
+            assert sequence.prefix is not None
+            if segment.prefix_length and segment.suffix_start == sequence.suffix_start:
+                yield sequence, 1.0
+                return
+            if not segment.prefix_length and segment.suffix_start == sequence.prefix.start:
+                sharers = sharing[sequence.prefix_key]
+                yield from ((sharer, 1 / len(sharers)) for sharer in sharers)
+                return
+
+
+def choose_ops(kernels: Kernels, device: torch.device, head_dim: int) -> Ops:
+    """Choose the implementation of the operations: this is the only place where it is chosen."""
+    if kernels is Kernels.OFF or not has_triton(device, head_dim):
+        return torch_ops
+    from idefics_cli.engine.native.ops import triton_ops
+
+    return triton_ops

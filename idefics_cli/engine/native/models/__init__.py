@@ -1,0 +1,1 @@
+"""The models: vision towers, connectors, decoders."""

@@ -1,0 +1,164 @@
+"""A decoder of the Llama kind over packed tokens: segments of any length one after another, keys and values in a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from idefics_cli.engine.families.base import DecoderConfig
+from idefics_cli.engine.native.ops.base import AttentionMetadata, InputFormat, Ops
+from idefics_cli.engine.native.ops.linear import Linear
+from idefics_cli.engine.native.weights import Weights
+
+_ALIGNMENT = 8  # rows of the head: 16 bytes in bfloat16, what fast matrix products ask for
+_UNLIMITED = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one sequence, and where their keys and values lie."""
+
+    length: int
+    """Tokens to be computed."""
+    suffix_start: int
+    """Slot of the first position behind the prefix."""
+    suffix_done: int = 0
+    """Positions behind the prefix that are in the cache already."""
+    prefix_start: int = 0
+    prefix_length: int = 0
+
+
+class KVCache:
+    """Keys and values of every layer: (layers, slots, kv heads, head dim)."""
+
+    def __init__(self, config: DecoderConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.num_layers, slots, config.num_kv_heads, config.head_dim)
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+
+    @property
+    def slots(self) -> int:
+        """Positions that it holds."""
+        return self.keys.shape[1]
+
+
+class Decoder:
+    """The text model and its head."""
+
+    def __init__(self, weights: Weights, config: DecoderConfig, *, tie_word_embeddings: bool) -> None:
+        prefix = "model.text_model."
+        self.config, self.device, self.dtype = config, weights.device, weights.dtype
+        self._window = config.sliding_window or _UNLIMITED
+        self._embedding = weights.tensor(f"{prefix}embed_tokens.weight")
+        self._layers = weights.layers(
+            lambda index: _Layer(weights, f"{prefix}layers.{index}.", config.eps), config.num_layers
+        )
+        self._norm = weights.tensor(f"{prefix}norm.weight")
+        head = self._embedding if tie_word_embeddings else weights.tensor("lm_head.weight")
+        self._head = Linear(functional.pad(head, (0, 0, 0, -len(head) % _ALIGNMENT)))
+        self._cos, self._sin = _rotary_tables(config, weights.device)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings of tokens (n,): (n, width)."""
+        return functional.embedding(tokens, self._embedding)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        metadata: AttentionMetadata,
+        cache: KVCache,
+        ops: Ops,
+    ) -> Tensor:
+        """Run packed embeddings (tokens, width) through the layers; returns normed hidden states of the same shape.
+
+        Args:
+            hidden: embeddings; reused.
+            positions: int32 (tokens,), from 0 at each sequence's start.
+            slots: int32 (tokens,), where each token's keys and values go.
+            metadata: what each segment's queries see.
+            cache: read and written.
+            ops: torch or Triton.
+
+        """
+        residual = None
+        for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+            # 1. attention: (tokens, width) -> (tokens, (heads + 2 kv heads) * head dim) -> (tokens, width)
+            hidden, normed = ops.fused_add_rms_norm(hidden, residual, *layer.input_norm, layer.qkv.input_format)
+            qkv = layer.qkv(normed, ops)
+            queries = ops.rope_and_cache(qkv, self._cos, self._sin, positions, slots, keys, values)
+            residual = layer.out(ops.paged_attention(queries, keys, values, metadata, self._window), ops)
+            # 2. MLP: (tokens, width) -> (tokens, 2 * inner) -> (tokens, width)
+            hidden, normed = ops.fused_add_rms_norm(hidden, residual, *layer.mlp_norm, layer.gate_up.input_format)
+            residual = layer.down(ops.silu_and_mul(layer.gate_up(normed, ops), layer.down.input_format), ops)
+        _, normed = ops.fused_add_rms_norm(hidden, residual, self._norm, self.config.eps, InputFormat.PLAIN)
+        assert isinstance(normed, Tensor)
+        return normed
+
+    def logits(self, hidden: Tensor, ops: Ops) -> Tensor:
+        """Return float32 logits (rows, vocabulary) of last hidden states (rows, width)."""
+        return self._head(hidden, ops)[:, : self.config.vocab_size].float()
+
+
+class _Layer:
+    def __init__(self, weights: Weights, prefix: str, eps: float) -> None:
+        self.input_norm = (weights.tensor(f"{prefix}input_layernorm.weight"), eps)
+        self.mlp_norm = (weights.tensor(f"{prefix}post_attention_layernorm.weight"), eps)
+        self.qkv = weights.linear([f"{prefix}self_attn.{part}_proj" for part in "qkv"])
+        self.out = weights.linear([f"{prefix}self_attn.o_proj"])
+        self.gate_up = weights.linear([f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"])
+        self.down = weights.linear([f"{prefix}mlp.down_proj"])
+
+
+class PackedSegments:
+    """The index tensors of packed segments, brought to the device in one copy."""
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device, *, padded_to: int = 0) -> None:
+        """Lay segments out one after another.
+
+        Args:
+            segments: in their order.
+            device: where the tensors go.
+            padded_to: tokens in all; what the segments lack is filled with tokens that write to slot 0.
+
+        """
+        lengths = torch.tensor([segment.length for segment in segments])
+        done = torch.tensor([segment.suffix_done for segment in segments])
+        prefix = torch.tensor([segment.prefix_length for segment in segments])
+        suffix = torch.tensor([segment.suffix_start for segment in segments])
+        ends = lengths.cumsum(0)
+        step = torch.arange(int(ends[-1])) - (ends - lengths).repeat_interleave(lengths)
+        padding = torch.zeros(max(0, padded_to - int(ends[-1])), dtype=step.dtype)
+        parts = [
+            torch.cat([step + (prefix + done).repeat_interleave(lengths), padding]),
+            torch.cat([step + (suffix + done).repeat_interleave(lengths), padding]),
+            ends - 1,
+            ends - lengths,
+            lengths,
+            torch.tensor([segment.prefix_start for segment in segments]),
+            prefix,
+            suffix,
+            done + lengths,
+        ]
+        packed = to_device(torch.cat(parts).to(torch.int32), device)
+        fields = torch.split(packed, [len(part) for part in parts])
+        self.positions, self.slots, self.last = fields[:3]
+        # Never 1: that is how attention knows decoding from the prefill of a single token.
+        self.metadata = AttentionMetadata(*fields[3:], max_query_length=max(2, int(lengths.max())))
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor without waiting for the GPU."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def _rotary_tables(config: DecoderConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines, float32 (positions, head dim / 2), of rotary embeddings (Su et al., RoFormer, 2021)."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    angles = torch.arange(config.max_positions, dtype=torch.float32)[:, None] * frequencies
+    return angles.cos().to(device), angles.sin().to(device)

@@ -1,0 +1,78 @@
+"""Matrix products. A layer owns the format of its weight and says which format its input takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from idefics_cli.config import Quantize
+from idefics_cli.engine.native.ops import torch_ops
+from idefics_cli.engine.native.ops.base import InputFormat, Ops, Rows
+
+
+class Linear:
+    """A weight (out, in) and perhaps a bias (out,), in the dtype of the model."""
+
+    input_format = InputFormat.PLAIN
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, rows: Rows, ops: Ops) -> Tensor:  # noqa: ARG002 - other formats need the operations
+        """Return rows (tokens, in) times the weight: (tokens, out)."""
+        assert isinstance(rows, Tensor)
+        return functional.linear(rows, self.weight, self.bias)
+
+    def with_gelu(self, rows: Rows, ops: Ops, out: InputFormat) -> Rows:
+        """Return the product through GELU, in the format that the next product takes."""
+        if isinstance(rows, Tensor) and rows.is_cuda and self.bias is not None and out is InputFormat.PLAIN:
+            # In the product's epilogue, in its tanh form; on the CPU this function takes the other form.
+            return torch._addmm_activation(self.bias, rows, self.weight.t(), use_gelu=True)  # noqa: SLF001
+        return ops.gelu(self(rows, ops), out)
+
+
+class Fp8Linear(Linear):
+    """A weight in float8_e4m3fn with a scale for each output, times rows with a scale each."""
+
+    input_format = InputFormat.FP8
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        quantized = torch_ops.quantize(weight)
+        super().__init__(quantized.values, bias)
+        self._scale, self._dtype = quantized.scales, weight.dtype
+
+    def __call__(self, rows: Rows, ops: Ops) -> Tensor:
+        """Return rows (tokens, in) times the weight: (tokens, out)."""
+        if isinstance(rows, Tensor):
+            rows = ops.quantize(rows)
+        if rows.values.is_cuda and self._dtype is torch.bfloat16:
+            product: Tensor = torch._scaled_mm(  # noqa: SLF001
+                rows.values,
+                self.weight.t(),
+                scale_a=rows.scales,
+                scale_b=self._scale.t(),
+                bias=self.bias,
+                out_dtype=self._dtype,
+                use_fast_accum=True,
+            )
+            return product
+        wide = (rows.values.float() @ self.weight.float().t()) * rows.scales * self._scale.t()
+        return (wide if self.bias is None else wide + self.bias).to(self._dtype)
+
+    def with_gelu(self, rows: Rows, ops: Ops, out: InputFormat) -> Rows:
+        """See `Linear`."""
+        return ops.gelu(self(rows, ops), out)
+
+
+_FORMATS: dict[Quantize, type[Linear]] = {Quantize.NONE: Linear, Quantize.FP8: Fp8Linear}
+
+LinearFactory = Callable[[Sequence[str]], Linear]
+"""Joins the weights of these names, which share their input, into one product."""
+
+
+def linear_class(quantize: Quantize) -> type[Linear]:
+    """Return the kind of layer that keeps its weight in this format."""
+    return _FORMATS[quantize]

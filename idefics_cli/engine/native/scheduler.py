@@ -1,0 +1,129 @@
+"""Which sequences are encoded, prefilled and decoded next. Policy only: no tensors here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence as SequenceOf
+from enum import Enum
+
+from idefics_cli.engine.native.kv_cache import KVCacheManager
+from idefics_cli.engine.native.sequence import Sequence
+
+
+class Action(Enum):
+    """What the model does next."""
+
+    ENCODE = "encode"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    NOTHING = "nothing"
+
+
+class Scheduler:
+    """Sequences that wait for their pages, that are ready for prefill, and that are running."""
+
+    def __init__(self, max_num_seqs: int, max_new_tokens: int) -> None:
+        self.max_num_seqs = max_num_seqs
+        self.running: dict[int, Sequence] = {}
+        """By their index in the state of decoding."""
+        self.ready: deque[Sequence] = deque()
+        """All their pages are encoded; in the order of arrival."""
+        self._waiting: dict[Sequence, set[str]] = {}
+        """The pages that each still waits for; in the order of arrival."""
+        self._max_new_tokens = max_new_tokens
+        self._indices = max_num_seqs
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is on its way."""
+        return bool(self._waiting or self.ready or self.running)
+
+    def add(self, sequence: Sequence, missing_pages: Iterable[str]) -> None:
+        """Take a new sequence, and the pages of it that are not encoded."""
+        missing = set(missing_pages)
+        if missing:
+            self._waiting[sequence] = missing
+        else:
+            self.ready.append(sequence)
+
+    def next_action(self) -> Action:
+        """Choose what throughput gains most from: full batches of decoding, fed by prefills of several sequences.
+
+        A prefill of few tokens reads all the weights, as does a decoding step of few sequences. Pages are therefore
+        encoded until the ready sequences fill a quarter of the batch, or all of its room, or none is left to encode.
+        """
+        room = self.max_num_seqs - len(self.running)
+        most = min(room, len(self.ready) + len(self._waiting))
+        if most > 0 and len(self.ready) >= min(most, max(1, self.max_num_seqs // 4)):
+            return Action.PREFILL
+        if self._waiting and len(self.ready) < most:
+            return Action.ENCODE
+        return Action.DECODE if self.running else Action.NOTHING
+
+    # --- pages ---
+
+    def next_page(self) -> tuple[str, list[Sequence]]:
+        """Return the page that the first waiting sequence lacks, and the sequences that wait for it."""
+        first = next(iter(self._waiting))
+        page = next(page for page in first.page_ids if page in self._waiting[first])
+        return page, [sequence for sequence, missing in self._waiting.items() if page in missing]
+
+    def page_encoded(self, page: str, users: Iterable[Sequence]) -> None:
+        """Note that a page is encoded; sequences that lack none any more become ready."""
+        for sequence in users:
+            missing = self._waiting[sequence]
+            missing.discard(page)
+            if not missing:
+                del self._waiting[sequence]
+                self.ready.append(sequence)
+
+    def drop(self, sequences: Iterable[Sequence]) -> None:
+        """Let go of waiting sequences."""
+        for sequence in sequences:
+            self._waiting.pop(sequence, None)
+
+    # --- the batch ---
+
+    def admit(self, cache: KVCacheManager) -> list[int]:
+        """Move ready sequences to the batch while there are room and slots for them; returns their indices."""
+        free = iter([index for index in range(self._indices) if index not in self.running])
+        admitted = []
+        while self.ready and len(self.running) < self.max_num_seqs:
+            sequence = self.ready[0]
+            prefix = cache.acquire_prefix(sequence.prefix_key, sequence.prompt.prefix_length)
+            if prefix is None:
+                break
+            start = cache.allocate(self._suffix_slots(sequence))
+            if start is None:
+                cache.release_prefix(prefix)
+                break
+            sequence.prefix, sequence.suffix_start = prefix, start
+            index = next(free)
+            self.running[index] = self.ready.popleft()
+            admitted.append(index)
+        return admitted
+
+    def free(self, index: int, cache: KVCacheManager) -> Sequence:
+        """Take a sequence out of the batch, and its slots from it."""
+        sequence = self.running.pop(index)
+        assert sequence.prefix is not None
+        cache.release_prefix(sequence.prefix)
+        cache.free(sequence.suffix_start, self._suffix_slots(sequence))
+        sequence.prefix = None
+        return sequence
+
+    def preempt(self, indices: SequenceOf[int], cache: KVCacheManager) -> None:
+        """Send sequences back for want of memory, to start anew with half as many in the batch."""
+        together = len(self.running)
+        for index in reversed(indices):
+            sequence = self.free(index, cache)
+            sequence.is_preempted = True
+            self.ready.appendleft(sequence)
+        self.max_num_seqs = max(1, min(self.max_num_seqs, together) // 2)
+
+    def slots_of(self, sequence: Sequence) -> int:
+        """Return the slots that a sequence takes if it shares none."""
+        return sequence.prompt.prefix_length + self._suffix_slots(sequence)
+
+    def _suffix_slots(self, sequence: Sequence) -> int:
+        return len(sequence.suffix) + self._max_new_tokens

@@ -1,0 +1,276 @@
+"""The engine over transformers' own `generate`: the reference, and what runs checkpoints that the native engine does not."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from idefics_cli.config import ModelSettings
+from idefics_cli.engine.base import EngineInfo
+from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.device import DeviceChoice
+from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.native.engine import torch_device
+from idefics_cli.engine.native.models.idefics2 import normalize
+from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError
+from idefics_cli.records import Answer, Crop, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The new tokens of one request."""
+
+    tokens: tuple[int, ...]
+    """End token included."""
+    logprob: float
+    """Sum of their log-probabilities, after what the generation settings do to the logits."""
+    prompt_tokens: int
+
+
+class TransformersModel:
+    """A checkpoint loaded by transformers, and batches of requests through `generate`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        family: Idefics2Family,
+        settings: ModelSettings,
+        choice: DeviceChoice,
+        *,
+        model: Any = None,
+        on_host: bool = False,
+    ) -> None:
+        """Load the weights.
+
+        Args:
+            checkpoint: whose weights are read.
+            family: of the checkpoint.
+            settings: of the model.
+            choice: device and dtype.
+            model: loaded already.
+            on_host: whether pixels are normalized and padded on the host, as transformers' processor does.
+
+        Raises:
+            ModelError: weights missing, damaged, or too large for the device.
+
+        """
+        self._family, self._settings, self._on_host = family, settings, on_host
+        self.device = torch_device(choice, settings.gpu_memory)
+        self._prompts = family.prompt_builder(settings.prompt)
+        self.model = model if model is not None else _load(checkpoint, self.device, getattr(torch, choice.dtype))
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request]) -> list[Generated]:
+        """Answer requests that go through `generate` together, padded on the left.
+
+        Raises:
+            RowFailedError: a question can't be asked.
+
+        """
+        prompts = [self._prompts.build(r.question, [len(page.crops) for page in r.pages]).tokens for r in requests]
+        longest = max(map(len, prompts))
+        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
+        attention = torch.zeros_like(tokens)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :], attention[row, longest - len(prompt) :] = torch.tensor(prompt), 1
+        pixels, mask = self.pixels([[crop for page in request.pages for crop in page.crops] for request in requests])
+        limit = self._settings.max_new_tokens
+        generated = self.model.generate(
+            input_ids=tokens.to(self.device),
+            attention_mask=attention.to(self.device),
+            pixel_values=pixels.to(self.device, self.model.dtype),
+            pixel_attention_mask=mask.to(self.device),
+            do_sample=False,
+            max_new_tokens=limit,
+            min_new_tokens=limit if self._settings.ignore_eos else self.model.generation_config.min_new_tokens,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        logprobs = self.model.compute_transition_scores(
+            generated.sequences, generated.scores, generated.get("beam_indices"), normalize_logits=True
+        ).tolist()
+        rows = generated.sequences[:, longest:].tolist()
+        ends = self._family.eos_token_ids
+        outputs = []
+        for prompt, row, scores in zip(prompts, rows, logprobs, strict=True):
+            length = next((index + 1 for index, token in enumerate(row) if token in ends), len(row))
+            outputs.append(Generated(tuple(row[:length]), sum(scores[:length]), len(prompt)))
+        return outputs
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer requests that go through `generate` together.
+
+        Raises:
+            RowFailedError: a question can't be asked.
+
+        """
+        started = time.perf_counter()
+        outputs = self.generate(requests)
+        spent = (time.perf_counter() - started) * 1e3 / len(requests)
+        answers = []
+        for output in outputs:
+            is_complete = output.tokens[-1] in self._family.eos_token_ids
+            failure = (
+                Failure(FailureKind.MODEL_ERROR, "the model's output is not a number")
+                if math.isnan(output.logprob)
+                else None
+            )
+            answers.append(
+                Answer(
+                    "" if failure else self._prompts.decode(output.tokens),
+                    confidence=math.exp(min(0.0, output.logprob)),
+                    mean_logprob=output.logprob / len(output.tokens),
+                    prompt_tokens=output.prompt_tokens,
+                    new_tokens=len(output.tokens),
+                    batch_size=len(requests),
+                    decode_ms=spent,
+                    warning="" if is_complete else f"answer cut at {self._settings.max_new_tokens} tokens",
+                    failure=failure,
+                )
+            )
+        return answers
+
+    def pixels(self, crops: Sequence[Sequence[Crop]]) -> tuple[Tensor, Tensor]:
+        """Pad crops to the largest: (requests, most crops, 3, height, width), and the mask of real pixels."""
+        device = torch.device("cpu") if self._on_host else self.device
+        dtype = torch.float32 if self._on_host else self.model.dtype
+        every = [crop for some in crops for crop in some]
+        shape = (len(crops), max(map(len, crops)), 3, *(max(crop.shape[axis] for crop in every) for axis in (0, 1)))
+        pixels = torch.zeros(shape, device=device, dtype=dtype)
+        mask = torch.zeros((*shape[:2], *shape[3:]), device=device, dtype=torch.long)
+        for row, some in enumerate(crops):
+            for index, crop in enumerate(some):
+                height, width = crop.shape[:2]
+                one = torch.from_numpy(np.array(crop))[None].to(device)
+                pixels[row, index, :, :height, :width] = normalize(one, self._family.normalization, dtype)[0]
+                mask[row, index, :height, :width] = 1
+        return pixels, mask
+
+
+class TransformersEngine:
+    """Answers requests in batches of `--batch-size`, one at a time where it is auto: batches change answers there."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        family: Idefics2Family,
+        settings: ModelSettings,
+        choice: DeviceChoice,
+        info: EngineInfo,
+        *,
+        model: TransformersModel | None = None,
+    ) -> None:
+        """Load the weights and start the thread that answers.
+
+        Raises:
+            ModelError: see `TransformersModel`.
+
+        """
+        self.info = info
+        self._model = model or TransformersModel(checkpoint, family, settings, choice)
+        self._batch_size = settings.batch_size or 1
+        self._submitted: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
+        self._error: ModelError | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def start(self) -> None:
+        """See `Engine`: it is loaded already."""
+
+    def submit(self, request: Request) -> Future[Answer]:
+        """See `Engine`."""
+        if self._error is not None:
+            raise self._error
+        future: Future[Answer] = Future()
+        self._submitted.put((request, future))
+        return future
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._submitted.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (submission := self._submitted.get()) is not None:
+            batch = [submission]
+            is_closing = False
+            while len(batch) < self._batch_size and not self._submitted.empty():
+                following = self._submitted.get()
+                if following is None:
+                    is_closing = True
+                    break
+                batch.append(following)
+            self._answer([one for one in batch if one[1].set_running_or_notify_cancel()])
+            if is_closing:
+                return
+
+    def _answer(self, batch: Sequence[tuple[Request, Future[Answer]]]) -> None:
+        """Answer a batch; what fails in it is asked again by itself, so that the others do not suffer."""
+        if not batch:
+            return
+        requests = [request for request, _ in batch]
+        try:
+            for (_, future), answer in zip(batch, self._model.answer(requests), strict=True):
+                future.set_result(answer)
+            return
+        except RowFailedError as error:
+            failure = error.failure
+        except torch.OutOfMemoryError:
+            failure = Failure(FailureKind.OUT_OF_MEMORY, "the question and its pages do not fit the memory")
+        except torch.AcceleratorError as error:
+            self._error = ModelError(f"the GPU failed and can't go on: {str(error).splitlines()[0]}")
+            for _, future in batch:
+                future.set_exception(self._error)
+            return
+        except Exception as error:  # noqa: BLE001 - any checkpoint may come here; its errors are rows
+            failure = Failure(FailureKind.MODEL_ERROR, f"{type(error).__name__}: {error}")
+        if len(batch) == 1:
+            batch[0][1].set_result(Answer(failure=failure))
+            return
+        for one in batch:
+            self._answer([one])
+
+
+def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load the weights in evaluation mode, straight to the device.
+
+    Raises:
+        ModelError: weights missing, damaged, or too large for the device.
+
+    """
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    name = checkpoint.name
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        for words, key in (("lacks", "missing_keys"), ("has no place in its config.json for", "unexpected_keys")):
+            found = sorted(report[key])
+            if found:
+                raise ModelError(f"{name}: the checkpoint {words} {len(found)} weights, {found[0]} among them")
+        return model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        lines = str(error).strip().splitlines()
+        raise ModelError(f"{name}: can't load this checkpoint: {lines[0] if lines else type(error).__name__}") from error
