@@ -70,6 +70,8 @@ class Syncer:
                 return
             try:
                 os.fsync(self._sink.fileno())
+            except ValueError:
+                return  # its owner has closed it
             except OSError as error:
                 if error.errno not in _NO_SYNC:
                     self._error = error
