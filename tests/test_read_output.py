@@ -147,3 +147,17 @@ def test_costs_add_up(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     write_output(path, [row(vision_ms=10.0, decode_ms=2.5)])
     assert [one.cost_ms for one in OutputReader(path)] == [12.5]
+
+
+def test_a_quote_left_open_in_the_middle_is_no_torn_row(tmp_path: Path) -> None:
+    """All rows after it would be cut off."""
+    path = tmp_path / "out.csv"
+    write_output(path, [row(key=key(number), question='"quoted"') for number in range(9)])
+    path.write_text(path.read_text().replace('"quoted"', "quoted", 1))
+    with pytest.raises(InputError, match=r"row \d+ (has a quote that is not closed|is no CSV)"):
+        list(OutputReader(path))
+    write_output(path, [row(key=key(number), question="a,b") for number in range(9)], overwrite=True)
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([*lines[:4], lines[4].replace('a,b"', "a,b"), *lines[5:]]))
+    with pytest.raises(InputError, match="row 4 has a quote that is not closed"):
+        list(OutputReader(path))

@@ -164,3 +164,9 @@ def test_a_pipe_that_takes_part_of_a_row_gets_all_of_it() -> None:
         writer.write(row(answer="x" * 500_000))
         writer.close()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_row_that_could_not_be_resumed_is_a_bug(tmp_path: Path) -> None:
+    for bad in (row(key=""), row(status="answered")):
+        with pytest.raises(ValueError, match="a row with key"):
+            written(tmp_path / "out.csv", [bad])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
+
+import numpy as np
 
 from idefics_cli.config import OutputSettings
 from idefics_cli.records import Row
@@ -131,7 +134,8 @@ def _appending(
             earlier.end = drop_rows(path, lambda _, row: is_to_retry(row, settings.retry_failed))
         with open_unbuffered(path, append=True) as stream:
             with output_errors(path):
-                os.ftruncate(stream.fileno(), earlier.end)
+                if os.fstat(stream.fileno()).st_size > earlier.end:  # a torn row; else the file's time stays
+                    os.ftruncate(stream.fileno(), earlier.end)
                 if is_new:
                     sync_folder(path.parent)
             with _writing(stream, settings, columns, earlier) as output:
@@ -146,16 +150,12 @@ def _appending(
 def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
     """Drop earlier rows that answer none of the questions, or say how many they are."""
     answered = output.answered
-    old: set[tuple[str, ...]] = set()
-    changed = 0
+    old, new = array("q"), array("q")  # hashes of what was asked: they may be millions
     for index, row in enumerate(OutputReader(path)):
-        question = tuple(row.text(name) for name in _SAME_QUESTION)
-        if index < len(answered):
-            if not answered.is_taken(index):
-                old.add(question)
-        elif question in old:
-            old.remove(question)
-            changed += 1
+        if index >= len(answered) or not answered.is_taken(index):
+            asked = hash(tuple(row.text(name) for name in _SAME_QUESTION))
+            (old if index < len(answered) else new).append(asked)
+    changed = len(np.intersect1d(old, new))
     words = f"{answered.left} earlier rows answer no question of this run"
     if changed:
         words += f" ({changed} of them stand beside a new row, since their document has changed)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from idefics_cli.results.columns import BEFORE, own_columns
 _BUFFER = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _OURS = frozenset(COLUMNS)
+_ROW_END = re.compile(rb",[0-9a-f]{32}\r?\n")
 _CSV_START = ",".join(BEFORE).encode()
 _JSONL_START = json.dumps({COLUMNS[0]: ""}).removesuffix('""}').encode()
 
@@ -109,7 +111,9 @@ class OutputReader:
                 self.end += len(self._record)
                 yield row
         except (csv.Error, UnicodeDecodeError) as error:
-            self._refuse(f"row {self.rows + 1}: {error}")
+            self._refuse(f"row {self.rows + 1} is no CSV ({error})")
+        if _ROW_END.search(self._torn):  # an edit, and not a kill: rows may follow
+            self._refuse(f"row {self.rows + 1} has a quote that is not closed")
 
     def _csv_records(self, stream: IO[bytes]) -> Iterator[bytes]:
         """Yield whole records: lines, joined while a quote is open."""

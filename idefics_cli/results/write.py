@@ -16,6 +16,8 @@ from idefics_cli.records import COLUMNS, Row
 from idefics_cli.results.columns import BEFORE, output_columns, user_columns
 from idefics_cli.results.sync import Sink, Syncer, file_size
 
+_KEY_DIGITS = 32
+_MOST_NOTES = 50
 _DEEPEST = 200  # levels of lists and mappings in a pass-through value that can't be written as it is
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 _TO_QUOTE = re.compile(r'[",\x00-\x1f\x7f]|^\s|\s$')  # more than csv.writer quotes: a reader breaks rows at a lone \r
@@ -63,8 +65,11 @@ class RowWriter:
         Raises:
             OutputError: it can't be written, or an earlier row could not be synced; the rows before it are whole.
             BrokenPipeError: nobody reads the output any more.
+            ValueError: its key is none: an output with it could not be resumed.
 
         """
+        if len(row.key) != _KEY_DIGITS or row.status not in ("ok", "failed"):
+            raise ValueError(f"a row with key {row.key!r} and status {row.status!r}")
         if not row.extra.keys() <= self._names.keys():
             self._add_columns(row.extra)
         values = row_values(row, self._names)
@@ -99,7 +104,7 @@ class RowWriter:
         if self._form is Format.JSONL:
             self._names = user_columns(new, self._names)
             return
-        for name in new:
+        for name in new[: max(0, _MOST_NOTES - len(self._notes))]:
             self._notes.setdefault(
                 name, f"column {name!r} is not in the output: it came after the header; --format jsonl takes it"
             )
