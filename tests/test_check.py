@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from idefics_cli.config import Format, OutputSettings, RetryFailed
-from idefics_cli.errors import OutputError, UsageError
+from idefics_cli.errors import OutputBusyError, OutputError, UsageError
 from idefics_cli.results.check import check_output, format_of, read_state
+from idefics_cli.results.lock import locked
 from tests.output_rows import VALUES, failed, key, row, write_output
 
 
@@ -132,3 +133,12 @@ def test_the_state_leaves_out_what_is_asked_again(tmp_path: Path) -> None:
     assert [number for number in range(4) if state.answered.take(key(number))] == [0, 1]
     assert state.to_retry == 1
     assert path.read_bytes() == before
+
+
+def test_a_run_that_holds_the_output_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with locked(path):
+        with pytest.raises(OutputBusyError, match="held by process"):
+            check_output(OutputSettings(path), (), VALUES)
+        assert read_state(OutputSettings(path), (), VALUES).rows == 0
+    assert os.listdir(tmp_path) == []

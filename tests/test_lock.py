@@ -76,3 +76,14 @@ def test_a_run_may_wait_for_the_one_that_holds_the_output(tmp_path: Path) -> Non
     threading.Timer(0.3, lambda: held.__exit__(None, None, None)).start()
     with locked(path, wait=10):
         assert time.monotonic() - started < 5
+
+
+def test_a_hard_link_is_the_same_output(tmp_path: Path) -> None:
+    path, other = tmp_path / "out.csv", tmp_path / "other.csv"
+    path.touch()
+    other.hardlink_to(path)
+    with locked(path), pytest.raises(OutputBusyError, match="held by another run"), locked(other):
+        pass
+    with locked(other):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["other.csv", "out.csv"]

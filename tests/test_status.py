@@ -29,7 +29,7 @@ def test_rows_failures_times_and_costs(tmp_path: Path, ending: str) -> None:
     assert (status.rows, status.failed, status.form) == (5, 3, ending)
     assert status.failures == {"encrypted": 2, "timed-out": 1}
     assert status.last_answered_at == "2026-11-22T03:04:05Z"
-    assert status.seconds_per_row == 3.0 / 5
+    assert status.seconds_per_row == 3.0 / 2
     assert list(status.fingerprints.values()) == [5]
     assert status.end == path.stat().st_size - len("torn")
     assert [number for number in range(8) if status.answered.take(key(number))] == [1, 2, 3, 4, 5]

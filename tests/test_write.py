@@ -5,6 +5,7 @@ import io
 import json
 import os
 import resource
+import threading
 from pathlib import Path
 
 import pandas
@@ -151,19 +152,21 @@ def test_a_full_disk_leaves_whole_rows(tmp_path: Path) -> None:
 def test_a_pipe_that_takes_part_of_a_row_gets_all_of_it() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    pid = os.fork()
-    if pid == 0:
-        os.close(writing)
-        size = 0
-        while data := os.read(reading, 65536):
-            size += len(data)
-        os._exit(0 if size > 500_000 else 1)
-    os.close(reading)
+    read = bytearray()
+
+    def drain() -> None:
+        with io.FileIO(reading) as stream:
+            while data := stream.read(65536):
+                read.extend(data)
+
+    reader = threading.Thread(target=drain)
+    reader.start()
     with io.FileIO(writing, "wb") as stream:
         writer = RowWriter(stream, Format.JSONL, [])
         writer.write(row(answer="x" * 500_000))
         writer.close()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    reader.join(30)
+    assert json.loads(read)["answer"] == "x" * 500_000
 
 
 def test_a_row_that_could_not_be_resumed_is_a_bug(tmp_path: Path) -> None:

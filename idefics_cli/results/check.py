@@ -11,6 +11,7 @@ from pathlib import Path
 from idefics_cli.config import Format, OutputSettings
 from idefics_cli.errors import InputError, OutputError, UsageError
 from idefics_cli.results.fingerprint import differing_settings
+from idefics_cli.results.lock import locked
 from idefics_cli.results.read import OutputReader
 from idefics_cli.results.status import OutputStatus, read_status
 from idefics_cli.results.write import csv_header
@@ -67,7 +68,9 @@ def output_file(settings: OutputSettings) -> Path | None:
 def check_output(
     settings: OutputSettings, columns: Sequence[str], values: Mapping[str, str] | None, inputs: Iterable[Path] = ()
 ) -> None:
-    """Refuse early what `open_output` would refuse, as far as the first row tells; nothing is changed.
+    """Refuse early what `open_output` would refuse, as far as the first row tells; waits for a run that holds it.
+
+    Nothing is changed; the output's lock is taken for a moment, which shows that its folder can be written to.
 
     Args:
         settings: where rows go.
@@ -77,22 +80,21 @@ def check_output(
 
     Raises:
         OutputError: the output can't be what the settings say.
+        OutputBusyError: another run holds it.
 
     """
     path = output_file(settings)
     if path is None:
         return
-    if not path.exists():
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            why = "no permission to write in its folder" if path.parent.is_dir() else "no such folder"
-            raise OutputError(f"{settings.path}: {why}")
-        return
+    if not path.parent.is_dir():
+        raise OutputError(f"{settings.path}: no such folder")
     check_inputs(path, inputs)
-    if settings.overwrite:
-        return
-    reader = OutputReader(path)
-    with _refusals():
-        row = next(iter(reader), None)
+    with locked(path, settings.wait):
+        if settings.overwrite or not path.exists():
+            return
+        reader = OutputReader(path)
+        with _refusals():
+            row = next(iter(reader), None)
     status = OutputStatus(reader.form, reader.columns, rows=reader.rows)
     if row is not None:
         status.fingerprints[row.text("settings")] += 1
@@ -100,7 +102,7 @@ def check_output(
 
 
 def read_state(settings: OutputSettings, columns: Sequence[str], values: Mapping[str, str] | None) -> OutputStatus:
-    """Read what the output holds that a run goes on with; nothing is changed.
+    """Read what the output holds that a run goes on with, locked or not; nothing is changed.
 
     Raises:
         OutputError: as `open_output`.

@@ -12,6 +12,7 @@ from pathlib import Path
 from idefics_cli.errors import OutputBusyError, OutputError
 
 _POLL = 0.2  # seconds between tries
+_HOLDER = "process "
 
 
 @contextlib.contextmanager
@@ -28,12 +29,14 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
 
     """
     beside = path.with_name(f".{path.name}.lock")
+    deadline = time.monotonic() + wait
     try:
-        descriptor = _acquire(beside, path, time.monotonic() + wait)
+        descriptor = _acquire(beside, path, deadline)
     except OSError as error:
         raise OutputError(f"{path}: can't be locked: {error.strerror}") from error
     try:
-        yield
+        with _locked_content(path, deadline):
+            yield
     finally:
         beside.unlink(missing_ok=True)
         os.close(descriptor)
@@ -44,20 +47,38 @@ def _acquire(beside: Path, path: Path, deadline: float) -> int:
     while True:
         descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _wait_for(descriptor, path, deadline)
             if _is_same_file(descriptor, beside):
                 _sign(descriptor, beside)
                 return descriptor
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip() or "another run"
-                os.close(descriptor)
-                raise OutputBusyError(f"{path}: held by {holder}; --wait SECONDS waits for it") from error
-            time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked_content(path: Path, deadline: float) -> Iterator[None]:
+    """Lock the output too, where it is there and the file system can: a hard link gives it another name."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            _wait_for(descriptor, path, deadline)
+        yield
+
+
+def _wait_for(descriptor: int, path: Path, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip()
+                holder = holder if holder.startswith(_HOLDER) else "another run"
+                raise OutputBusyError(f"{path}: held by {holder}; --wait SECONDS waits for it") from error
+        time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:
@@ -71,7 +92,7 @@ def _sign(descriptor: int, beside: Path) -> None:
     """Write who holds it."""
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
+        os.pwrite(descriptor, f"{_HOLDER}{os.getpid()}".encode(), 0)
     except OSError:
         beside.unlink(missing_ok=True)
         raise

@@ -26,7 +26,7 @@ class OutputStatus:
     last_answered_at: str = ""
     """The latest time in `answered_at`; empty where there is none."""
     cost_ms: float = 0.0
-    """The sum of the cost columns over all rows."""
+    """The sum of the cost columns over the answered rows."""
     fingerprints: Counter[str] = field(default_factory=Counter)
     """Rows by the fingerprint of their settings."""
     end: int = 0
@@ -42,8 +42,8 @@ class OutputStatus:
 
     @property
     def seconds_per_row(self) -> float | None:
-        """The mean cost of a row; None where no row tells."""
-        return self.cost_ms / self.rows / 1e3 if self.cost_ms else None
+        """The mean cost of an answered row; None where none tells."""
+        return self.cost_ms / (self.rows - self.failed) / 1e3 if self.cost_ms else None
 
 
 def read_status(path: Path, retry_failed: RetryFailed | None = None) -> OutputStatus:
@@ -56,7 +56,7 @@ def read_status(path: Path, retry_failed: RetryFailed | None = None) -> OutputSt
     status, keys, reader = OutputStatus(), KeyList(), OutputReader(path)
     for row in reader:
         try:
-            status.cost_ms += row.cost_ms
+            status.cost_ms += 0.0 if row.is_failed else row.cost_ms
             if is_to_retry(row, retry_failed):
                 status.to_retry += 1
             else:
