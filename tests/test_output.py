@@ -233,3 +233,15 @@ def test_an_output_to_which_nothing_is_added_keeps_its_time(tmp_path: Path) -> N
     os.utime(path, (1, 1))
     write_output(path, [row()], resume=True)
     assert path.stat().st_mtime == 1
+
+
+def test_links_in_the_place_of_our_own_files_are_not_followed(tmp_path: Path) -> None:
+    path, precious = tmp_path / "out.csv", tmp_path / "precious"
+    write_output(path, [row()])
+    precious.write_text("stays")
+    (tmp_path / ".out.csv.new").symlink_to(precious)
+    write_output(path, [row(key=key(1))], overwrite=True)
+    (tmp_path / ".out.csv.lock").symlink_to(precious)
+    with pytest.raises(OutputError, match="can't be locked"):
+        write_output(path, [row(key=key(2))], overwrite=True)
+    assert (precious.read_text(), keys(path)) == ("stays", [key(1)])

@@ -27,7 +27,7 @@ def test_the_old_file_stays_when_the_block_fails(tmp_path: Path) -> None:
         pass
 
 
-def test_what_a_killed_run_left_is_overwritten(tmp_path: Path) -> None:
+def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     path.write_text("old")
     (tmp_path / ".out.csv.new").write_text("left by another run, and longer")

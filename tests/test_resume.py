@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,3 +97,21 @@ def test_many_rows_are_read_in_little_time(tmp_path: Path, form: Format) -> None
     state = read_state(OutputSettings(path, form, resume=True), ["note"], VALUES)
     assert state.rows == 100_002
     assert time.process_time() - started < 5
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace makes the disk fail")
+@pytest.mark.parametrize(("fault", "code"), [("EIO", 5), ("EINVAL", 0)])
+@pytest.mark.parametrize("what", ["the folder of a new output", "the rows at the end", "the rows in the background"])
+def test_a_disk_that_fails_to_sync_is_exit_5(tmp_path: Path, what: str, fault: str, code: int) -> None:
+    path = tmp_path / "out.csv"
+    if what != "the folder of a new output":
+        with start(path, "csv", rows=2) as process:
+            assert process.wait(60) == 0
+    pause = "0.004" if what == "the rows in the background" else "0"
+    broken = ["strace", "-f", "-o", "/dev/null", "-e", f"inject=fsync:error={fault}"]
+    command = [*broken, sys.executable, "-c", WRITE, str(path), str(ROWS), pause, "csv"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if "ptrace" in done.stderr:
+        pytest.skip("no process may be traced here")
+    assert (done.returncode, "Input/output error" in done.stderr) == (code, bool(code))
+    assert path.exists() == (code == 0 or what != "the folder of a new output")

@@ -45,7 +45,7 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
 def _acquire(beside: Path, path: Path, deadline: float) -> int:
     """Open and lock; a file that its last holder removed in between is opened again."""
     while True:
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             _wait_for(descriptor, path, deadline)
             if _is_same_file(descriptor, beside):

@@ -132,7 +132,7 @@ def _appending(
     try:
         if earlier.to_retry:
             earlier.end = drop_rows(path, lambda _, row: is_to_retry(row, settings.retry_failed))
-        with open_unbuffered(path, append=True) as stream:
+        with open_unbuffered(path, "ab") as stream:
             with output_errors(path):
                 if os.fstat(stream.fileno()).st_size > earlier.end:  # a torn row; else the file's time stays
                     os.ftruncate(stream.fileno(), earlier.end)

@@ -51,10 +51,10 @@ class StoredRow(NamedTuple):
         """The sum of the cost columns.
 
         Raises:
-            ValueError: one is no number.
+            ValueError or TypeError: one is no number.
 
         """
-        return sum([float(self.text(name) or 0.0) for name in COST_COLUMNS])
+        return sum([float(cost) for name in COST_COLUMNS if (cost := self.values[name])])  # type: ignore[arg-type]
 
 
 class OutputReader:

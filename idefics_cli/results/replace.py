@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
+from typing import Literal
 
 from idefics_cli.errors import OutputError
 from idefics_cli.results.read import OutputReader, StoredRow
@@ -26,7 +27,7 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def open_unbuffered(path: Path, *, append: bool = False) -> FileIO:
+def open_unbuffered(path: Path, mode: Literal["wb", "ab", "xb"] = "wb") -> FileIO:
     """Open a file or stream for writing; nothing of a row that failed stays in a buffer.
 
     Raises:
@@ -34,14 +35,14 @@ def open_unbuffered(path: Path, *, append: bool = False) -> FileIO:
 
     """
     with output_errors(path):
-        return FileIO(path, "ab" if append else "wb")
+        return FileIO(path, mode)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[FileIO]:
     """Open a file that takes the place of `path` when the block ends well; owner and mode stay.
 
-    The lock of `path` must be held: the file beside it has one name, and what a killed run left of it is overwritten.
+    The lock of `path` must be held: the file beside it has one name, and what a killed run left of it goes.
 
     Raises:
         OutputError: it can't be written.
@@ -49,7 +50,9 @@ def replacing(path: Path) -> Iterator[FileIO]:
     """
     beside = path.with_name(f".{path.name}.new")
     try:
-        with open_unbuffered(beside) as stream:
+        with output_errors(path):
+            beside.unlink(missing_ok=True)
+        with open_unbuffered(beside, "xb") as stream:  # and not what a link of that name leads to
             with output_errors(path):
                 _copy_owner(path, stream)
             yield stream
