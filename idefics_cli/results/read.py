@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 from idefics_cli.config import Format
 from idefics_cli.errors import InputError
@@ -26,7 +26,7 @@ _JSONL_START = json.dumps({COLUMNS[0]: ""}).removesuffix('""}').encode()
 class StoredRow(NamedTuple):
     """One row of an output."""
 
-    values: dict[str, object]
+    values: dict[str, Any]
     """By column: texts in CSV, JSON values in JSONL."""
     raw: bytes
     """As it stands in the file, line end included."""
@@ -54,7 +54,7 @@ class StoredRow(NamedTuple):
             ValueError or TypeError: one is no number.
 
         """
-        return sum([float(cost) for name in COST_COLUMNS if (cost := self.values[name])])  # type: ignore[arg-type]
+        return sum([float(cost) for name in COST_COLUMNS if (cost := self.values[name])])
 
 
 class OutputReader:
