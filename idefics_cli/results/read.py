@@ -39,7 +39,7 @@ class StoredRow(NamedTuple):
     @property
     def is_failed(self) -> bool:
         """Whether it has no answer."""
-        return self.values["status"] == "failed"
+        return bool(self.values["status"] == "failed")
 
     @property
     def failure_kind(self) -> str:
