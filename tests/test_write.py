@@ -5,86 +5,131 @@ import io
 import json
 import os
 import resource
-import time
+import threading
 from pathlib import Path
 
+import pandas
 import pytest
 
 from idefics_cli.config import Format
 from idefics_cli.errors import OutputError
 from idefics_cli.records import COLUMNS, Row
-from idefics_cli.results.write import RowWriter, replacing, user_columns
+from idefics_cli.results.replace import open_unbuffered
+from idefics_cli.results.write import RowWriter, row_values
+from tests.output_rows import row
+
+NASTY = [
+    "a\rb", "\r", "a\r\nb", "a\nb", "a\x00b", "a\x0bb", "a\x0cb", "a\x1ab", "a\x1cb", "a\x85b", "a\u2028b", "a\u2029b", '"', '""',
+    'a"b', ",", ";", "\t", " a ", "\u00a0", "", "\ufeffx", "nan", "NA", "null", "None", "'x", "\\", "\\n", "#x", "=1", "1,5", "0012",
+    "é", "😀", "x" * 300_000, "\x7f", "~", "a\x1eb", "\u200b",
+]  # fmt: skip
 
 
-def row(**changes: object) -> Row:
-    values: dict[str, object] = {"key": "k", "status": "ok", "answer": "a"}
-    for name in COLUMNS:
-        values.setdefault(name, None if name.endswith("_ms") else "")
-    values |= changes
-    return Row(**values)  # type: ignore[arg-type]
+def written(
+    path: Path, rows: list[Row], form: Format = Format.CSV, columns: tuple[str, ...] = (), **options: bool
+) -> bytes:
+    with open_unbuffered(path) as stream:
+        writer = RowWriter(stream, form, columns, **options)
+        for one in rows:
+            writer.write(one)
+        writer.close()
+    return path.read_bytes()
 
 
-def test_csv_holds_commas_quotes_and_newlines() -> None:
-    stream = io.StringIO()
-    writer = RowWriter(stream, Format.CSV, ["note"])
-    nasty = 'one, "two"\nthree'
-    writer.write(row(answer=nasty, confidence=0.123456, latency_ms=1.239, split=True, extra={"note": {"a": [1]}}))
-    header, cells = csv.reader(io.StringIO(stream.getvalue()))
-    values = dict(zip(header, cells, strict=True))
-    assert header == [*COLUMNS, "note"]
-    assert (values["answer"], values["confidence"], values["latency_ms"]) == (nasty, "0.1235", "1.24")
-    assert (values["split"], values["note"], values["raster_ms"]) == ("true", '{"a": [1]}', "")
-
-
-def test_jsonl_keeps_types_and_columns_that_come_later() -> None:
-    stream = io.StringIO()
-    writer = RowWriter(stream, Format.JSONL, [])
-    writer.write(row(extra={"n": 3, "answer": "theirs"}))
-    values = json.loads(stream.getvalue())
-    assert (values["n"], values["answer"], values["answer_input"], values["raster_ms"]) == (3, "a", "theirs", None)
-
-
-def test_a_users_column_that_bears_our_name_gets_a_suffix() -> None:
-    assert user_columns(["note", "answer", "answers", "answer_input"]) == {
-        "note": "note",
-        "answer": "answer_input_input",
-        "answers": "answers",
-        "answer_input": "answer_input",
-    }
-    assert RowWriter(io.StringIO(), Format.CSV, ["status", "x"]).renamed == {"status": "status_input"}
-
-
-def test_a_full_disk_is_an_output_error() -> None:
-    stream = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails again
-    with pytest.raises(OutputError, match="No space left"):
-        RowWriter(stream, Format.CSV, []).write(row())
-    with pytest.raises(OSError, match="No space left"):
-        stream.close()
-
-
-def test_replacing_leaves_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
+def test_every_string_comes_back_from_csv_pandas_and_json(tmp_path: Path) -> None:
+    rows = [row(question=text, answer=text, document=text, extra={"note": text}) for text in NASTY]
+    columns = ("question", "answer", "document", "note")
     path = tmp_path / "out.csv"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as stream:
-        stream.write("half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    with replacing(path) as stream:
-        stream.write("new")
-    assert path.read_text() == "new"
-    assert os.listdir(tmp_path) == ["out.csv"]
-    with pytest.raises(OutputError, match="No such file"), replacing(tmp_path / "gone" / "out.csv"):
-        pass
+    text = written(path, rows, columns=("note",)).decode()
+    csv.field_size_limit(1_000_000)
+    read = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [[one[name] for name in columns] for one in read] == [[text] * 4 for text in NASTY]
+    frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    assert frame[list(columns)].to_numpy().tolist() == [[text] * 4 for text in NASTY]
+    lines = written(tmp_path / "out.jsonl", rows, Format.JSONL).decode().split("\n")
+    assert [json.loads(line)["question"] for line in lines[:-1]] == NASTY
 
 
-def test_excel_safe_leaves_no_cell_that_a_spreadsheet_would_run() -> None:
-    stream = io.StringIO()
-    writer = RowWriter(stream, Format.CSV, ["note"], excel_safe=True)
-    writer.write(row(answer="=1+1", question="@SUM(A1)", error="-12.50", warning="+4 %", extra={"note": "\t=x"}))
-    header, cells = csv.reader(io.StringIO(stream.getvalue()))
+def test_a_lone_surrogate_is_written_as_its_escape(tmp_path: Path) -> None:
+    rows = [row(document="in\udcffbox", question="a\ud800b")]
+    assert json.loads(written(tmp_path / "out.jsonl", rows, Format.JSONL))["question"] == "a\ud800b"
+    assert rb"in\udcffbox" in written(tmp_path / "out.csv", rows)
+
+
+def test_types_and_numbers(tmp_path: Path) -> None:
+    one = row(confidence=0.123456, latency_ms=1.239, split=True, id=7, extra={"note": {"a": [1]}, "flag": False})
+    header, cells = csv.reader(written(tmp_path / "out.csv", [one], columns=("note", "flag")).decode().splitlines())
     values = dict(zip(header, cells, strict=True))
-    assert (values["answer"], values["question"], values["note"]) == ("'=1+1", "'@SUM(A1)", "'\t=x")
+    assert (values["confidence"], values["latency_ms"], values["raster_ms"]) == ("0.1235", "1.24", "")
+    assert (values["split"], values["flag"], values["note"], values["id"]) == ("true", "false", '{"a": [1]}', "7")
+    stored = json.loads(written(tmp_path / "out.jsonl", [one], Format.JSONL))
+    assert (stored["id"], stored["note"], stored["raster_ms"], stored["split"]) == (7, {"a": [1]}, None, True)
+    assert list(stored)[list(stored).index("id") + 1] == "note"
+    assert list(stored)[-1] == "key"
+
+
+@pytest.mark.parametrize("value", [0.00004, 1.23456e-9, 5e-324, 0.99995, 1.0])
+def test_a_small_confidence_is_never_zero(value: float) -> None:
+    shown = row_values(row(confidence=value))["confidence"]
+    assert isinstance(shown, float)
+    assert shown == pytest.approx(value, rel=1e-3)
+    assert shown > 0
+
+
+def test_what_is_no_number_leaves_as_null(tmp_path: Path) -> None:
+    extra = {"a": float("nan"), "b": [1e999, {"c": -1e999}], "d": 1.5}
+    stored = json.loads(
+        written(tmp_path / "out.jsonl", [row(extra=extra)], Format.JSONL), parse_constant=lambda name: pytest.fail(name)
+    )
+    assert (stored["a"], stored["b"], stored["d"]) == (None, [None, {"c": None}], 1.5)
+    header, cells = csv.reader(
+        written(tmp_path / "out.csv", [row(extra=extra)], columns=("a", "b", "d")).decode().splitlines()
+    )
+    values = dict(zip(header, cells, strict=True))
+    assert (values["a"], values["b"], values["d"]) == ("", '[null, {"c": null}]', "1.5")
+
+
+def test_deeply_nested_values_do_not_end_a_run(tmp_path: Path) -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    for form in Format:
+        assert written(tmp_path / "out", [row(extra={"deep": deep})], form, ("deep",)).endswith(b"\n")
+
+
+def test_columns_are_renamed_or_left_out_with_one_note_each() -> None:
+    class Kept(io.BytesIO):
+        def fileno(self) -> int:
+            raise OSError
+
+    sink = Kept()
+    writer = RowWriter(sink, Format.CSV, ["status", "x"])
+    for _ in range(3):
+        writer.write(row(extra={"status": "theirs", "late": 1}))
+    assert len(writer.notes) == 2
+    assert "'status' is 'status_input'" in writer.notes[0]
+    assert "'late' is not in the output" in writer.notes[1]
+    sink = Kept()
+    writer = RowWriter(sink, Format.JSONL, ["key_input"])
+    writer.write(row(extra={"key_input": 1}))
+    writer.write(row(extra={"key_input": 1, "key": 2}))
+    first, second = map(json.loads, sink.getvalue().splitlines())
+    assert (first["key_input"], second["key_input"], second["key_input_input"]) == (1, 1, 2)
+    assert second["key"] == first["key"]
+
+
+def test_excel_safe_leaves_no_cell_that_a_spreadsheet_would_run(tmp_path: Path) -> None:
+    one = row(answer="=1+1", question="@SUM(A1)", error="-12.50", warning="+4 %", extra={"=note": "\t=x"})
+    data = written(tmp_path / "out.csv", [one], columns=("=note",), excel_safe=True)
+    header, cells = csv.reader(io.StringIO(data.decode(), newline=""))
+    values = dict(zip(header, cells, strict=True))
+    assert (values["answer"], values["question"], values["'=note"]) == ("'=1+1", "'@SUM(A1)", "'\t=x")
     assert (values["error"], values["warning"]) == ("-12.50", "'+4 %")  # a number is no formula
+
+
+def test_a_full_device_is_an_output_error() -> None:
+    with open_unbuffered(Path("/dev/full")) as stream, pytest.raises(OutputError, match="No space left"):
+        RowWriter(stream, Format.CSV, []).write(row())
 
 
 def test_a_full_disk_leaves_whole_rows(tmp_path: Path) -> None:
@@ -93,25 +138,38 @@ def test_a_full_disk_leaves_whole_rows(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
     try:
-        with pytest.raises(OutputError, match="rows are whole"), path.open("w", newline="") as stream:
-            writer = RowWriter(stream, Format.CSV, [])
-            for number in range(100):
-                writer.write(row(answer=f"{number} {'x' * 90}"))
+        with pytest.raises(OutputError, match="rows before are whole"):
+            written(path, [row(answer=f"{number} {'x' * 90}") for number in range(100)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    lines = list(csv.reader(io.StringIO(path.read_text())))
-    assert 10 < len(lines) < 40
+    text = path.read_text()
+    lines = list(csv.reader(text.splitlines()))
+    assert 5 < len(lines) < 40
     assert {len(line) for line in lines} == {len(COLUMNS)}
-    assert path.read_text().endswith("\n")
+    assert text.endswith("\n")
 
 
-def test_a_row_is_synced_within_a_second_though_no_other_comes(tmp_path: Path) -> None:
-    with (tmp_path / "out.csv").open("w", newline="") as stream:
-        writer = RowWriter(stream, Format.CSV, [])
-        writer.write(row())
-        written = writer._synced
-        deadline = time.monotonic() + 5
-        while writer._synced == written:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    writer.sync()  # a closed file has nothing left to sync
+def test_a_pipe_that_takes_part_of_a_row_gets_all_of_it() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    read = bytearray()
+
+    def drain() -> None:
+        with io.FileIO(reading) as stream:
+            while data := stream.read(65536):
+                read.extend(data)
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    with io.FileIO(writing, "wb") as stream:
+        writer = RowWriter(stream, Format.JSONL, [])
+        writer.write(row(answer="x" * 500_000))
+        writer.close()
+    reader.join(30)
+    assert json.loads(read)["answer"] == "x" * 500_000
+
+
+def test_a_row_that_could_not_be_resumed_is_a_bug(tmp_path: Path) -> None:
+    for bad in (row(key=""), row(status="answered")):
+        with pytest.raises(ValueError, match="a row with key"):
+            written(tmp_path / "out.csv", [bad])

@@ -1,1 +1,1 @@
-"""Rows on their way out: writing, resuming, locking, summing up."""
+"""Rows of the output: written, read again, resumed, locked, scored and summed up."""

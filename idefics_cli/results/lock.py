@@ -1,4 +1,4 @@
-"""One run an output: an advisory lock on the file, which the system drops when its holder dies."""
+"""One run an output: an advisory lock, which the system drops when its holder dies."""
 
 from __future__ import annotations
 
@@ -12,54 +12,87 @@ from pathlib import Path
 from idefics_cli.errors import OutputBusyError, OutputError
 
 _POLL = 0.2  # seconds between tries
+_HOLDER = "process "
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock of an output file; the lock stands in a hidden file beside it, since `--overwrite` replaces it.
+    """Hold the lock of an output; it stands in a hidden file beside it, since the output itself may be replaced.
 
     Args:
-        path: the output.
+        path: the output, links resolved.
         wait: seconds to wait for another run that holds it.
 
     Raises:
         OutputBusyError: another run holds it.
-        OutputError: the folder can't be written to.
+        OutputError: the lock can't be written.
 
     """
     beside = path.with_name(f".{path.name}.lock")
     deadline = time.monotonic() + wait
     try:
-        while True:
-            try:
-                descriptor = _acquire(beside, path)
-                break
-            except OutputBusyError:
-                if time.monotonic() >= deadline:
-                    raise
-            time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
+        descriptor = _acquire(beside, path, deadline)
     except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}") from error
+        raise OutputError(f"{path}: can't be locked: {error.strerror}") from error
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
-        yield
+        with _locked_content(path, deadline):
+            yield
     finally:
         beside.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _acquire(beside: Path, path: Path) -> int:
+def _acquire(beside: Path, path: Path, deadline: float) -> int:
     """Open and lock; a file that its last holder removed in between is opened again."""
     while True:
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            _wait_for(descriptor, path, deadline)
+            if _is_same_file(descriptor, beside):
+                _sign(descriptor, beside)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked_content(path: Path, deadline: float) -> Iterator[None]:
+    """Lock the output too, where it is there and the file system can: a hard link gives it another name."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            _wait_for(descriptor, path, deadline)
+        yield
+
+
+def _wait_for(descriptor: int, path: Path, deadline: float) -> None:
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip() or "another run"
-            os.close(descriptor)
-            raise OutputBusyError(f"{path}: held by {holder}; --wait SECONDS waits for it") from error
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), beside.stat()):
-                return descriptor
-        os.close(descriptor)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip()
+                holder = holder if holder.startswith(_HOLDER) else "another run"
+                raise OutputBusyError(f"{path}: held by {holder}; --wait SECONDS waits for it") from error
+        time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sign(descriptor: int, beside: Path) -> None:
+    """Write who holds it."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{_HOLDER}{os.getpid()}".encode(), 0)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

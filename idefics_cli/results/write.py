@@ -1,195 +1,214 @@
-"""Writes rows as CSV or JSONL, each whole and synced at least every second."""
+"""Writes rows as CSV or JSONL, each whole or not at all, and synced within a second."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
+import math
 import os
 import re
-import stat
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+import select
+from collections.abc import Iterable, Mapping, Sequence
 
 from idefics_cli.config import Format
 from idefics_cli.errors import OutputError
 from idefics_cli.records import COLUMNS, Row
+from idefics_cli.results.columns import BEFORE, output_columns, user_columns
+from idefics_cli.results.sync import Sink, Syncer, file_size
 
-_SYNC_EVERY = 1.0  # seconds
-_USER_SUFFIX = "_input"
+_KEY_DIGITS = 32
+_MOST_NOTES = 50
+_DEEPEST = 200  # levels of lists and mappings in a pass-through value that can't be written as it is
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
-
-
-def user_columns(names: Sequence[str]) -> dict[str, str]:
-    """Map the user's columns to output columns: one that bears the name of ours gets a suffix.
-
-    `answers` stays `answers`: it is theirs, and `eval` looks for it by that name.
-    """
-    taken = set(COLUMNS) | {name for name in names if name not in COLUMNS}
-    mapped = {}
-    for name in names:
-        column = name
-        while column in COLUMNS or (column != name and column in taken):
-            column += _USER_SUFFIX
-        taken.add(column)
-        mapped[name] = column
-    return mapped
-
-
-def output_columns(names: Sequence[str]) -> list[str]:
-    """Return an output's columns, the user's own last."""
-    return [*COLUMNS, *user_columns(names).values()]
+_TO_QUOTE = re.compile(r'[",\x00-\x1f\x7f]|^\s|\s$')  # more than csv.writer quotes: a reader breaks rows at a lone \r
 
 
 class RowWriter:
-    """Writes rows to a stream."""
+    """Writes rows to a sink."""
 
     def __init__(
-        self, stream: IO[str], form: Format, extra: Sequence[str], *, header: bool = True, excel_safe: bool = False
+        self, sink: Sink, form: Format, columns: Sequence[str], *, header: bool = True, excel_safe: bool = False
     ) -> None:
-        self._stream, self._form, self._excel_safe = stream, form, excel_safe
-        self._names = user_columns(extra)
-        self._synced = time.monotonic()
-        self._later: threading.Timer | None = None
+        """Begin to write.
+
+        Args:
+            sink: takes the bytes.
+            form: CSV or JSONL.
+            columns: the user's own; those of JSONL may grow.
+            header: whether CSV begins with its header.
+            excel_safe: whether an apostrophe goes before what a spreadsheet would run.
+
+        Raises:
+            OutputError: the header can't be written.
+
+        """
+        self.rows = 0
+        self._sink, self._form, self._excel_safe = sink, form, excel_safe
+        self._names = user_columns(columns)
+        self._notes = {
+            name: f"column {name!r} is {column!r} in the output, since {name!r} is one of its own"
+            for name, column in self._names.items()
+            if name != column
+        }
+        self._syncer = Syncer(sink)
         if form is Format.CSV and header:
-            self._put(csv_line(output_columns(extra)))
+            self._put(csv_line(csv_header(columns, excel_safe=excel_safe)))
 
     @property
-    def renamed(self) -> dict[str, str]:
-        """The user's columns that had to be renamed, and their new names."""
-        return {name: column for name, column in self._names.items() if name != column}
+    def notes(self) -> list[str]:
+        """What the user should know of the columns, as far as rows were written."""
+        return list(self._notes.values())
 
     def write(self, row: Row) -> None:
         """Write one row.
 
         Raises:
-            OutputError: the disk is full, or the output can't be written.
-            BrokenPipeError: nobody reads stdout any more.
+            OutputError: it can't be written, or an earlier row could not be synced; the rows before it are whole.
+            BrokenPipeError: nobody reads the output any more.
+            ValueError: its key is none: an output with it could not be resumed.
 
         """
-        values = cells(row)
+        if len(row.key) != _KEY_DIGITS or row.status not in ("ok", "failed"):
+            raise ValueError(f"a row with key {row.key!r} and status {row.status!r}")
+        if not row.extra.keys() <= self._names.keys():
+            self._add_columns(row.extra)
+        values = row_values(row, self._names)
         if self._form is Format.JSONL:
-            for name in row.extra:
-                if name not in self._names:
-                    self._names |= user_columns([name])
-            values |= {self._names[name]: value for name, value in row.extra.items()}
-            self._put(json.dumps(values, ensure_ascii=False) + "\n")
+            line = json_line(values)
         else:
-            extra = [_text(row.extra.get(name)) for name in self._names]
-            texts = [*(_text(value) for value in values.values()), *extra]
-            self._put(csv_line([_plain_cell(text) for text in texts] if self._excel_safe else texts))
+            texts = [cell_text(value) for value in values.values()]
+            line = csv_line([_inert(text) for text in texts] if self._excel_safe else texts)
+        self._put(line)
+        self.rows += 1
+
+    def sync(self) -> None:
+        """Bring what is written to the disk.
+
+        Raises:
+            OutputError: it did not get there.
+
+        """
+        self._syncer.sync()
+
+    def close(self) -> None:
+        """Sync for the last time; the sink stays open.
+
+        Raises:
+            OutputError: the rows did not get to the disk.
+
+        """
+        self._syncer.close()
+
+    def _add_columns(self, extra: Mapping[str, object]) -> None:
+        new = [name for name in extra if name not in self._names]
+        if self._form is Format.JSONL:
+            self._names = user_columns(new, self._names)
+            return
+        for name in new[: max(0, _MOST_NOTES - len(self._notes))]:
+            self._notes.setdefault(
+                name, f"column {name!r} is not in the output: it came after the header; --format jsonl takes it"
+            )
 
     def _put(self, line: str) -> None:
         """Write a line whole or not at all."""
-        whole = self._size()
+        self._syncer.check()
+        # A lone surrogate is no UTF-8: its escape is the same string in JSON, and readable in CSV.
+        data = memoryview(line.encode("utf-8", "backslashreplace"))
+        size = file_size(self._sink)
         try:
-            self._stream.write(line)
-            self._stream.flush()
-            if time.monotonic() - self._synced > _SYNC_EVERY:
-                self.sync()
-            elif self._later is None:  # the next row may be long in coming
-                self._later = threading.Timer(_SYNC_EVERY, self.sync)
-                self._later.daemon = True
-                self._later.start()
+            while data:
+                written = self._sink.write(data)  # type: ignore[arg-type]
+                if written is None:
+                    select.select([], [self._sink.fileno()], [])
+                else:
+                    data = data[written:]
         except BrokenPipeError:
             raise
         except OSError as error:
-            self._cut_back(whole)
-            raise OutputError(
-                f"can't write the output: {error.strerror}; its rows are whole, --resume goes on with them"
-            ) from error
-
-    def _size(self) -> int | None:
-        """Return the bytes in a regular file; None of a pipe or a terminal."""
-        try:
-            status = os.fstat(self._stream.fileno())
-        except (OSError, io.UnsupportedOperation):
-            return None
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-    def _cut_back(self, size: int | None) -> None:
-        """Drop a row that was written in part; what the stream still holds of it must not follow later."""
-        with contextlib.suppress(OSError, ValueError):
-            if size is not None:
-                os.truncate(self._stream.fileno(), size)
-                nothing = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nothing, self._stream.fileno())
-                os.close(nothing)
-
-    def sync(self) -> None:
-        """Bring what is written to the disk; streams that are no files have none."""
-        later, self._later = self._later, None
-        if later is not None:
-            later.cancel()
-        self._synced = time.monotonic()
-        with contextlib.suppress(OSError, ValueError):  # no file, or closed by now
-            os.fsync(self._stream.fileno())
+            _cut_back(self._sink, size)
+            raise OutputError(f"can't write the output: {error.strerror}; the rows before are whole") from error
+        self._syncer.written()
 
 
-def cells(row: Row) -> dict[str, Any]:
-    """Return a row's own columns: numbers rounded to what they mean."""
-    values: dict[str, Any] = {}
-    for name in COLUMNS:
-        value = getattr(row, name)
-        if isinstance(value, float):
-            value = round(value, 4 if name == "confidence" else 2)
-        values[name] = value
+def row_values(row: Row, names: Mapping[str, str] | None = None) -> dict[str, object]:
+    """Return a row's values by column, in the order of the columns, numbers rounded to what they mean.
+
+    Args:
+        row: the row.
+        names: the user's columns and what they are called in the output; None: all of the row, see `user_columns`.
+
+    """
+    names = user_columns(row.extra) if names is None else names
+    values: dict[str, object] = {}
+    for column in COLUMNS:
+        values[column] = _rounded(column, getattr(row, column))
+        if column == BEFORE[-1]:
+            values |= {name: row.extra.get(own) for own, name in names.items()}
     return values
 
 
-def csv_line(values: Sequence[str]) -> str:
-    """Format one CSV record."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
+def json_line(values: Mapping[str, object]) -> str:
+    """Format one JSONL record; numbers that JSON does not have (NaN, infinities) become null."""
+    return _json(values) + "\n"
 
 
-def _plain_cell(text: str) -> str:
+def csv_header(columns: Sequence[str], *, excel_safe: bool = False) -> list[str]:
+    """Return the header of a CSV output, given the user's columns."""
+    header = output_columns(columns)
+    return [_inert(name) for name in header] if excel_safe else list(header)
+
+
+def csv_line(texts: Iterable[str]) -> str:
+    """Format one CSV record: every text comes back from csv and pandas as it went in."""
+    return ",".join('"' + text.replace('"', '""') + '"' if _TO_QUOTE.search(text) else text for text in texts) + "\n"
+
+
+def cell_text(value: object) -> str:
+    """Return a value as the text of a cell: JSON of a list or mapping, nothing of null and of what is no number."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple | Mapping):
+        return _json(value)
+    return str(value)
+
+
+def _rounded(column: str, value: object) -> object:
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    # A product of probabilities may be tiny and is not 0.
+    if column == "confidence":
+        return float(f"{value:.4g}")
+    return round(value, 2) if column.endswith("_ms") else value
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        return json.dumps(_valid(value), ensure_ascii=False)
+
+
+def _valid(value: object, depth: int = 0) -> object:
+    """Put null for what JSON, or its readers, do not take."""
+    if depth > _DEEPEST or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _valid(item, depth + 1) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid(item, depth + 1) for item in value]
+    return value
+
+
+def _inert(text: str) -> str:
     """Put an apostrophe before what a spreadsheet would run as a formula (OWASP, CSV injection)."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text) else text
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | dict | Mapping):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-    """Open a file beside `path` that takes its place when the block ends well.
-
-    Raises:
-        OutputError: the folder can't be written to.
-
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        stream = beside.open("w", encoding="utf-8", newline="")
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}") from error
-    try:
-        with stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _cut_back(sink: Sink, size: int | None) -> None:
+    """Drop a row that was written in part."""
+    if size is not None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(sink.fileno(), size)
+            os.lseek(sink.fileno(), size, os.SEEK_SET)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+
+from idefics_cli.results.vqa import vqa_accuracy
 
 ANLS_THRESHOLD = 0.5
 
@@ -14,8 +14,7 @@ ANLS_THRESHOLD = 0.5
 class FullStop(StrEnum):
     """What happens to a full stop at the end of an answer before it is scored.
 
-    Idefics2 was trained on answers that end in one, and the common harnesses strip it nowhere: name the policy with
-    the score.
+    Idefics2 was trained on answers that end in one, and the common harnesses strip it nowhere.
     """
 
     KEEP = "keep"
@@ -32,10 +31,20 @@ class Scores:
     exact: float
     """Equal to an accepted answer once lowered, stripped and with spaces collapsed."""
     relaxed: float
-    """Numbers within 5 %, other answers exact (Methani et al., PlotQA, WACV 2020; Masry et al., ChartQA, 2022)."""
+    """Numbers within 5 %, other answers equal but for case (Methani et al., PlotQA, WACV 2020; Masry et al., ChartQA,
+    2022)."""
     vqa: float
-    """VQA accuracy (Antol et al., VQA, ICCV 2015): a third for each annotator who agrees, at most 1, averaged over
-    the subsets that leave one annotator out; with fewer than ten accepted answers, 1 for any match."""
+    """VQA accuracy (Antol et al., VQA, ICCV 2015), see `vqa_accuracy`."""
+
+
+METRICS: tuple[str, ...] = tuple(one.name for one in fields(Scores))
+
+
+def figure_name(metric: str, full_stop: FullStop) -> str:
+    """Return what a figure is called: a score over stripped full stops is not that of the harnesses, and says so."""
+    name = {"anls": "ANLS", "vqa": "VQA"}.get(metric, metric)
+    # The official VQA normalization strips full stops anyway.
+    return name if full_stop is FullStop.KEEP or metric == "vqa" else f"{name} (no full stop)"
 
 
 def score(answer: str, accepted: Sequence[str], full_stop: FullStop = FullStop.STRIP) -> Scores:
@@ -47,6 +56,7 @@ def score(answer: str, accepted: Sequence[str], full_stop: FullStop = FullStop.S
     """
     if not accepted:
         raise ValueError("an answer can't be scored without accepted answers")
+    vqa = vqa_accuracy(answer, accepted)
     if full_stop is FullStop.STRIP:
         answer = _without_full_stop(answer)
         accepted = [_without_full_stop(one) for one in accepted]
@@ -54,7 +64,7 @@ def score(answer: str, accepted: Sequence[str], full_stop: FullStop = FullStop.S
         anls=max(anls(answer, one) for one in accepted),
         exact=float(any(normalized(answer) == normalized(one) for one in accepted)),
         relaxed=float(any(is_relaxed_match(answer, one) for one in accepted)),
-        vqa=vqa_accuracy(answer, accepted),
+        vqa=vqa,
     )
 
 
@@ -67,13 +77,7 @@ def mean(scores: Sequence[Scores]) -> Scores:
     """
     if not scores:
         raise ValueError("no scores to average")
-    count = len(scores)
-    return Scores(
-        anls=sum(one.anls for one in scores) / count,
-        exact=sum(one.exact for one in scores) / count,
-        relaxed=sum(one.relaxed for one in scores) / count,
-        vqa=sum(one.vqa for one in scores) / count,
-    )
+    return Scores(*(sum(getattr(one, name) for one in scores) / len(scores) for name in METRICS))
 
 
 def normalized(text: str) -> str:
@@ -103,22 +107,15 @@ def levenshtein(one: str, other: str) -> int:
 
 
 def is_relaxed_match(answer: str, accepted: str, tolerance: float = 0.05) -> bool:
-    """Whether two numbers agree within the tolerance, or two texts are equal."""
+    """Whether an answer is correct by ChartQA's relaxed accuracy.
+
+    As published: a number is what `float` takes, a percentage sign at its end apart (which divides by 100); with
+    currency or thousands separators it is a text. Texts, and numbers beside an accepted 0, must be equal but for case.
+    """
     given, wanted = _number(answer), _number(accepted)
-    if given is not None and wanted is not None:
-        return given == wanted if wanted == 0 else abs(given - wanted) / abs(wanted) <= tolerance
-    return normalized(answer) == normalized(accepted)
-
-
-def vqa_accuracy(answer: str, accepted: Sequence[str]) -> float:
-    """VQA accuracy; see `Scores.vqa`."""
-    given = _vqa_normalized(answer)
-    matches = sum(_vqa_normalized(one) == given for one in accepted)
-    count = len(accepted)
-    if count < 10:
-        return float(matches > 0)
-    left_out_match = min(1.0, (matches - 1) / 3) if matches else 0.0
-    return (matches * left_out_match + (count - matches) * min(1.0, matches / 3)) / count
+    if given is not None and wanted:
+        return abs(given - wanted) / abs(wanted) <= tolerance
+    return answer.lower() == accepted.lower()
 
 
 def _without_full_stop(text: str) -> str:
@@ -127,17 +124,7 @@ def _without_full_stop(text: str) -> str:
 
 
 def _number(text: str) -> float | None:
-    stripped = text.strip().rstrip(".").lstrip("$€£").strip()
-    percent = stripped.endswith("%")
-    stripped = stripped.rstrip("%").strip()
-    if not re.fullmatch(r"[+-]?(\d{1,3}(,\d{3})+|\d+)?(\.\d+)?", stripped) or not any(map(str.isdigit, stripped)):
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
         return None
-    value = float(stripped.replace(",", ""))
-    return value / 100 if percent else value
-
-
-def _vqa_normalized(text: str) -> str:
-    """Lower, without articles and punctuation (but for the point and comma inside numbers)."""
-    lowered = re.sub(r"(?<!\d)[.,]|[.,](?!\d)", " ", text.lower())
-    cleaned = "".join(c for c in lowered if c not in string.punctuation.replace(".", "").replace(",", ""))
-    return " ".join(word for word in cleaned.split() if word not in ("a", "an", "the"))

@@ -1,0 +1,186 @@
+"""Opens the output of a run, whatever stands there: stdout, a stream, a new file, one to resume or to replace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from idefics_cli.config import OutputSettings
+from idefics_cli.records import Row
+from idefics_cli.results.answered import Answered
+from idefics_cli.results.check import check_inputs, is_stdout, output_file, read_state
+from idefics_cli.results.lock import locked
+from idefics_cli.results.read import OutputReader
+from idefics_cli.results.replace import drop_rows, open_unbuffered, output_errors, replacing
+from idefics_cli.results.status import OutputStatus, is_to_retry
+from idefics_cli.results.sync import Sink, sync_folder
+from idefics_cli.results.write import RowWriter
+
+_SAME_QUESTION = ("document", "page", "question", "id")
+
+
+class Output:
+    """An output that takes rows."""
+
+    def __init__(self, writer: RowWriter, earlier: OutputStatus | None = None) -> None:
+        self.earlier = earlier or OutputStatus()
+        """What was there already."""
+        self.is_complete = False
+        self.later_notes: list[str] = []
+        """What is known once all rows are written."""
+        self._writer = writer
+
+    @property
+    def answered(self) -> Answered:
+        """The keys of the rows that were there already."""
+        return self.earlier.answered
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell the user; all of it once the output is closed."""
+        return self._writer.notes + self.later_notes
+
+    @property
+    def rows(self) -> int:
+        """Rows written by this run."""
+        return self._writer.rows
+
+    def write(self, row: Row) -> None:
+        """Write one row; it is on the disk within a second.
+
+        Raises:
+            OutputError: it can't be written; the rows before it are whole.
+            BrokenPipeError: nobody reads the output any more.
+
+        """
+        self._writer.write(row)
+
+    def complete(self) -> None:
+        """Say that all questions were gone through, so that earlier rows whose keys are left answer none of them.
+
+        Without it nothing is dropped or said of such rows: not after --limit, and not after an interruption.
+        """
+        self.is_complete = True
+
+
+@contextlib.contextmanager
+def open_output(
+    settings: OutputSettings,
+    columns: Sequence[str],
+    stdout: IO[str],
+    values: Mapping[str, str] | None = None,
+    inputs: Iterable[Path] = (),
+) -> Iterator[Output]:
+    """Open the output, as late as possible; a new file goes again when the block fails before its first row.
+
+    Args:
+        settings: where rows go.
+        columns: the user's own.
+        stdout: takes the rows where no file is named.
+        values: the settings that can change an answer, see `settings_values`.
+        inputs: files that the run reads; they are not written to.
+
+    Raises:
+        OutputError: it can't be written, is there already, is not an output, or was answered with other settings.
+        OutputBusyError: another run holds it.
+
+    """
+    path = output_file(settings)
+    if settings.path is None or is_stdout(settings.path):
+        with _writing(_below_buffers(stdout), settings, columns) as output:
+            yield output
+    elif path is None:
+        with open_unbuffered(settings.path) as stream, _writing(stream, settings, columns) as output:
+            yield output
+    else:
+        check_inputs(path, inputs)
+        with locked(path, settings.wait):
+            if settings.overwrite and path.exists():
+                with replacing(path) as stream, _writing(stream, settings, columns) as output:
+                    yield output
+            else:
+                with _appending(path, settings, columns, values) as output:
+                    yield output
+
+
+@contextlib.contextmanager
+def _writing(
+    sink: Sink, settings: OutputSettings, columns: Sequence[str], earlier: OutputStatus | None = None
+) -> Iterator[Output]:
+    header = not (earlier and earlier.end)
+    writer = RowWriter(sink, settings.format, columns, header=header, excel_safe=settings.excel_safe)
+    try:
+        yield Output(writer, earlier)
+    finally:  # a signal too: what is computed is on the disk
+        writer.close()
+
+
+@contextlib.contextmanager
+def _appending(
+    path: Path, settings: OutputSettings, columns: Sequence[str], values: Mapping[str, str] | None
+) -> Iterator[Output]:
+    """Go on with the rows of a file, if there is one."""
+    is_new = not path.exists()
+    earlier = read_state(settings, columns, values)
+    output = None
+    try:
+        if earlier.to_retry:
+            earlier.end = drop_rows(path, lambda _, row: is_to_retry(row, settings.retry_failed))
+        with open_unbuffered(path, "ab") as stream:
+            with output_errors(path):
+                if os.fstat(stream.fileno()).st_size > earlier.end:  # a torn row; else the file's time stays
+                    os.ftruncate(stream.fileno(), earlier.end)
+                if is_new:
+                    sync_folder(path.parent)
+            with _writing(stream, settings, columns, earlier) as output:
+                yield output
+        if output.is_complete and output.answered.left:
+            _settle(path, settings, output)
+    finally:
+        if is_new and not (output and (output.rows or output.is_complete)):
+            path.unlink(missing_ok=True)
+
+
+def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
+    """Drop earlier rows that answer none of the questions, or say how many they are."""
+    answered = output.answered
+    old, new = array("q"), array("q")  # hashes of what was asked: they may be millions
+    for index, row in enumerate(OutputReader(path)):
+        if index >= len(answered) or not answered.is_taken(index):
+            asked = hash(tuple(row.text(name) for name in _SAME_QUESTION))
+            (old if index < len(answered) else new).append(asked)
+    changed = len(np.intersect1d(old, new))
+    words = f"{answered.left} earlier rows answer no question of this run"
+    if changed:
+        words += f" ({changed} of them stand beside a new row, since their document has changed)"
+    if settings.prune:
+        drop_rows(path, lambda index, _: index < len(answered) and not answered.is_taken(index))
+    output.later_notes.append(f"{words}{': dropped' if settings.prune else '; --prune drops them'}")
+
+
+class _TextSink:
+    """Hands bytes to a stream that takes text."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        self._stream.write(bytes(data).decode())
+        self._stream.flush()
+        return len(data)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+def _below_buffers(stdout: IO[str]) -> Sink:
+    """Return what is below the buffers of stdout, so that nothing of a failed row stays in them."""
+    stdout.flush()
+    raw: Sink | None = getattr(getattr(stdout, "buffer", None), "raw", None)
+    return raw or _TextSink(stdout)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import re
+
+from idefics_cli.config import Across, PageSettings, Rasterizer, RunSettings, Split
+from idefics_cli.results.fingerprint import differing_settings, row_key, settings_fingerprint, settings_values
+
+ENGINE = {"model": "m 1 sha", "--prompt": "{question}"}
+
+
+def values(**pages: object) -> dict[str, str]:
+    return settings_values(ENGINE, RunSettings(pages=PageSettings(**pages)))  # type: ignore[arg-type]
+
+
+def test_every_setting_that_can_change_answers_is_in_the_fingerprint() -> None:
+    variants = [
+        values(),
+        values(split=Split.NEVER),
+        values(split_em=12.0),
+        values(across=Across.EACH),
+        values(rasterizer=Rasterizer.POPPLER),
+        settings_values(ENGINE, RunSettings(), rasterizer_version="another"),
+        settings_values(ENGINE | {"--prompt": "{question}!"}, RunSettings()),
+    ]
+    assert len({settings_fingerprint(one) for one in variants}) == len(variants)
+    assert settings_fingerprint(values(workers=3, max_pages=7)) == settings_fingerprint(values())
+    assert re.fullmatch(r"pdfium \d+\..*", values()["--rasterizer or its version"])
+
+
+def test_a_fingerprint_names_the_settings_that_differ() -> None:
+    here = values()
+    assert differing_settings(settings_fingerprint(here), here) == []
+    assert differing_settings(settings_fingerprint(values(split=Split.NEVER)), here) == ["--split"]
+    fewer = {name: value for name, value in here.items() if name != "--split"}
+    assert differing_settings(settings_fingerprint(fewer), here) == list(here)
+    assert differing_settings("", here) == list(here)
+
+
+def test_settings_that_agree_in_two_digits_are_told_apart() -> None:
+    """Two digits a setting agree once in 256: the fingerprint is compared whole."""
+    by_digits: dict[str, int] = {}
+    for number in range(1000):
+        fingerprint = settings_fingerprint({"--max-new-tokens": str(number)})
+        digits = fingerprint.partition(".")[2]
+        assert len(fingerprint) == 16 + 1 + 2
+        if digits in by_digits:
+            other = {"--max-new-tokens": str(by_digits[digits])}
+            assert differing_settings(fingerprint, other) == ["--max-new-tokens"]
+        by_digits.setdefault(digits, number)
+    assert len(by_digits) <= 256
+
+
+def test_a_key_says_what_a_row_answers() -> None:
+    keys = {
+        row_key("sha", "1", "q", ""),
+        row_key("other", "1", "q", ""),
+        row_key("sha", "1-2", "q", ""),
+        row_key("sha", "1", "p", ""),
+        row_key("sha", "1", "q", "7"),
+        row_key("sha", "1", "q", 7),
+        row_key("sha", "1", "\ud800", ["a", {"b": 1}]),
+    }
+    assert len(keys) == 7
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in keys)
+    assert row_key("sha", "1", "q", "7") in keys
