@@ -65,8 +65,8 @@ def read_inputs(documents: Sequence[str], questions: str | Sequence[str], settin
             return _from_stream(_opened(os.dup(0)), "<stdin>", columns, given, settings.questions)
         if path.exists() and not path.is_file() and not path.is_dir():  # a FIFO, /dev/stdin, the shell's <(...)
             return _from_stream(_opened(os.open(path, os.O_RDONLY)), questions, columns, given, settings.questions)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{questions}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{questions}: {error.strerror or error}") from error
     return _from_file(path, columns, given, settings.questions)
 
 

@@ -63,11 +63,12 @@ class QuestionFile:
         self._refuse(allow_empty)
 
     def _read(self, path: Path) -> None:
-        opened = path.open("rb")
-        self._status = _status(opened)
-        is_small = self._status[0] <= _HELD_WHOLE
-        self._source: IO[bytes] = io.BytesIO(opened.read()) if is_small else opened
-        self._file = None if is_small else opened
+        self._source: IO[bytes] = path.open("rb")
+        self._status = _status(self._source)
+        self._is_held = self._status[0] <= _HELD_WHOLE
+        if self._is_held:
+            with self._source as file:
+                self._source = io.BytesIO(file.read())
         is_jsonl = path.suffix.lower() in _JSONL_SUFFIXES
         self._records = open_records(self._source, self._name, self._column_names, is_jsonl=is_jsonl)
         names: dict[str, None] = {}
@@ -200,7 +201,7 @@ class QuestionFile:
 
     def _question(self, row: int) -> Question:
         """Read a question again."""
-        if self._file and _status(self._file) != self._status:
+        if not self._is_held and _status(self._source) != self._status:
             raise InputError(f"{self._name}: the file was changed while the run read it; start the run again")
         start = self._starts[row]
         self._source.seek(start)
