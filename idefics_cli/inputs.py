@@ -7,13 +7,13 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from idefics_cli.config import QuestionSettings, RunSettings
 from idefics_cli.documents import discover
-from idefics_cli.errors import InputError
+from idefics_cli.errors import InputError, UsageError
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.file import QuestionFile
 from idefics_cli.questions.pair import Pairing, pair
@@ -21,6 +21,7 @@ from idefics_cli.questions.read import read_stream
 from idefics_cli.records import Document, Job, Question
 
 STDIN = "-"
+STDIN_NAME = "<stdin>"
 _WAITING_BYTES = 64 * 1024
 _WAITING_LINES = 100
 
@@ -45,7 +46,7 @@ def read_inputs(documents: Sequence[str], questions: str | Sequence[str], settin
     """Read and pair questions: a file is checked whole, a pipe is read as its lines come.
 
     Args:
-        documents: files, folders and globs of the command line.
+        documents: files, folders, globs, addresses and `-` (stdin) of the command line.
         questions: the name of a file, `-` for stdin, or the questions themselves.
         settings: of the run.
 
@@ -55,40 +56,66 @@ def read_inputs(documents: Sequence[str], questions: str | Sequence[str], settin
 
     """
     columns = ColumnNames(settings.questions.columns)
-    given = _find(documents, settings.questions)
-    if not isinstance(questions, str):
-        return _from_texts(questions, given, settings.questions)
+    if questions == STDIN and STDIN in documents:
+        raise UsageError("a document and the questions can't both come from stdin")
+    given, notes = _find(documents, settings.questions)
+    if isinstance(questions, str):
+        inputs = _from_name(questions, columns, given, settings.questions)
+    else:
+        inputs = _from_texts(questions, given, settings.questions)
+    return replace(inputs, notes=inputs.notes + notes)
+
+
+def _from_name(questions: str, columns: ColumnNames, given: list[Document], settings: QuestionSettings) -> Inputs:
     path = Path(questions)
     try:
         if questions == STDIN:
             # A file object of its own: at exit Python flushes sys.stdin, which a thread that still reads from it holds.
-            return _from_stream(_opened(os.dup(0)), "<stdin>", columns, given, settings.questions)
+            return _from_stream(_opened(os.dup(0)), STDIN_NAME, columns, given, settings)
         if path.exists() and not path.is_file() and not path.is_dir():  # a FIFO, /dev/stdin, the shell's <(...)
-            return _from_stream(_opened(os.open(path, os.O_RDONLY)), questions, columns, given, settings.questions)
+            return _from_stream(_opened(os.open(path, os.O_RDONLY)), questions, columns, given, settings)
     except OSError as error:
         raise InputError(f"{questions}: {error.strerror or error}") from error
-    return _from_file(path, columns, given, settings.questions)
+    return _from_file(path, columns, given, settings)
 
 
 def _opened(descriptor: int) -> IO[bytes]:
     return os.fdopen(descriptor, "rb", buffering=_WAITING_BYTES)
 
 
-def _find(names: Sequence[str], settings: QuestionSettings) -> list[Document]:
-    if not settings.allow_empty:
-        return discover.find(names)
-    try:
-        return discover.find(names)
-    except InputError:
-        return discover.find([name for name in names if not _holds_nothing(name)])
+def _find(names: Sequence[str], settings: QuestionSettings) -> tuple[list[Document], list[str]]:
+    """Return the documents of the command line, each once, and a note on files that are no documents."""
+    found: dict[str, Document] = {}
+    passed_over = discover.PassedOver()
+    for name in names:
+        try:
+            documents = _named(name, settings, passed_over)
+        except InputError:
+            if settings.allow_empty and _holds_nothing(name):
+                continue
+            raise
+        for document in documents:
+            found.setdefault(os.path.realpath(document.path) if document.path else document.name, document)
+    if not passed_over.count:
+        return list(found.values()), []
+    files = "1 file" if passed_over.count == 1 else f"{passed_over.count:,} files"
+    return list(found.values()), [f"{files} passed over, for example {', '.join(passed_over.examples)}"]
+
+
+def _named(name: str, settings: QuestionSettings, passed_over: discover.PassedOver) -> list[Document]:
+    if name == STDIN:
+        with _opened(os.dup(0)) as stdin:
+            return [Document(STDIN_NAME, data=stdin.read())]
+    if name[:8].lower().startswith(("http://", "https://")):
+        if not settings.allow_urls:
+            raise InputError(f"{name}: addresses are fetched only with --allow-urls")
+        return [Document(name, url=name)]
+    return discover.find([name], passed_over)
 
 
 def _holds_nothing(name: str) -> bool:
-    """Whether a name is that of a folder or glob without documents."""
-    try:
-        return not discover.expand(name)
-    except InputError:
-        return Path(name).is_dir() or (glob.has_magic(name) and not Path(name).exists())
+    """Whether a name is that of a folder that is there, or a glob."""
+    return Path(name).is_dir() or (glob.has_magic(name) and not Path(name).exists())
 
 
 def _pairing(given: list[Document], base: Path, settings: QuestionSettings) -> Pairing:
@@ -124,7 +151,8 @@ def _from_stream(
     if whole_lines.strip():
         seen += itertools.islice(read_stream(io.BytesIO(whole_lines), name, columns), _WAITING_LINES)
     own = tuple(dict.fromkeys(column for question in seen for column in question.extra))
-    notes = columns.notes(own)
+    ours_there = [name for name in ("document", "page", "id") if any(getattr(question, name) for question in seen)]
+    notes = columns.notes([*own, "question", *ours_there])
     if len(given) > 1 and any(question.document is None for question in seen):
         notes.append(f"each question without a document is asked of {len(given)} documents")
     jobs = pair(itertools.chain(seen[:1], questions), _pairing(given, Path.cwd(), settings))

@@ -47,3 +47,4 @@ def test_near_misses_are_named(name: str, ours: str) -> None:
 def test_a_name_is_no_near_miss_of_a_column_that_is_there() -> None:
     assert ColumnNames().notes(["document", "file", "question", "text"]) == []
     assert ColumnNames(["document=file"]).notes(["file", "path"]) == []
+    assert ColumnNames(["document=file"]).notes(["path"]) == []

@@ -227,7 +227,7 @@ def test_a_pipe_of_csv_gives_a_question_when_its_line_is_there(inbox: Path, stdi
     jobs = iter(read_inputs([str(inbox / "a.pdf")], "-", RunSettings()).jobs)
     assert next(jobs).question.text == "first"
     os.write(stdin, b"second,1\n")
-    assert str(next(jobs).question.failure) == "bad-question: id '1' stands in line 2 too"
+    assert str(next(jobs).question.failure) == "bad-question: duplicate id '1', first in <stdin>:2"
     os.close(stdin)
     assert list(jobs) == []
 
@@ -247,9 +247,32 @@ def test_columns_of_a_pipe_are_those_of_the_lines_that_are_there(inbox: Path, st
     assert dict(jobs[-1].question.extra) == {"torn": 1, "z": 2}
 
 
+def test_a_pipe_with_a_document_has_no_near_miss_of_it(inbox: Path, stdin: int) -> None:
+    os.write(stdin, b'{"question": "1", "document": "a.pdf", "file": 1}\n')
+    os.close(stdin)
+    assert read_inputs([str(inbox)], "-", RunSettings()).notes == []
+
+
+def test_a_stdin_that_is_a_folder_or_closed(tmp_path: Path, stdin: int) -> None:
+    os.close(stdin)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    os.dup2(folder, 0)
+    os.close(folder)
+    with pytest.raises(InputError, match="Is a directory"):
+        read_inputs([], "-", RunSettings())
+    os.close(0)
+    with pytest.raises(InputError, match="-: Bad file descriptor"):
+        read_inputs([], "-", RunSettings())
+
+
 def test_a_first_line_in_pieces(inbox: Path, stdin: int) -> None:
     os.write(stdin, b'\n{"question": ')
-    threading.Timer(0.1, lambda: (os.write(stdin, b'"late", "x": 1}\n'), os.close(stdin))).start()
+
+    def finish() -> None:
+        os.write(stdin, b'"late", "x": 1}\n')
+        os.close(stdin)
+
+    threading.Timer(0.1, finish).start()
     inputs = read_inputs([str(inbox / "a.pdf")], "-", RunSettings())
     assert (inputs.columns, shown(inputs.jobs)) == (("x",), [("a.pdf", "late")])
 
@@ -297,6 +320,28 @@ def test_questions_of_the_command_line_that_can_not_be_asked(inbox: Path, questi
 def test_a_question_needs_a_document() -> None:
     with pytest.raises(InputError, match="no document was given"):
         read_inputs([], ["q"], RunSettings())
+
+
+def test_documents_from_stdin_and_addresses(inbox: Path, stdin: int) -> None:
+    os.write(stdin, b"bytes")
+    os.close(stdin)
+    documents = ["https://example.org/a.pdf", "-", str(inbox / "a.pdf"), str(inbox)]
+    with pytest.raises(InputError, match=r"https://example\.org/a\.pdf: .*--allow-urls"):
+        read_inputs(documents, ["q"], RunSettings())
+    found = [job.document for job in read_inputs(documents, ["q"], settings(allow_urls=True)).jobs if job.document]
+    assert [document.url for document in found][:1] == ["https://example.org/a.pdf"]
+    assert [document.data for document in found][1:2] == [b"bytes"]
+    assert [Path(document.path or "").name for document in found[2:]] == ["a.pdf", "b.pdf", "c.png"]
+    with pytest.raises(UsageError, match="both come from stdin"):
+        read_inputs(["-"], "-", RunSettings())
+
+
+def test_files_that_are_no_documents_are_mentioned(inbox: Path) -> None:
+    (inbox / "notes.txt").touch()
+    assert read_inputs([str(inbox)], ["q"], RunSettings()).notes == [
+        "1 question x 3 documents = 3 rows",
+        f"1 file passed over, for example {inbox}/notes.txt",
+    ]
 
 
 def test_jobs_are_made_when_they_are_asked_for(inbox: Path) -> None:

@@ -98,7 +98,7 @@ def test_bad_records_of_csv_name_their_line_and_the_others_go_on() -> None:
         "q:3: bad-question: text after a closing quotation mark; double the quotation marks that belong to a text",
         "q:4: bad-question: 3 cells where the header has 2; put quotes around cells that hold the delimiter",
         "q:5: bad-question: the question is empty",
-        "q:7: bad-question: id '5' stands in line 6 too",
+        "q:7: bad-question: duplicate id '5', first in q:6",
         "q:8: bad-question: a quotation mark that opens here is never closed",
     ]
     assert [q.text for q in read(content) if not q.failure] == ["good"]
@@ -110,7 +110,7 @@ def test_bad_lines_of_json_name_their_line_and_column() -> None:
         "q:2: bad-question: not a line of JSON (column 14: Expecting value)",
         "q:3: bad-question: a JSON array; one object a line is wanted (jq -c '.[]' turns an array into that)",
         "q:4: bad-question: question: a text is wanted",
-        "q:5: bad-question: no 'question' in this line",
+        "q:5: bad-question: no 'question' in this line (found: text); did you mean --column question=text?",
         "q:6: bad-question: not UTF-8",
         'q:7: bad-question: a JSON object is wanted, as in {"question": "..."}, not 7',
     ]
@@ -134,7 +134,7 @@ def test_jsonl_keeps_types() -> None:
 
 def test_a_number_and_its_text_are_the_same_id() -> None:
     assert failures(b'{"question": "q", "id": 7}\n{"question": "q", "id": "7"}\n') == [
-        "q:2: bad-question: id '7' stands in line 1 too"
+        "q:2: bad-question: duplicate id '7', first in q:1"
     ]
 
 

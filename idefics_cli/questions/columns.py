@@ -86,7 +86,8 @@ class ColumnNames:
     def near_misses(self, names: Iterable[str]) -> dict[str, str]:
         """Return columns of the user's that look like one of ours that is not there, with that one."""
         listed = list(names)
-        absent = [ours for ours in QUESTION_COLUMNS if ours not in {self.ours(name) for name in listed}]
+        there = {self.ours(name) for name in listed} | self.given.keys()
+        absent = [ours for ours in QUESTION_COLUMNS if ours not in there]
         misses = {}
         for name in listed:
             likely = _LIKELY.get(_folded(name)) if self.ours(name) is None else None
@@ -95,6 +96,12 @@ class ColumnNames:
             if likely in absent:
                 misses[name] = likely
         return misses
+
+    def hint(self, names: Iterable[str]) -> str:
+        """Return what helps where no column is `question`."""
+        near = (name for name, ours in self.near_misses(names).items() if ours == "question")
+        name = next(near, None)
+        return f"did you mean --column question={name}?" if name else "--column question=NAME takes another"
 
     def notes(self, names: Iterable[str]) -> list[str]:
         """Return what to tell of columns whose name is almost one of ours."""

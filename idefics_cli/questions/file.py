@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
 from idefics_cli.questions.columns import ColumnNames
-from idefics_cli.questions.lines import Record, open_records
+from idefics_cli.questions.formats import open_records
+from idefics_cli.questions.lines import Record
 from idefics_cli.questions.pair import Pairing, pair
 from idefics_cli.questions.read import id_text, to_question
 from idefics_cli.records import Document, Job, Question
@@ -77,6 +78,7 @@ class QuestionFile:
                 names.update(dict.fromkeys(record.values))
             self._add(record)
         self._starts.append(self._source.tell())
+        self._target_of.clear()
         self.names = tuple(names)
         """Every column of the file."""
 
@@ -98,15 +100,12 @@ class QuestionFile:
         """Return the number of the set of documents that a question is asked of, or why there is none."""
         if question.failure:
             return self._numbered_target(None, [None]), question.failure
-        name = question.document
-        if name is not None and len(name) > _LONGEST_KEY:
-            digest = hashlib.sha256(name.encode()).digest()
-            key: object = (digest, question.password)
-        else:
-            digest, key = (name or "").encode(), (name, question.password)
+        name = question.document or ""
+        digest = hashlib.sha256(name.encode()).digest() if len(name) > _LONGEST_KEY else name.encode()
+        key = (digest, question.password) if question.password or len(name) > _LONGEST_KEY else name
         if key in self._target_of:
             return self._target_of[key], None
-        if name is not None and name[:5].lower() == "data:":
+        if name[:5].lower() == "data:":
             return self._numbered_target(key, [digest]), None  # decoded when its turn comes
         try:
             documents = self._pairing.documents_of(question)

@@ -61,23 +61,25 @@ class Pairing:
             if not self.allow_urls:
                 raise _bad(f"{_shown(name)}: addresses are fetched only with --allow-urls")
             return [Document(name, url=name)]
-        return self._on_disk(name) or self._given(name)
+        found, reason = self._on_disk(name)
+        return found or self._given(name, reason)
 
-    def _on_disk(self, name: str) -> Sequence[Document]:
-        """Find files below the base; none where there are none, or where looking is not allowed."""
+    def _on_disk(self, name: str) -> tuple[Sequence[Document], str]:
+        """Find files below the base, if looking there is allowed; without any, say the system's reason."""
         path = os.path.normpath(name if os.path.isabs(name) else os.path.join(self.base, name))  # noqa: PTH117, PTH118 - globs stay text
         try:
             if self.root is not None and not self.is_below(path, self.root):
-                return ()
+                return (), ""
             found = self.expand(path)
-        except (InputError, OSError, ValueError):  # ValueError: a NUL in it
-            return ()
+        except (InputError, RowFailedError, OSError, ValueError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            return (), f" ({cause.strerror})" if isinstance(cause, OSError) and cause.strerror else ""
         root = self.root
         if root is not None and not all(document.path and self.is_below(document.path, root) for document in found):
-            return ()
-        return found
+            return (), ""
+        return found, ""
 
-    def _given(self, name: str) -> Sequence[Document]:
+    def _given(self, name: str, reason: str) -> Sequence[Document]:
         """Find those of the command line whose path ends in `name` or matches it as a glob."""
         wanted = _parts(name)
         last = wanted[-1] if wanted else ""
@@ -91,7 +93,7 @@ class Pairing:
         if not matches and self.root is not None:
             raise _bad(f"document {_shown(name)} is neither below --root {self.root} nor among the documents given")
         if not matches:
-            raise _bad(f"document {_shown(name)} is neither in {self.base} nor among the documents given")
+            raise _bad(f"document {_shown(name)} is neither in {self.base} nor among the documents given{reason}")
         if is_ambiguous:
             paths = ", ".join(str(match.path) for match in matches[:_SHOWN_CANDIDATES])
             more = f" and {len(matches) - _SHOWN_CANDIDATES} more" if len(matches) > _SHOWN_CANDIDATES else ""

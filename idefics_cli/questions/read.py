@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator
 from typing import IO
 
-from idefics_cli.errors import Failure, FailureKind, RowFailedError
+from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
 from idefics_cli.questions.columns import ColumnNames
-from idefics_cli.questions.lines import Record, open_records
+from idefics_cli.questions.formats import open_records
+from idefics_cli.questions.lines import Record
 from idefics_cli.questions.pages import selection_of
 from idefics_cli.records import Question
 
@@ -20,16 +21,19 @@ def read_stream(stream: IO[bytes], name: str, columns: ColumnNames) -> Iterator[
     """Read questions as their lines come. A line that can't be asked is a question with a failure.
 
     Raises:
-        InputError: neither JSONL nor CSV with a column `question`.
+        InputError: neither JSONL nor CSV with a column `question`, or it can't be read on.
 
     """
     ids = RecentIds()
-    for record in open_records(stream, name, columns):
-        question = to_question(record, name, columns)
-        earlier = None if question.failure else ids.add(question.id, record.line)
-        if earlier is not None:
-            question = failed(question, f"id {question.id!r} stands in line {earlier} too")
-        yield question
+    try:
+        for record in open_records(stream, name, columns):
+            question = to_question(record, name, columns)
+            earlier = None if question.failure else ids.add(question.id, record.line)
+            if earlier is not None:
+                question = failed(question, f"duplicate id {question.id!r}, first in {name}:{earlier}")
+            yield question
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror or error}") from error
 
 
 def to_question(record: Record, name: str, columns: ColumnNames) -> Question:
@@ -46,6 +50,8 @@ def _checked(record: Record, location: str, columns: ColumnNames) -> Question:
     if "answers" in ours:
         own["answers"] = ours["answers"]  # under this name, whatever the user's is: `eval` looks for it
     problem = record.problem or _problem(ours)
+    if "question" not in ours and not record.problem:
+        problem = f"no 'question' in this line (found: {', '.join(own)[:200]}); {columns.hint(record.values)}"
     failure = Failure(FailureKind.BAD_QUESTION, problem) if problem else None
     page = None
     try:
@@ -70,8 +76,6 @@ def _problem(ours: dict[str, object]) -> str:
     """Say why a line can't be asked; empty when it can."""
     text = ours.get("question")
     if not isinstance(text, str) or not text.strip():
-        if "question" not in ours:
-            return "no 'question' in this line"
         return "question: a text is wanted" if text else "the question is empty"
     if not isinstance(ours.get("document"), str | None):
         return "document: a path is wanted"
