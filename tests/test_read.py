@@ -50,6 +50,20 @@ def test_cells_stay_the_text_they_are() -> None:
     assert (question.text, question.page, dict(question.extra)) == ('12" pipe', "2", {"code": "007", "empty": "NA"})
 
 
+@pytest.mark.parametrize("header", ["\ufeff\nquestion,n", "question,n [x]", 'question,"n {""x"": 1"', "question,n}"])
+def test_headers_that_are_no_json(header: str) -> None:
+    assert [q.text for q in read(f"{header}\na,1\n".encode())] == ["a"]
+
+
+def test_an_array_over_several_lines_is_told_what_is_wanted() -> None:
+    assert "one object a line is wanted" in failures(b'[\n{"question": "a"},\n{"question": "b"}\n]\n')[0]
+
+
+def test_answers_from_another_column_do_not_replace_the_users_own() -> None:
+    (question,) = read(b"question,gold,answers\na,b,c\n", "answers=gold")
+    assert str(question.failure) == "bad-question: two columns would be written as 'answers'"
+
+
 def test_unnamed_columns_pass_through_where_they_hold_something() -> None:
     first, second = read(b"question,,\na,,\nb,,x\n")
     assert (dict(first.extra), dict(second.extra)) == ({}, {"column 3": "x"})

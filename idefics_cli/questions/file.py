@@ -90,7 +90,7 @@ class QuestionFile:
             return
         if not question.extra.keys() <= self.columns.keys():
             self.columns.update(dict.fromkeys(question.extra))
-        self.without_document += question.document is None
+        self.without_document += question.document is None and failure is None
         self._starts.append(record.start)
         self._lines.append(record.line)
         self._ids.append(hash(id_text(question.id)) if question.id != "" else 0)

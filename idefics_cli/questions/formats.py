@@ -68,7 +68,7 @@ def _refuse_foreign(first: bytes, name: str) -> None:
 
 
 def _looks_like_json(text: str) -> bool:
-    if text.startswith(("{", "[")) or text.endswith(("}", "]")):
+    if text.startswith(("{", "[")) or (text.endswith(("}", "]")) and '":' in text):
         return True
     try:
         json.loads(text)

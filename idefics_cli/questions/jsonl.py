@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from idefics_cli.questions.lines import BOM, Lines, Record
 
 _DEEPEST = 100
+_ONE_A_LINE = "one object a line is wanted (jq -c '.[]' turns an array into that)"
 
 
 class JsonLines:
@@ -33,7 +34,8 @@ class JsonLines:
         try:
             return _object(text.removeprefix(BOM).rstrip())
         except json.JSONDecodeError as error:
-            return {}, f"not a line of JSON (column {error.colno}: {error.msg})"
+            words = f"not a line of JSON (column {error.colno}: {error.msg})"
+            return {}, f"{words}; {_ONE_A_LINE}" if text.startswith("[") else words
         except RecursionError:
             return {}, f"nested deeper than {_DEEPEST} levels"
         except Exception as error:
@@ -64,7 +66,7 @@ _DECODER = json.JSONDecoder(parse_int=_whole_number, parse_float=_fraction, pars
 def _object(text: str) -> tuple[dict[str, object], str]:
     values = _DECODER.decode(text)
     if isinstance(values, list):
-        return {}, "a JSON array; one object a line is wanted (jq -c '.[]' turns an array into that)"
+        return {}, f"a JSON array; {_ONE_A_LINE}"
     if not isinstance(values, dict):
         return {}, f'a JSON object is wanted, as in {{"question": "..."}}, not {text[:40]}'
     if text.count("[") + text.count("{") > _DEEPEST and _depth(values) > _DEEPEST:

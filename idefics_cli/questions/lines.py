@@ -40,7 +40,7 @@ class Lines:
     def peek(self) -> bytes:
         """Return the next line that is not blank without giving it; blank ones before it are passed over."""
         while self._parts or self._read():
-            if self._parts[0][0].strip():
+            if self._parts[0][0].removeprefix(BOM.encode()).strip():
                 return self._parts[0][0]
             next(self)
         return b""

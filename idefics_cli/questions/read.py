@@ -47,6 +47,8 @@ def to_question(record: Record, name: str, columns: ColumnNames) -> Question:
 
 def _checked(record: Record, location: str, columns: ColumnNames) -> Question:
     ours, own = columns.split(record.values)
+    if "answers" in ours and "answers" in own:
+        raise ValueError("two columns would be written as 'answers'")
     if "answers" in ours:
         own["answers"] = ours["answers"]  # under this name, whatever the user's is: `eval` looks for it
     problem = record.problem or _problem(ours)

@@ -85,10 +85,12 @@ def _check_header(header: list[str], location: str, columns: ColumnNames) -> Non
         raise InputError(
             f"{location}: not JSON, and as CSV no column 'question' (found: {found[:200]}); {columns.hint(named)}"
         )
-    ours = [columns.ours(name) or name for name in named]
-    for name in ours:
-        if ours.count(name) > 1:
-            raise InputError(f"{location}: two columns are {name!r}")
+    seen = set()
+    for name in named:
+        column = (columns.ours(name), columns.ours(name) or name)
+        if column in seen:
+            raise InputError(f"{location}: two columns are {column[1]!r}")
+        seen.add(column)
 
 
 def _words(error: csv.Error) -> str:
