@@ -1,39 +1,50 @@
 from __future__ import annotations
 
-from idefics_cli.records import COLUMNS
-from idefics_cli.results.columns import output_columns, own_columns, user_columns
+import pytest
+
+from idefics_cli.errors import UsageError
+from idefics_cli.questions.columns import ColumnNames
 
 
-def test_the_users_columns_stand_after_the_id_and_the_key_is_last() -> None:
-    columns = output_columns(["note", "answer"])
-    at = columns.index("id")
-    assert columns[: at + 3] == (
-        "document", "page", "question", "answer", "confidence", "status", "error", "warning", "id", "note", "answer_input",
-    )  # fmt: skip
-    assert columns[-1] == "key"
-    assert own_columns(columns) == ("note", "answer_input")
-    assert own_columns(COLUMNS) == ()
+def test_case_and_surrounding_spaces_do_not_matter() -> None:
+    names = ColumnNames()
+    assert [names.ours(name) for name in ("Question", " DOCUMENT ", "Page", "note")] == [
+        "question",
+        "document",
+        "page",
+        None,
+    ]
 
 
-def test_a_header_that_is_not_ours_is_told() -> None:
-    assert own_columns(["question", "answer"]) is None
-    assert own_columns([*COLUMNS, "note"]) is None
-    assert own_columns(COLUMNS[::-1]) is None
+def test_a_column_given_takes_the_place_of_the_one_of_that_name() -> None:
+    names = ColumnNames(["Document=File"])
+    assert names.split({"FILE": "a.pdf", "document": "mine"}) == ({"document": "a.pdf"}, {"document": "mine"})
+    assert names.missing(["question", "file"]) is None
+    assert names.missing(["question"]) == "--column document=File: no column 'File'"
 
 
-def test_columns_that_bear_our_names_never_collide() -> None:
-    for names in (["key", "key_input"], ["key_input", "key"], ["note", "answer", "answers", "answer_input"]):
-        mapped = user_columns(names)
-        assert list(mapped) == names
-        assert len(set(mapped.values()) | set(COLUMNS)) == len(names) + len(COLUMNS)
-    assert user_columns(["key", "key_input"]) == {"key": "key_input_input", "key_input": "key_input"}
-    assert user_columns(["answers"]) == {"answers": "answers"}
+@pytest.mark.parametrize("given", [["answer=a"], ["id=a", "ID=b"], ["id= "]])
+def test_a_column_that_can_not_be_given(given: list[str]) -> None:
+    with pytest.raises(UsageError, match="--column "):
+        ColumnNames(given)
 
 
-def test_columns_that_come_later_leave_the_earlier_their_names() -> None:
-    known = user_columns(["key"])
-    assert user_columns(["key_input", "x", "key"], known) == {
-        "key": "key_input",
-        "key_input": "key_input_input",
-        "x": "x",
-    }
+def test_one_column_twice_is_an_error() -> None:
+    with pytest.raises(ValueError, match="two columns are 'page'"):
+        ColumnNames().split({"page": 1, "Page": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("file", "document"), ("Doc", "document"), ("documnet", "document"), ("query", "question"), ("pages", "page")],
+)
+def test_near_misses_are_named(name: str, ours: str) -> None:
+    assert ColumnNames().notes(["note", name]) == [
+        f"column {name!r} passes through; did you mean {ours}? --column {ours}={name}"
+    ]
+
+
+def test_a_name_is_no_near_miss_of_a_column_that_is_there() -> None:
+    assert ColumnNames().notes(["document", "file", "question", "text"]) == []
+    assert ColumnNames(["document=file"]).notes(["file", "path"]) == []
+    assert ColumnNames(["document=file"]).notes(["path"]) == []

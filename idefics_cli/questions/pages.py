@@ -6,7 +6,10 @@ import re
 
 from idefics_cli.errors import FailureKind, RowFailedError, UsageError
 
-_PART = re.compile(r"(?P<first>-?\d+)(?:-(?P<last>-?\d+))?")
+_NUMBER = "-?[0-9]{1,9}"
+_PART = re.compile(f"(?P<first>{_NUMBER})(?:-(?P<last>{_NUMBER}))?")
+_WHOLE_FLOAT = re.compile(r"(-?[0-9]+)\.0+")
+_SHOWN_LENGTH = 40
 
 
 def check_selection(selection: str) -> None:
@@ -17,6 +20,27 @@ def check_selection(selection: str) -> None:
 
     """
     _parts(selection)
+
+
+def selection_of(value: object) -> str | None:
+    """Return the selection in the `page` of a line: a text, a number of JSON, or a spreadsheet's `3.0`; None for none.
+
+    Raises:
+        RowFailedError: it does not read as pages (kind no-such-page).
+
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RowFailedError(FailureKind.NO_SUCH_PAGE, "page: give a number or a text, as in 1-3,7,-1")
+    text = str(value).strip()
+    if match := _WHOLE_FLOAT.fullmatch(text):
+        text = match[1]
+    try:
+        check_selection(text)
+    except UsageError as error:
+        raise RowFailedError(FailureKind.NO_SUCH_PAGE, f"page: {error}") from error
+    return text
 
 
 def select_pages(selection: str | None, count: int) -> tuple[int, ...]:
@@ -42,10 +66,10 @@ def _parts(selection: str) -> list[tuple[int, int]]:
     parts = []
     for part in selection.split(","):
         match = _PART.fullmatch(part.strip())
-        if match is None or int(match["first"]) == 0 or int(match["last"] or 1) == 0:
-            raise UsageError(f"{selection!r} are no pages: give numbers from 1, as in 1-3,7,-1")
-        first = int(match["first"])
-        parts.append((first, int(match["last"]) if match["last"] else first))
+        first, last = (int(match["first"]), int(match["last"] or match["first"])) if match else (0, 0)
+        if first == 0 or last == 0:
+            raise UsageError(f"{_shown(selection)} does not name pages: give numbers from 1, as in 1-3,7,-1")
+        parts.append((first, last))
     return parts
 
 
@@ -54,6 +78,10 @@ def _resolve(page: int, count: int, selection: str) -> int:
     if not 1 <= resolved <= count:
         plural = "page" if count == 1 else "pages"
         raise RowFailedError(
-            FailureKind.NO_SUCH_PAGE, f"page {page} of {selection!r}: the document has {count} {plural}"
+            FailureKind.NO_SUCH_PAGE, f"page {page} of {_shown(selection)}: the document has {count} {plural}"
         )
     return resolved
+
+
+def _shown(selection: str) -> str:
+    return repr(selection if len(selection) <= _SHOWN_LENGTH else selection[:_SHOWN_LENGTH] + "...")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from idefics_cli.errors import FailureKind, InputError, RowFailedError
+from idefics_cli.questions.read import failed
 from idefics_cli.records import Document, Job, Question
 
+_SHOWN_CANDIDATES = 5
+_SHOWN_NAME = 200
 
-@dataclasses.dataclass(frozen=True, slots=True)
+
+@dataclasses.dataclass(frozen=True)
 class Pairing:
     """How a line's `document` finds its documents."""
 
@@ -23,10 +29,13 @@ class Pairing:
     """Expands a path or glob; raises InputError where nothing is."""
     decode: Callable[[str], Document]
     """Decodes a data URI; raises RowFailedError."""
-    fetch: Callable[[str], Document] | None = None
-    """Fetches an http(s) address; raises RowFailedError; None refuses them."""
+    is_below: Callable[[str, Path], bool]
+    """Whether all that a path or glob can name lies below a folder, wherever links lead."""
+    allow_urls: bool = False
     root: Path | None = None
     """The folder below which a line may name documents; those of the command line are the user's own choice."""
+    allow_empty: bool = False
+    """Whether a question may be asked of no document at all."""
 
     def documents_of(self, question: Question) -> Sequence[Document]:
         """Return the documents a question is asked of.
@@ -35,49 +44,69 @@ class Pairing:
             RowFailedError: there is none (kind bad-question), or its data URI does not decode.
 
         """
-        name = question.document
+        found = self._named(question.document)
+        if question.password is None:
+            return found
+        return [dataclasses.replace(document, password=question.password) for document in found]
+
+    def _named(self, name: str | None) -> Sequence[Document]:
         if name is None:
-            if not self.documents:
-                raise RowFailedError(
-                    FailureKind.BAD_QUESTION, "names no document, and none was given on the command line"
-                )
+            if not self.documents and not self.allow_empty:
+                raise _bad("names no document, and none was given on the command line")
             return self.documents
-        if name.startswith("data:"):
+        scheme = name[:8].lower()
+        if scheme.startswith("data:"):
             return [self.decode(name)]
-        if name.startswith(("http://", "https://")):
-            if self.fetch is None:
-                raise RowFailedError(FailureKind.BAD_QUESTION, f"{name}: addresses are fetched with --allow-urls alone")
-            return [self.fetch(name)]
-        path = name if os.path.isabs(name) else os.path.join(self.base, name)  # noqa: PTH117, PTH118 - globs stay text
+        if scheme.startswith(("http://", "https://")):
+            if not self.allow_urls:
+                raise _bad(f"{_shown(name)}: addresses are fetched only with --allow-urls")
+            return [Document(name, url=name)]
+        found, reason = self._on_disk(name)
+        return found or self._given(name, reason)
+
+    def _on_disk(self, name: str) -> tuple[Sequence[Document], str]:
+        """Find files below the base, if looking there is allowed; without any, say the system's reason."""
+        path = os.path.normpath(name if os.path.isabs(name) else os.path.join(self.base, name))  # noqa: PTH117, PTH118 - globs stay text
         try:
-            found = self.expand(os.path.normpath(path))
-        except InputError:
-            return [self._given_with_end(name)]
-        self._check_root(name, found)
-        return found
+            if self.root is not None and not self.is_below(path, self.root):
+                return (), ""
+            found = self.expand(path)
+        except (InputError, RowFailedError, OSError, ValueError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            return (), f" ({cause.strerror})" if isinstance(cause, OSError) and cause.strerror else ""
+        root = self.root
+        if root is not None and not all(document.path and self.is_below(document.path, root) for document in found):
+            return (), ""
+        return found, ""
 
-    def _check_root(self, name: str, found: Sequence[Document]) -> None:
-        """Refuse documents outside the root, wherever links lead."""
-        if self.root is None:
-            return
-        root = self.root.resolve()
-        if not all(Path(document.path or "").resolve().is_relative_to(root) for document in found):
-            raise RowFailedError(FailureKind.BAD_QUESTION, f"document {name!r} lies outside of --root {self.root}")
-
-    def _given_with_end(self, name: str) -> Document:
-        """Find the command line's document whose path ends in `name`."""
-        end = PurePath(os.path.normpath(name)).parts
-        matches = [d for d in self.documents if d.path and PurePath(d.path).parts[-len(end) :] == end]
+    def _given(self, name: str, reason: str) -> Sequence[Document]:
+        """Find those of the command line whose path ends in `name` or matches it as a glob."""
+        wanted = _parts(name)
+        last = wanted[-1] if wanted else ""
+        matches = [d for d in self._by_file_name.get(last, ()) if _parts(d.path or "")[-len(wanted) :] == wanted]
+        if len(matches) > 1:  # one that is spelled alike goes before one with another case
+            end = PurePath(os.path.normpath(name)).parts
+            matches = [d for d in matches if PurePath(d.path or "").parts[-len(end) :] == end] or matches
+        is_ambiguous = len(matches) > 1
+        if not matches and any(character in name for character in "*?["):
+            matches = [d for d in self.documents if d.path and _matches(_parts(d.path), wanted)]
+        if not matches and self.root is not None:
+            raise _bad(f"document {_shown(name)} is neither below --root {self.root} nor among the documents given")
         if not matches:
-            raise RowFailedError(
-                FailureKind.BAD_QUESTION, f"document {name!r} is neither in {self.base} nor among the documents given"
-            )
-        if len(matches) > 1:
-            paths = ", ".join(str(match.path) for match in matches)
-            raise RowFailedError(
-                FailureKind.BAD_QUESTION, f"document {name!r} may be any of {paths}; give more of its path"
-            )
-        return matches[0]
+            raise _bad(f"document {_shown(name)} is neither in {self.base} nor among the documents given{reason}")
+        if is_ambiguous:
+            paths = ", ".join(str(match.path) for match in matches[:_SHOWN_CANDIDATES])
+            more = f" and {len(matches) - _SHOWN_CANDIDATES} more" if len(matches) > _SHOWN_CANDIDATES else ""
+            raise _bad(f"document {_shown(name)} may be any of {paths}{more}; give more of its path")
+        return matches
+
+    @functools.cached_property
+    def _by_file_name(self) -> dict[str, list[Document]]:
+        names: dict[str, list[Document]] = {}
+        for document in self.documents:
+            if document.path:
+                names.setdefault(_parts(document.path)[-1], []).append(document)
+        return names
 
 
 def pair(questions: Iterable[Question], pairing: Pairing) -> Iterator[Job]:
@@ -88,30 +117,38 @@ def pair(questions: Iterable[Question], pairing: Pairing) -> Iterator[Job]:
             continue
         try:
             documents = pairing.documents_of(question)
-        except RowFailedError as failure:
-            yield Job(dataclasses.replace(question, failure=str(failure)), None)
+        except RowFailedError as error:
+            yield Job(failed(question, error.failure.detail, error.failure.kind), None)
+            continue
+        except Exception as error:  # whatever a line holds, the others go on
+            yield Job(failed(question, f"document: {error or type(error).__name__}"), None)
             continue
         for document in documents:
             yield Job(question, document)
 
 
-def pair_all(questions: Iterable[Question], pairing: Pairing) -> list[Job]:
-    """Pair every question of a file, and bring the jobs of one document together, in the order of first mention.
+def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether a path ends in the wanted parts, each a glob; `**` stands for any number of parts."""
+    is_absolute = wanted[:1] == ("/",)
+    ends = {0} if is_absolute else set(range(len(parts)))
+    for pattern in wanted:
+        if pattern == "**":
+            ends = set(range(min(ends), len(parts) + 1)) if ends else ends
+        else:
+            ends = {end + 1 for end in ends if end < len(parts) and fnmatchcase(parts[end], pattern)}
+    return len(parts) in ends
 
-    An address that can't be fetched, or a data URI that does not decode, fails as a row.
 
-    Raises:
-        InputError: a question that can't be asked.
+def _parts(path: str) -> tuple[str, ...]:
+    """Split a path; its ending in lower case, since .PDF is .pdf."""
+    *above, last = PurePath(os.path.normpath(path)).parts or ("",)
+    stem, dot, suffix = last.rpartition(".")
+    return (*above, stem + dot + suffix.lower() if dot else last)
 
-    """
-    by_document: dict[Document | None, list[Job]] = {}
-    problems: list[str] = []
-    for job in pair(questions, pairing):
-        if (job.question.failure or "").startswith(FailureKind.BAD_QUESTION):
-            problems.append(f"{job.question.place}: {job.question.failure}")
-        by_document.setdefault(job.document, []).append(job)
-    if problems:
-        raise InputError(
-            "\n".join(problems[:10]) + (f"\n... and {len(problems) - 10} more" if len(problems) > 10 else "")
-        )
-    return [job for jobs in by_document.values() for job in jobs]
+
+def _bad(detail: str) -> RowFailedError:
+    return RowFailedError(FailureKind.BAD_QUESTION, detail)
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN_NAME else name[:_SHOWN_NAME] + "...")

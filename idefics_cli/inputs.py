@@ -1,0 +1,187 @@
+"""What a run is asked: questions from a file, a pipe or the command line, paired with their documents."""
+
+from __future__ import annotations
+
+import glob
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from idefics_cli.config import QuestionSettings, RunSettings
+from idefics_cli.documents import discover
+from idefics_cli.errors import InputError, UsageError
+from idefics_cli.questions.columns import ColumnNames
+from idefics_cli.questions.file import QuestionFile
+from idefics_cli.questions.pair import Pairing, pair
+from idefics_cli.questions.read import read_stream
+from idefics_cli.records import Document, Job, Question
+
+STDIN = "-"
+STDIN_NAME = "<stdin>"
+_WAITING_BYTES = 64 * 1024
+_WAITING_LINES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The questions of a run, paired with their documents."""
+
+    jobs: Iterable[Job]
+    """Of a file, those of one document together; of a pipe, as its lines come."""
+    columns: tuple[str, ...]
+    """The user's own columns; of a pipe, those that are known from the lines that are there at the start."""
+    total: int | None
+    """Jobs; None for a pipe."""
+    notes: list[str]
+    """What to tell the user before the start."""
+    paths: list[Path]
+    """The files that are read, none of which may be the output."""
+
+
+def read_inputs(documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings) -> Inputs:
+    """Read and pair questions: a file is checked whole, a pipe is read as its lines come.
+
+    Args:
+        documents: files, folders, globs, addresses and `-` (stdin) of the command line.
+        questions: the name of a file, `-` for stdin, or the questions themselves.
+        settings: of the run.
+
+    Raises:
+        InputError: they can't be read, or can't be asked.
+        UsageError: a `--column` that can't be.
+
+    """
+    columns = ColumnNames(settings.questions.columns)
+    if questions == STDIN and STDIN in documents:
+        raise UsageError("a document and the questions can't both come from stdin")
+    given, notes = _find(documents, settings.questions)
+    if isinstance(questions, str):
+        inputs = _from_name(questions, columns, given, settings.questions)
+    else:
+        inputs = _from_texts(questions, given, settings.questions)
+    return replace(inputs, notes=inputs.notes + notes)
+
+
+def _from_name(questions: str, columns: ColumnNames, given: list[Document], settings: QuestionSettings) -> Inputs:
+    path = Path(questions)
+    try:
+        if questions == STDIN:
+            # A file object of its own: at exit Python flushes sys.stdin, which a thread that still reads from it holds.
+            return _from_stream(_opened(os.dup(0)), STDIN_NAME, columns, given, settings)
+        if path.exists() and not path.is_file() and not path.is_dir():  # a FIFO, /dev/stdin, the shell's <(...)
+            return _from_stream(_opened(os.open(path, os.O_RDONLY)), questions, columns, given, settings)
+    except OSError as error:
+        raise InputError(f"{questions}: {error.strerror or error}") from error
+    return _from_file(path, columns, given, settings)
+
+
+def _opened(descriptor: int) -> IO[bytes]:
+    return os.fdopen(descriptor, "rb", buffering=_WAITING_BYTES)
+
+
+def _find(names: Sequence[str], settings: QuestionSettings) -> tuple[list[Document], list[str]]:
+    """Return the documents of the command line, each once, and a note on files that are no documents."""
+    found: dict[str, Document] = {}
+    passed_over = discover.PassedOver()
+    for name in names:
+        try:
+            documents = _named(name, settings, passed_over)
+        except InputError:
+            if settings.allow_empty and _holds_nothing(name):
+                continue
+            raise
+        for document in documents:
+            found.setdefault(os.path.realpath(document.path) if document.path else document.name, document)
+    if not passed_over.count:
+        return list(found.values()), []
+    files = "1 file" if passed_over.count == 1 else f"{passed_over.count:,} files"
+    return list(found.values()), [f"{files} passed over, for example {', '.join(passed_over.examples)}"]
+
+
+def _named(name: str, settings: QuestionSettings, passed_over: discover.PassedOver) -> list[Document]:
+    if name == STDIN:
+        with _opened(os.dup(0)) as stdin:
+            return [Document(STDIN_NAME, data=stdin.read())]
+    if name[:8].lower().startswith(("http://", "https://")):
+        if not settings.allow_urls:
+            raise InputError(f"{name}: addresses are fetched only with --allow-urls")
+        return [Document(name, url=name)]
+    return discover.find([name], passed_over)
+
+
+def _holds_nothing(name: str) -> bool:
+    """Whether a name is that of a folder that is there, or a glob."""
+    return Path(name).is_dir() or (glob.has_magic(name) and not Path(name).exists())
+
+
+def _pairing(given: list[Document], base: Path, settings: QuestionSettings) -> Pairing:
+    return Pairing(
+        given,
+        base,
+        discover.expand,
+        discover.from_data_uri,
+        discover.is_below,
+        allow_urls=settings.allow_urls,
+        root=settings.root,
+        allow_empty=settings.allow_empty,
+    )
+
+
+def _from_file(path: Path, columns: ColumnNames, given: list[Document], settings: QuestionSettings) -> Inputs:
+    file = QuestionFile(path, columns, _pairing(given, path.parent, settings), allow_empty=settings.allow_empty)
+    notes = columns.notes(file.names) + _product(file.without_document, len(given))
+    paths = [path, *(Path(document.path) for document in file.documents if document.path)]
+    return Inputs(file.jobs(), tuple(file.columns), file.total, notes, paths)
+
+
+def _from_stream(
+    stream: IO[bytes], name: str, columns: ColumnNames, given: list[Document], settings: QuestionSettings
+) -> Inputs:
+    waiting = stream.peek(1)  # type: ignore[attr-defined]  # blocks until the first bytes are there
+    whole_lines = waiting[: waiting.rfind(b"\n") + 1]
+    questions = read_stream(stream, name, columns)
+    first = next(questions, None)
+    if first is None and not settings.allow_empty:
+        raise InputError(f"{name}: no questions in it")
+    seen = [] if first is None else [first]
+    if whole_lines.strip():
+        seen += itertools.islice(read_stream(io.BytesIO(whole_lines), name, columns), _WAITING_LINES)
+    own = tuple(dict.fromkeys(column for question in seen for column in question.extra))
+    ours_there = [name for name in ("document", "page", "id") if any(getattr(question, name) for question in seen)]
+    notes = columns.notes([*own, "question", *ours_there])
+    if len(given) > 1 and any(question.document is None for question in seen):
+        notes.append(f"each question without a document is asked of {len(given)} documents")
+    jobs = pair(itertools.chain(seen[:1], questions), _pairing(given, Path.cwd(), settings))
+    return Inputs(jobs, own, None, notes, _paths(given))
+
+
+def _from_texts(texts: Sequence[str], given: list[Document], settings: QuestionSettings) -> Inputs:
+    questions = [Question(text.strip(), f"question {number}") for number, text in enumerate(texts, 1)]
+    for question in questions:
+        if not question.text:
+            raise InputError(f"{question.location} is empty")
+        if not question.text.isascii() and question.text.encode(errors="replace").decode() != question.text:
+            raise InputError(f"{question.location}: not UTF-8")
+    if not settings.allow_empty and not (questions and given):
+        raise InputError("no question was given" if not questions else "no document was given")
+    total = len(questions) * len(given)
+    return Inputs(_product_jobs(questions, given), (), total, _product(len(questions), len(given)), _paths(given))
+
+
+def _product_jobs(questions: Sequence[Question], documents: Sequence[Document]) -> Iterator[Job]:
+    return (Job(question, document) for document in documents for question in questions)
+
+
+def _product(questions: int, documents: int) -> list[str]:
+    if not questions or documents < 2:
+        return []
+    of = "1 question" if questions == 1 else f"each of {questions:,} questions"
+    return [f"{of} x {documents:,} documents = {questions * documents:,} rows"]
+
+
+def _paths(documents: Iterable[Document]) -> list[Path]:
+    return [Path(document.path) for document in documents if document.path]

@@ -1,0 +1,214 @@
+"""A questions file of any length: checked whole, then read again question by question, grouped by document.
+
+What is held of a line is where it begins, its number, a hash of its id and which documents it is asked of: 28 bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
+from idefics_cli.questions.columns import ColumnNames
+from idefics_cli.questions.formats import open_records
+from idefics_cli.questions.lines import Record
+from idefics_cli.questions.pair import Pairing, pair
+from idefics_cli.questions.read import id_text, to_question
+from idefics_cli.records import Document, Job, Question
+
+_HELD_WHOLE = 64 * 1024 * 1024
+_SHOWN_PROBLEMS = 10
+_JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_LONGEST_KEY = 200
+
+
+class QuestionFile:
+    """The questions of a file, each of which can be asked, or fails as a row."""
+
+    def __init__(self, path: Path, columns: ColumnNames, pairing: Pairing, *, allow_empty: bool = False) -> None:
+        """Read and check the file.
+
+        Raises:
+            InputError: it can't be read, a line of it can't be asked, or an id stands twice.
+
+        """
+        self.columns: dict[str, None] = {}
+        """The user's own columns."""
+        self.without_document = 0
+        """Questions that are asked of every document of the command line."""
+        self._name = str(path)
+        self._column_names = columns
+        self._pairing = pairing
+        self._starts, self._lines, self._ids = array("Q"), array("Q"), array("q")
+        self._targets = array("I")
+        self._target_of: dict[object, int] = {}
+        self._groups: dict[Document | bytes | None, int] = {}
+        """Documents in the order of first mention; bytes or None: the line itself says which, or why there is none."""
+        self._pairs = array("I"), array("I")
+        """A group and a target that it belongs to."""
+        self._target_sizes = array("I")
+        self._problems: list[str] = []
+        self._problem_count = 0
+        try:
+            self._read(path)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from error
+        self._refuse(allow_empty)
+
+    def _read(self, path: Path) -> None:
+        self._source: IO[bytes] = path.open("rb")
+        self._status = _status(self._source)
+        self._is_held = self._status[0] <= _HELD_WHOLE
+        if self._is_held:
+            with self._source as file:
+                self._source = io.BytesIO(file.read())
+        is_jsonl = path.suffix.lower() in _JSONL_SUFFIXES
+        self._records = open_records(self._source, self._name, self._column_names, is_jsonl=is_jsonl)
+        names: dict[str, None] = {}
+        for record in self._records:
+            if not record.values.keys() <= names.keys():
+                names.update(dict.fromkeys(record.values))
+            self._add(record)
+        self._starts.append(self._source.tell())
+        self._target_of.clear()
+        self.names = tuple(names)
+        """Every column of the file."""
+
+    def _add(self, record: Record) -> None:
+        question = to_question(record, self._name, self._column_names)
+        target, failure = self._target(question)
+        if failure and failure.kind is FailureKind.BAD_QUESTION:
+            self._problem(f"{question.location}: {failure}")
+            return
+        if not question.extra.keys() <= self.columns.keys():
+            self.columns.update(dict.fromkeys(question.extra))
+        self.without_document += question.document is None and failure is None
+        self._starts.append(record.start)
+        self._lines.append(record.line)
+        self._ids.append(hash(id_text(question.id)) if question.id != "" else 0)
+        self._targets.append(target)
+
+    def _target(self, question: Question) -> tuple[int, Failure | None]:
+        """Return the number of the set of documents that a question is asked of, or why there is none."""
+        if question.failure:
+            return self._numbered_target(None, [None]), question.failure
+        name = question.document or ""
+        digest = hashlib.sha256(name.encode()).digest() if len(name) > _LONGEST_KEY else name.encode()
+        key = (digest, question.password) if question.password or len(name) > _LONGEST_KEY else name
+        if key in self._target_of:
+            return self._target_of[key], None
+        if name[:5].lower() == "data:":
+            return self._numbered_target(key, [digest]), None  # decoded when its turn comes
+        try:
+            documents = self._pairing.documents_of(question)
+        except RowFailedError as error:
+            return 0, error.failure
+        except Exception as error:
+            return 0, Failure(FailureKind.BAD_QUESTION, f"document: {error or type(error).__name__}")
+        return self._numbered_target(key, documents), None
+
+    def _numbered_target(self, key: object, groups: Sequence[Document | bytes | None]) -> int:
+        if key in self._target_of:
+            return self._target_of[key]
+        number = self._target_of[key] = len(self._target_of)
+        self._target_sizes.append(len(groups))
+        for group in groups:
+            self._pairs[0].append(self._groups.setdefault(group, len(self._groups)))
+            self._pairs[1].append(number)
+        return number
+
+    def _problem(self, words: str) -> None:
+        self._problem_count += 1
+        if len(self._problems) < _SHOWN_PROBLEMS:
+            self._problems.append(words)
+
+    def _refuse(self, allow_empty: bool) -> None:
+        if not self._problem_count:
+            self._find_equal_ids()
+        if self._problem_count:
+            more = self._problem_count - len(self._problems)
+            raise InputError("\n".join(self._problems) + (f"\n... and {more} more" if more else ""))
+        if not len(self) and not allow_empty:
+            raise InputError(f"{self._name}: no questions in it")
+        if len(self) and (missing := self._column_names.missing(self.names)):
+            raise InputError(f"{self._name}: {missing} (found: {', '.join(self.names)[:500]})")
+
+    def _find_equal_ids(self) -> None:
+        ids = np.frombuffer(self._ids, np.int64) if self._ids else np.zeros(0, np.int64)
+        ordered = np.sort(ids)
+        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        first: dict[str, str] = {}
+        for row in np.flatnonzero(np.isin(ids, repeated[repeated != 0])):
+            question = self._question(int(row))
+            text = id_text(question.id)
+            if text in first:
+                self._problem(f"{question.location}: duplicate id {question.id!r}, first in {first[text]}")
+                if self._problem_count > _SHOWN_PROBLEMS:
+                    return
+            else:
+                first[text] = question.location
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @property
+    def total(self) -> int:
+        """Jobs."""
+        sizes = np.array(self._target_sizes, np.int64)
+        return int(sizes[np.array(self._targets, np.int64)].sum()) if len(self) else 0
+
+    @property
+    def documents(self) -> Iterator[Document]:
+        """Those that are asked about, each once, but for data URIs."""
+        return (group for group in self._groups if isinstance(group, Document))
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield a job for each question and document, those of one document together, in the order of first mention.
+
+        Raises:
+            InputError: the file was changed after it was checked.
+
+        """
+        for group, rows in zip(self._groups, self._rows_of_groups(), strict=True):
+            for row in rows:
+                question = self._question(int(row))
+                if isinstance(group, Document):
+                    yield Job(question, group)
+                else:
+                    yield from pair([question], self._pairing)
+
+    def _rows_of_groups(self) -> Iterator[NDArray[np.int64]]:
+        """Yield the rows that are asked of each group, in the order of the file."""
+        targets = np.array(self._targets, np.uint32)
+        rows = np.argsort(targets, kind="stable")
+        ends = np.cumsum(np.bincount(targets, minlength=len(self._target_sizes)))
+        begins = np.concatenate(([0], ends))
+        groups, members = (np.array(numbers, np.uint32) for numbers in self._pairs)
+        by_group = members[np.argsort(groups, kind="stable")]
+        limits = np.concatenate(([0], np.cumsum(np.bincount(groups, minlength=len(self._groups)))))
+        for group in range(len(self._groups)):
+            parts = [rows[begins[t] : ends[t]] for t in by_group[limits[group] : limits[group + 1]]]
+            yield parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
+
+    def _question(self, row: int) -> Question:
+        """Read a question again."""
+        if not self._is_held and _status(self._source) != self._status:
+            raise InputError(f"{self._name}: the file was changed while the run read it; start the run again")
+        start = self._starts[row]
+        self._source.seek(start)
+        content = self._source.read(self._starts[row + 1] - start)
+        values, problem = self._records.parse(content.decode(errors="replace"))
+        return to_question(Record(self._lines[row], start, values, problem), self._name, self._column_names)
+
+
+def _status(file: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
