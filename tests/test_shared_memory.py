@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
-from multiprocessing.connection import Connection
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from idefics_cli.documents import memory
-from idefics_cli.documents.memory import Handle, PageMemory, open_memory, read_crops, write_crops
+from idefics_cli.documents.shared_memory import SLOT_BYTES, SLOTS, SharedMemory, map_memory, read_crops, write_crops
 from idefics_cli.records import Crop
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no anonymous memory files here")
+
+WRITE = """
+import sys
+from idefics_cli.documents.shared_memory import map_memory, write_crops
+from tests.test_shared_memory import crops
+sys.exit(not write_crops(map_memory(int(sys.argv[1])), int(sys.argv[2]), crops()))
+"""
 
 
 def crops() -> list[Crop]:
@@ -20,47 +26,37 @@ def crops() -> list[Crop]:
     return [rng.integers(0, 255, shape, dtype=np.uint8) for shape in ((20, 30, 3), (7, 5, 3))]
 
 
-def write(handle: Handle, slot: int, answer: Connection) -> None:
-    opened = open_memory(handle)
-    answer.send(opened is not None and write_crops(opened, slot, crops()))
-
-
 def test_crops_written_in_another_process_are_read_here() -> None:
-    pages = PageMemory()
-    slot, place = pages.take() or (None, None)
-    assert slot is not None
-    assert place is not None
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=write, args=(pages.handle, slot, there))
-    process.start()
-    assert here.recv()
-    process.join()
-    for found, expected in zip(read_crops(place, [crop.shape for crop in crops()]), crops(), strict=True):
+    memory = SharedMemory()
+    memory.take()
+    slot, buffer = memory.take() or (None, None)
+    assert buffer is not None
+    command = [sys.executable, "-c", WRITE, str(memory.descriptor), str(slot)]
+    subprocess.run(command, pass_fds=[memory.descriptor], check=True, env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
+    for found, expected in zip(read_crops(buffer, [crop.shape for crop in crops()]), crops(), strict=True):
         assert np.array_equal(found, expected)
 
 
 def test_a_slot_is_free_again_when_its_last_crop_is_gone() -> None:
-    pages = PageMemory()
-    taken = [pages.take() for _ in range(memory._SLOTS)]
-    assert pages.take() is None
+    memory = SharedMemory()
+    taken = [memory.take() for _ in range(SLOTS)]
+    assert memory.take() is None
     place = taken.pop(3)
     assert place is not None
     held = read_crops(place[1], [(2, 2, 3)])
     slot = place[0]
     del place
     gc.collect()
-    assert pages.take() is None
+    assert memory.take() is None
     del held
     gc.collect()
-    again = pages.take()
+    again = memory.take()
     assert again is not None
     assert again[0] == slot
 
 
-def test_what_does_not_fit_is_left_to_the_pipe() -> None:
-    pages = PageMemory()
-    opened = open_memory(pages.handle)
-    assert opened is not None
-    assert not write_crops(opened, 0, [np.zeros((5000, 5000, 3), np.uint8)])
-    assert open_memory((2**22 + 1, 3)) is None
+def test_a_split_page_of_megapixels_fits_and_what_does_not_is_left_to_the_pipe() -> None:
+    memory = SharedMemory()
+    mapped = map_memory(memory.descriptor)
+    assert write_crops(mapped, SLOTS - 1, [np.zeros((980, 980, 3), np.uint8)] * 5)
+    assert not write_crops(mapped, 0, [np.zeros((1, SLOT_BYTES + 1), np.uint8)])

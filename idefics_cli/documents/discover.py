@@ -7,6 +7,7 @@ import binascii
 import fnmatch
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,19 +73,12 @@ def expand(name: str, passed_over: PassedOver | None = None) -> list[Document]:
 
     """
     passed_over = PassedOver() if passed_over is None else passed_over
-    path = Path(name)
-    try:
-        is_folder, is_there = path.is_dir(), path.exists()
-    except PermissionError as error:
-        raise InputError(f"{name}: {error.strerror}") from error
-    except (OSError, ValueError) as error:  # too long, with a zero byte, not to be encoded
-        words = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise RowFailedError(FailureKind.UNREADABLE, words) from error
-    if is_folder:
+    mode = _mode(name)
+    if mode is not None and not stat.S_ISDIR(mode):
+        return [Document(name, name)]
+    if mode is not None:
         files = _files_in_folder(name, passed_over)
         words = f"no document in this folder (looked for {', '.join(SUFFIXES)})"
-    elif is_there:
-        return [Document(name, name)]
     elif _MAGIC.search(name):
         base, parts = _split_glob(name)
         files = sorted(set(_matches(base, parts, passed_over)))
@@ -136,6 +130,19 @@ def from_data_uri(uri: str) -> Document:
     except (binascii.Error, ValueError) as error:
         raise RowFailedError(FailureKind.UNREADABLE, f"the data URI's base64 does not decode: {error}") from error
     return Document(uri if len(uri) <= _NAME_LENGTH else uri[: _NAME_LENGTH - 3] + "...", data=data)
+
+
+def _mode(name: str) -> int | None:
+    """Return the mode of a file or folder, None where there is none; raises as `expand` does."""
+    try:
+        return Path(name).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as error:
+        raise InputError(f"{name}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # too long, with a zero byte, not to be encoded
+        words = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise RowFailedError(FailureKind.UNREADABLE, words) from error
 
 
 def _files_in_folder(name: str, passed_over: PassedOver) -> list[str]:
@@ -204,7 +211,7 @@ def _matches(folder: str, parts: Sequence[str], passed_over: PassedOver) -> Iter
     part, *rest = parts
     if part == "**":
         for below, _ in _walk(folder, passed_over):
-            if not any(name.startswith(".") for name in Path(os.path.relpath(below, folder or ".")).parts):
+            if not any(name.startswith(".") for name in Path(os.path.relpath(below or ".", folder or ".")).parts):
                 yield from _matches(below, rest or ["*"], passed_over)
         return
     for entry in _entries(folder, passed_over):

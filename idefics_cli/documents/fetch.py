@@ -26,6 +26,7 @@ _BLOCK = 1 << 16
 _AGAIN_LATER = (408, 425, 429)  # the answers below 500 that another time may be others
 _KEPT = "%/:=&?~#+!$,;'@()*[]"  # what stands in an address for something, and is not to be quoted
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
 _V4_COMPATIBLE = ipaddress.ip_network("::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -42,7 +43,7 @@ def is_public(address: Address) -> bool:
             embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if embedded is not None:
             return is_public(embedded)
-        if address.is_site_local:
+        if address.is_site_local or address in _LOCAL_NAT64:
             return False
     return address.is_global and not address.is_multicast
 
