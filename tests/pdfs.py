@@ -37,7 +37,11 @@ def stream(content: bytes, more: bytes = b"") -> bytes:
 
 
 def one_page(
-    box: bytes = b"612 792", content: bytes = b"", more: bytes = b"", objects: tuple[bytes, ...] = (), filters: bytes = b""
+    box: bytes = b"612 792",
+    content: bytes = b"",
+    more: bytes = b"",
+    objects: tuple[bytes, ...] = (),
+    filters: bytes = b"",
 ) -> bytes:
     return pdf([
         b"<< /Type /Catalog /Pages 2 0 R >>",

@@ -139,7 +139,7 @@ def test_hostile_documents_each_fail_as_what_they_are(hostile: list[Path]) -> No
     assert len(found) == len(hostile)
     expected = {
         "no-pages.pdf": {"unreadable"}, "zero-size.pdf": {"render-failed", "ok"}, "vast.pdf": {"render-failed", "ok"},
-        "nested.pdf": {"render-failed", "timed-out", "ok"}, "missing-page.pdf": {"unreadable", "render-failed"},
+        "nested.pdf": {"render-failed", "timed-out", "too-large", "ok"}, "missing-page.pdf": {"unreadable", "render-failed"},
         "locked.pdf": {"encrypted"}, "bomb.png": {"too-large"}, "bomb.pdf": {"too-large"},
         "cut.jpg": {"unreadable"}, "deep.png": {"ok"}, "ink.jpg": {"ok"}, "wrong.pdf": {"ok"},
         "empty.pdf": {"unreadable"}, "folder.pdf": {"unreadable"}, "pipe.pdf": {"unreadable"},

@@ -122,7 +122,9 @@ print(image.mode, *image.size, image.getpixel((0, 0)))
 """
 
 
-@pytest.mark.parametrize(("mode", "name", "size"), [("CMYK", "x.jpg", (15_000, 15_000)), ("RGBA", "x.png", (12_000, 12_000))])
+@pytest.mark.parametrize(
+    ("mode", "name", "size"), [("CMYK", "x.jpg", (15_000, 15_000)), ("RGBA", "x.png", (12_000, 12_000))]
+)
 def test_the_largest_images_are_read_within_the_memory_of_a_page_process(
     tmp_path: Path, mode: str, name: str, size: tuple[int, int]
 ) -> None:

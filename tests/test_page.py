@@ -171,4 +171,4 @@ def test_the_processor_decides_size_and_crops() -> None:
     document = sample("letter.pdf")
     info = open_document(document, SETTINGS)
     size, split = prepare_page(document, info, 1, SETTINGS, Half()).crops  # type: ignore[arg-type]
-    assert max(size) == (450 if split else 150)  # type: ignore[call-overload]
+    assert max(size) == (450 if split else 150)

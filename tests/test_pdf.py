@@ -80,7 +80,9 @@ def test_a_failure_is_judged_by_the_document_not_by_the_one_before_it(tmp_path: 
 
 def test_pixels_do_not_depend_on_the_pages_drawn_before(tmp_path: Path) -> None:
     paths = []
-    for number, font in enumerate((b"UnknownSans", b"UnknownSans-BoldItalic", b"Arial,Bold", b"Times#20Odd", b"Courier-Odd")):
+    for number, font in enumerate(
+        (b"UnknownSans", b"UnknownSans-BoldItalic", b"Arial,Bold", b"Times#20Odd", b"Courier-Odd")
+    ):
         paths.append(tmp_path / f"{number}.pdf")
         paths[-1].write_bytes(unnamed_font(b"Total amount due", font))
 

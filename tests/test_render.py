@@ -103,7 +103,9 @@ def test_a_second_rasterizer_is_asked_about_what_the_first_calls_encrypted(
     assert "encrypted" in page.warning
 
 
-def test_without_a_second_rasterizer_the_first_ones_words_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_second_rasterizer_the_first_ones_words_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "")
     write_pdf(tmp_path / "x.pdf", password="secret")
     (tmp_path / "none.pdf").write_bytes(no_pages())

@@ -32,7 +32,9 @@ def test_crops_written_in_another_process_are_read_here() -> None:
     slot, buffer = memory.take() or (None, None)
     assert buffer is not None
     command = [sys.executable, "-c", WRITE, str(memory.descriptor), str(slot)]
-    subprocess.run(command, pass_fds=[memory.descriptor], check=True, env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
+    subprocess.run(
+        command, pass_fds=[memory.descriptor], check=True, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    )
     for found, expected in zip(read_crops(buffer, [crop.shape for crop in crops()]), crops(), strict=True):
         assert np.array_equal(found, expected)
 

@@ -36,6 +36,7 @@ class PagePool:
         self._settings = settings
         self._memory = shared_memory()
         self._folder = _temporary_folder()
+        self._delete_folder = weakref.finalize(self, shutil.rmtree, self._folder or "", ignore_errors=True)
         # Each thread has a process of its own, and waits for it.
         self._threads = ThreadPoolExecutor(settings.worker_count, "page process")
         self._of_thread = threading.local()
@@ -60,8 +61,7 @@ class PagePool:
         self._threads.shutdown(wait=True, cancel_futures=True)
         for process in self._processes:
             process.end()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._delete_folder()
 
     @property
     def workers(self) -> int:
@@ -121,7 +121,10 @@ class PagePool:
             process.end()
             with self._lock:
                 self._processes.remove(process)
-        new = PageProcess(self._memory.descriptor if self._memory else None, self._folder)
+        try:
+            new = PageProcess(self._memory.descriptor if self._memory else None, self._folder)
+        except OSError as error:  # no room for another process or pipe
+            raise RowFailedError(FailureKind.RENDER_FAILED, f"no page process can be started: {error}") from error
         self._of_thread.process = new
         with self._lock:
             self._processes.add(new)

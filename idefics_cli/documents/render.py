@@ -91,8 +91,8 @@ def render_pdf(path: str, page: int, settings: PageSettings, password: str | Non
             raise
         try:
             rendered = _render_with_poppler(path, page, settings, password, edges)
-        except RowFailedError:
-            raise error from None
+        except RowFailedError as second:
+            raise (second if second.failure.kind is FailureKind.TOO_LARGE else error) from None
         # Poppler draws what it can't read as white paper.
         if is_blank(rendered.image):
             detail = f"{error.failure.detail}; Poppler shows a blank page"

@@ -39,7 +39,7 @@ class SharedMemory:
         os.ftruncate(self.descriptor, SLOT_BYTES * SLOTS)
         self._memory = map_memory(self.descriptor)
         self._free = list(range(SLOTS))
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may give back a slot in the midst of `take`
 
     def take(self) -> tuple[int, Buffer] | None:
         """Return a free slot, the lowest, and its bytes; None where all are taken."""
