@@ -1,4 +1,4 @@
-"""Documents that nobody would send, and samples with damaged bytes: one row each, and the rest goes on."""
+"""Documents that nobody would send, and samples with damaged bytes: each fails as itself, and the rest goes on."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 from PIL import Image
 
-from idefics_cli.config import Across, PageSettings, RunSettings
-from idefics_cli.documents.rasterize import PagePool
-from idefics_cli.errors import FailureKind
-from idefics_cli.pipeline import run
-from idefics_cli.records import Answer, Document, Job, Question, Request, Row
-from tests.conftest import SAMPLES
-from tests.fakes import FakeEngine
-from tests.test_pdf import write_pdf
+from idefics_cli.config import PageSettings
+from idefics_cli.documents.page import DocumentInfo
+from idefics_cli.documents.pool import PagePool, result_of
+from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
+from idefics_cli.errors import FailureKind, RowFailedError
+from idefics_cli.records import Document, PreparedPage
+from tests.pdfs import bomb, no_pages, one_page, pdf, write_pdf
 
-KINDS = set(FailureKind)
+SAMPLES = Path(__file__).parent.parent / "samples" / "documents"
 MEMORY = 2_000_000_000
+TINY = Idefics2ImageProcessor(490, 196)
 
 
 class Watch:
@@ -47,7 +47,7 @@ class Watch:
     def _look(self) -> None:
         here = psutil.Process()
         while not self._over.wait(0.1):
-            for process in [here, *here.children(recursive=True)]:
+            for process in here.children(recursive=True):
                 try:
                     memory = process.memory_info()
                 except psutil.Error:
@@ -55,41 +55,30 @@ class Watch:
                 self.largest = max(self.largest, memory.rss - memory.shared)
 
 
-class Forgetful(FakeEngine):
-    """Keeps nothing of what it was asked: pixels of thousands of pages are not to be held."""
+def kinds(paths: Sequence[Path]) -> dict[str, str]:
+    """What becomes of the first page of each document: the kind of its failure, or ok."""
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        yield from super().answer(requests)
-        self.asked.clear()
+    def kind(path: Path) -> str:
+        try:
+            document = Document(str(path), str(path))
+            info = result_of(pool.open(document), DocumentInfo)
+            assert result_of(pool.prepare(document, info, 1, TINY), PreparedPage).crops
+        except RowFailedError as error:
+            assert error.failure.detail
+            return error.failure.kind.value
+        return "ok"
 
-
-def answered(paths: list[Path], settings: PageSettings) -> Iterator[Row]:
-    jobs = [Job(Question("q", path.name), Document(str(path), str(path))) for path in paths]
-    with PagePool(settings) as pool:
-        yield from run(jobs, Forgetful(window=16), pool, RunSettings(pages=settings, across=Across.BEST))
-
-
-def pdf(objects: list[bytes]) -> bytes:
-    body = b"%PDF-1.4\n"
-    offsets = []
-    for number, content in enumerate(objects, 1):
-        offsets.append(len(body))
-        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    return body + (
-        b"xref\n0 %d\n0000000000 65535 f \n%strailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF"
-        % (len(objects) + 1, table, len(objects) + 1, len(body))
-    )
-
-
-def one_page(box: bytes, content: bytes = b"", more: bytes = b"", objects: tuple[bytes, ...] = ()) -> bytes:
-    return pdf([
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 " + box + b"] /Contents 4 0 R " + more + b" >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
-        *objects,
-    ])  # fmt: skip
+    found: dict[str, str] = {}
+    with PagePool(PageSettings(workers=2, page_timeout=20)) as pool:
+        threads = [
+            threading.Thread(target=lambda part: found.update((path.name, kind(path)) for path in part), args=(part,))
+            for part in (paths[::2], paths[1::2])
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return found
 
 
 def png_chunk(name: bytes, data: bytes) -> bytes:
@@ -97,64 +86,61 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By the kind of failure that they must end with; `ok` for what can be read all the same."""
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("hostile")
-    made: dict[str, Path] = {}
 
     def put(name: str, data: bytes) -> Path:
-        made[name] = folder / name
-        made[name].write_bytes(data)
-        return made[name]
+        (folder / name).write_bytes(data)
+        return folder / name
 
-    put("no-pages.pdf", pdf([b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [] /Count 0 >>"]))
+    put("no-pages.pdf", no_pages())
     put("zero-size.pdf", one_page(b"0 0"))
     put("vast.pdf", one_page(b"2147483648 2147483648"))
     put("nested.pdf", one_page(
-        b"612 792", b"/F Do", b"/Resources << /XObject << /F 5 0 R >> >>",
-        tuple(
+        content=b"/F Do", more=b"/Resources << /XObject << /F 5 0 R >> >>",
+        objects=tuple(
             b"<< /Type /XObject /Subtype /Form /BBox [0 0 612 792] /Resources << /XObject << /F %d 0 R >> >> "
             b"/Length 11 >>\nstream\n/F Do /F Do\nendstream" % (number if number < 30 else 5)
             for number in range(6, 31)
         ),
     ))  # fmt: skip
+    put("missing-page.pdf", pdf([
+        b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [9 0 R] /Count 1 >>"
+    ]))  # fmt: skip
+    put("bomb.pdf", bomb(2500))
     write_pdf(folder / "locked.pdf", password="x")
-    made["locked.pdf"] = folder / "locked.pdf"
     rows = zlib.compress(b"\0" * (30_000 * 3750 + 1))
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
     put(
         "bomb.png",
         b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b""),
     )
-    jpeg = folder / "whole.jpg"
+    jpeg = folder / "cut.jpg"
     Image.effect_noise((900, 900), 60).convert("RGB").save(jpeg)
-    put("cut.jpg", jpeg.read_bytes()[:40_000])
-    jpeg.unlink()
+    jpeg.write_bytes(jpeg.read_bytes()[:40_000])
     Image.new("I;16", (300, 200), 40_000).save(folder / "deep.png")
     Image.new("CMYK", (300, 200), (10, 20, 30, 40)).save(folder / "ink.jpg")
     Image.new("RGB", (300, 200), "beige").save(folder / "really.png")
     (folder / "really.png").rename(folder / "wrong.pdf")
-    made |= {name: folder / name for name in ("deep.png", "ink.jpg", "wrong.pdf")}
     put("empty.pdf", b"")
     (folder / "folder.pdf").mkdir()
     os.mkfifo(folder / "pipe.pdf")
-    made |= {name: folder / name for name in ("folder.pdf", "pipe.pdf")}
     put("forbidden.png", b"x").chmod(0)
-    put("good.bmp", (SAMPLES / "documents" / "notice.bmp").read_bytes())
-    return made
+    put("good.bmp", (SAMPLES / "notice.bmp").read_bytes())
+    return sorted(folder.iterdir())
 
 
-def test_hostile_documents_each_get_one_row_of_their_kind(hostile: dict[str, Path]) -> None:
+def test_hostile_documents_each_fail_as_what_they_are(hostile: list[Path]) -> None:
     started = time.monotonic()
     with Watch() as watch:
-        rows = list(answered(list(hostile.values()), PageSettings(workers=2, page_timeout=20)))
+        found = kinds(hostile)
     assert time.monotonic() - started < 120
     assert watch.largest < MEMORY
-    found = {Path(row.document).name: row.error.partition(":")[0] or "ok" for row in rows}
-    assert len(rows) == len(found) == len(hostile)
+    assert len(found) == len(hostile)
     expected = {
         "no-pages.pdf": {"unreadable"}, "zero-size.pdf": {"render-failed", "ok"}, "vast.pdf": {"render-failed", "ok"},
-        "nested.pdf": {"render-failed", "timed-out", "ok"}, "locked.pdf": {"encrypted"}, "bomb.png": {"too-large"},
+        "nested.pdf": {"render-failed", "timed-out", "too-large", "ok"}, "missing-page.pdf": {"unreadable", "render-failed"},
+        "locked.pdf": {"encrypted"}, "bomb.png": {"too-large"}, "bomb.pdf": {"too-large"},
         "cut.jpg": {"unreadable"}, "deep.png": {"ok"}, "ink.jpg": {"ok"}, "wrong.pdf": {"ok"},
         "empty.pdf": {"unreadable"}, "folder.pdf": {"unreadable"}, "pipe.pdf": {"unreadable"},
         # root may read everything
@@ -179,18 +165,17 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
-def test_samples_with_damaged_bytes_each_get_one_row(tmp_path: Path, count: int) -> None:
+def test_samples_with_damaged_bytes_each_end_as_a_page_or_a_failure(tmp_path: Path, count: int) -> None:
     rng = random.Random(count)
-    samples = sorted(path for path in (SAMPLES / "documents").rglob("*.*") if path.stat().st_size < 2_000_000)
+    samples = sorted(path for path in SAMPLES.rglob("*.*") if path.stat().st_size < 2_000_000)
     paths = []
     for number in range(count):
         sample = samples[number % len(samples)]
         paths.append(tmp_path / f"{number:04}{sample.suffix}")
         paths[-1].write_bytes(mutated(sample.read_bytes(), rng))
     with Watch() as watch:
-        rows = list(answered(paths, PageSettings(workers=2, page_timeout=20)))
-    assert [Path(row.document) for row in rows] == paths
-    assert {row.error.partition(":")[0] for row in rows if row.status == "failed"} <= KINDS
-    assert 0 < sum(row.status == "ok" for row in rows) < count
+        found = kinds(paths)
+    assert sorted(found) == [path.name for path in paths]
+    assert set(found.values()) <= {"ok", *FailureKind}
+    assert 0 < sum(kind == "ok" for kind in found.values()) < count
     assert watch.largest < MEMORY
-    print(f"{sum(row.status == 'failed' for row in rows)} of {count} failed; largest {watch.largest / 1e6:.0f} MB")

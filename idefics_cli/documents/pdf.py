@@ -1,35 +1,27 @@
-"""Opens and renders PDF pages: PDFium first, Poppler where asked for or where PDFium fails.
+"""Opens and renders PDF pages, with PDFium and with Poppler.
 
-PDFium is not thread-safe and can hang or crash in C: only the page processes of `rasterize` call this module.
+PDFium is not thread-safe and can hang or crash in C: only page processes call this module.
 """
 
 from __future__ import annotations
 
-import itertools
+import io
 import math
+import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pdf2image
-import pdf2image.exceptions
 import pypdfium2
 import pypdfium2.raw as pdfium_c
 from PIL import Image
 
 from idefics_cli.errors import FailureKind, RowFailedError
-from idefics_cli.records import Document
 
 _SAMPLED_CHARACTERS = 400
-_POPPLER_ERRORS = (
-    pdf2image.exceptions.PDFInfoNotInstalledError,
-    pdf2image.exceptions.PDFPageCountError,
-    pdf2image.exceptions.PDFSyntaxError,
-    pdf2image.exceptions.PDFPopplerTimeoutError,
-    OSError,
-    ValueError,
-)
 
 
 def is_pdf(head: bytes) -> bool:
@@ -43,21 +35,20 @@ def has_poppler() -> bool:
 
 
 @contextmanager
-def pdfium(document: Document, password: str | None) -> Iterator[pypdfium2.PdfDocument]:
-    """Open a document with PDFium.
+def pdfium(path: str, password: str | None) -> Iterator[pypdfium2.PdfDocument]:
+    """Open a file with PDFium.
 
     Raises:
         RowFailedError: encrypted, or not a PDF that PDFium can open.
 
     """
+    _start_afresh()
     try:
-        opened = pypdfium2.PdfDocument(document.data if document.data is not None else document.path, password=password)
+        opened = pypdfium2.PdfDocument(Path(path), password=password)
     except pypdfium2.PdfiumError as error:
-        if "password" in str(error).lower():
-            raise RowFailedError(
-                FailureKind.ENCRYPTED, "the password is wrong" if password else "needs a password: --password"
-            ) from error
-        raise RowFailedError(FailureKind.UNREADABLE, f"PDFium can't open this PDF: {error}") from error
+        if pdfium_c.FPDF_GetLastError() == pdfium_c.FPDF_ERR_PASSWORD:
+            raise _encrypted(password) from error
+        raise RowFailedError(FailureKind.UNREADABLE, f"PDFium can't open this PDF: {_words(error)}") from error
     except OSError as error:
         raise RowFailedError(FailureKind.UNREADABLE, error.strerror or str(error)) from error
     try:
@@ -66,11 +57,23 @@ def pdfium(document: Document, password: str | None) -> Iterator[pypdfium2.PdfDo
         opened.close()
 
 
+def _start_afresh() -> None:
+    """Make PDFium forget earlier documents.
+
+    It remembers which fonts stood in for those that were not embedded: a page's pixels would depend on the pages drawn
+    before it. And the last error outlives its call: a PDF without pages would have that of the one before it.
+    """
+    pdfium_c.FPDF_DestroyLibrary()
+    pdfium_c.FPDF_InitLibraryWithConfig(pdfium_c.FPDF_LIBRARY_CONFIG(version=2))
+    pdfium_c.FPDF_LoadMemDocument64(b"", 0, None)  # leaves the error "no PDF"
+
+
 def render_with_pdfium(page: pypdfium2.PdfPage, longest_edge: int) -> Image.Image:
     """Render a page so that its longest edge has that many pixels.
 
     Raises:
         RowFailedError: a page without area, or one that PDFium can't render.
+        MemoryError: there is not enough for it.
 
     """
     width, height = page.get_size()
@@ -81,8 +84,8 @@ def render_with_pdfium(page: pypdfium2.PdfPage, longest_edge: int) -> Image.Imag
         bitmap = page.render(scale=(longest_edge - 0.01) / max(width, height))
         image: Image.Image = bitmap.to_pil().convert("RGB")
         return image
-    except (pypdfium2.PdfiumError, ValueError, MemoryError, OverflowError) as error:
-        raise RowFailedError(FailureKind.RENDER_FAILED, f"PDFium can't render this page: {error}") from error
+    except (pypdfium2.PdfiumError, ValueError, OverflowError) as error:
+        raise RowFailedError(FailureKind.RENDER_FAILED, f"PDFium can't render this page: {_words(error)}") from error
 
 
 def text_ems(page: pypdfium2.PdfPage) -> list[float]:
@@ -114,56 +117,61 @@ def text_ems(page: pypdfium2.PdfPage) -> list[float]:
         text.close()
 
 
-def poppler_page_count(document: Document, password: str | None, timeout: float) -> int:
+def poppler_page_count(path: str, password: str | None) -> int:
     """Count pages with Poppler.
 
     Raises:
-        RowFailedError: Poppler can't open it either.
+        RowFailedError: Poppler can't open it either, or is not installed.
 
     """
-    try:
-        if document.data is not None:
-            info = pdf2image.pdfinfo_from_bytes(document.data, userpw=password, timeout=math.ceil(timeout))
-        else:
-            info = pdf2image.pdfinfo_from_path(document.path, userpw=password, timeout=math.ceil(timeout))
-        return int(info["Pages"])
-    except (*_POPPLER_ERRORS, KeyError) as error:
-        raise RowFailedError(FailureKind.UNREADABLE, f"Poppler can't open this PDF: {_first_line(error)}") from error
+    told = _run_poppler(["pdfinfo"], path, password, FailureKind.UNREADABLE).decode("utf-8", "replace")
+    if (pages := re.search(r"^Pages:\s*(\d+)", told, re.MULTILINE)) is None:
+        raise RowFailedError(FailureKind.UNREADABLE, "Poppler finds no pages in this PDF")
+    return int(pages[1])
 
 
-def render_with_poppler(
-    document: Document, page: int, longest_edge: int, password: str | None, timeout: float
-) -> Image.Image:
+def render_with_poppler(path: str, page: int, longest_edge: int, password: str | None) -> Image.Image:
     """Render a page (from 1) with Poppler so that its longest edge has that many pixels.
 
     Raises:
         RowFailedError: Poppler is not installed, or can't render the page.
 
     """
-    if not has_poppler():
-        raise RowFailedError(FailureKind.RENDER_FAILED, "Poppler is not installed (pdftoppm, pdfinfo)")
-    options = {
-        "first_page": page,
-        "last_page": page,
-        "size": longest_edge,
-        "userpw": password,
-        "timeout": math.ceil(timeout),
-    }
+    command = ["pdftoppm", "-f", str(page), "-l", str(page), "-scale-to", str(longest_edge)]
+    pixels = _run_poppler(command, path, password, FailureKind.RENDER_FAILED)
+    if not pixels:
+        raise RowFailedError(FailureKind.RENDER_FAILED, "Poppler rendered no page")
+    return Image.open(io.BytesIO(pixels)).convert("RGB")
+
+
+def _run_poppler(command: list[str], path: str, password: str | None, kind: FailureKind) -> bytes:
+    """Return what one of Poppler's programs writes; it is ended with the page process, whose group it is in."""
+    if password is not None:
+        command = [*command, "-upw", password]
     try:
-        if document.data is not None:
-            images = pdf2image.convert_from_bytes(document.data, **options)
-        else:
-            images = pdf2image.convert_from_path(Path(document.path or ""), **options)
-    except _POPPLER_ERRORS as error:
-        raise RowFailedError(
-            FailureKind.RENDER_FAILED, f"Poppler can't render this page: {_first_line(error)}"
-        ) from error
-    for image in itertools.islice(images, 1):
-        rgb: Image.Image = image.convert("RGB")
-        return rgb
-    raise RowFailedError(FailureKind.RENDER_FAILED, "Poppler rendered no page")
+        done = subprocess.run(  # noqa: S603 - no shell, and the path is absolute: it can't be taken for an option
+            [*command, os.path.abspath(path)],  # noqa: PTH100 - a Path would be no shorter
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+    except OSError as error:
+        raise RowFailedError(kind, "Poppler is not installed (pdftoppm, pdfinfo)") from error
+    if done.returncode == 0:
+        return done.stdout
+    words = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if "password" in words.lower():
+        raise _encrypted(password)
+    if "memory" in words.lower() or "bad_alloc" in words:
+        raise RowFailedError(FailureKind.TOO_LARGE, f"Poppler needs more memory than it may use: {words}")
+    raise RowFailedError(kind, f"Poppler can't read this PDF: {words}")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+def _encrypted(password: str | None) -> RowFailedError:
+    return RowFailedError(
+        FailureKind.ENCRYPTED, "the password is wrong" if password else "needs a password: --password"
+    )
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__

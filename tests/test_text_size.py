@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from idefics_cli.config import PageSettings
 from idefics_cli.documents.images import load_frame
-from idefics_cli.documents.splitting import em_from_ink, em_from_text_layer
+from idefics_cli.documents.text_size import em_from_ink, em_from_text_layer
 from idefics_cli.records import Document
 from tests.conftest import SAMPLES
 

@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
-from idefics_cli.config import ImageGeometry
-from idefics_cli.documents.crops import limited_size, make_crops
+from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
 
 SIZES = [(757, 980), (300, 200), (1512, 1960), (981, 980), (3000, 40), (2, 900), (1, 1), (979, 1961)]
 
@@ -25,7 +24,7 @@ def test_crops_are_the_stock_processors_pixel_for_pixel(
         size={"longest_edge": edges[0], "shortest_edge": edges[1]}, do_image_splitting=split
     )
     expected = stock(image, return_tensors="np", do_rescale=False, do_normalize=False)
-    crops = make_crops(image, split=split, geometry=ImageGeometry(*edges))
+    crops = Idefics2ImageProcessor(*edges).crops(image, split=split)
     assert len(crops) == expected["pixel_values"].shape[1] == (5 if split else 1)
     for crop, padded in zip(crops, expected["pixel_values"][0], strict=True):
         height, width = crop.shape[:2]
@@ -33,12 +32,13 @@ def test_crops_are_the_stock_processors_pixel_for_pixel(
 
 
 def test_a_page_one_pixel_wide_is_split_all_the_same() -> None:
-    crops = make_crops(Image.new("RGB", (1, 900)), split=True, geometry=ImageGeometry(490, 196))
+    crops = Idefics2ImageProcessor(490, 196).crops(Image.new("RGB", (1, 900)), split=True)
     assert [crop.shape[2] for crop in crops] == [3] * 5
 
 
 def test_limits() -> None:
-    geometry = ImageGeometry(980, 378)
-    assert limited_size(1700, 2200, geometry) == (757, 980)
-    assert limited_size(500, 600, geometry) == (500, 600)
-    assert limited_size(100, 2000, geometry) == (378, 980)
+    processor = Idefics2ImageProcessor(980, 378)
+    assert processor.limited_size(1700, 2200) == (757, 980)
+    assert processor.limited_size(500, 600) == (500, 600)
+    assert processor.limited_size(100, 2000) == (378, 980)
+    assert (processor.render_edge(split=False), processor.render_edge(split=True)) == (980, 1960)

@@ -1,0 +1,156 @@
+"""Processes that open documents and prepare pages.
+
+A page that crashes or hangs its process loses only itself: the process is ended at the time limit and replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import threading
+import weakref
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from idefics_cli.config import PageSettings
+from idefics_cli.documents.page import DocumentInfo, ImageProcessor, open_document, prepare_page
+from idefics_cli.documents.page_process import PageProcess, ProcessDiedError
+from idefics_cli.documents.shared_memory import read_crops, shared_memory
+from idefics_cli.errors import FailureKind, RowFailedError
+from idefics_cli.records import Document, PreparedPage
+
+_OPEN_SECONDS = 120.0  # to fetch, hash and open one document
+_ATTEMPTS = 2  # at a page whose process dies: it may have been killed for another's sake
+
+_Result = TypeVar("_Result")
+PageFuture = Future[PreparedPage]
+
+
+class PagePool:
+    """Opens documents and prepares pages, so many at a time; its processes are started when they are first needed."""
+
+    def __init__(self, settings: PageSettings) -> None:
+        self._settings = settings
+        self._memory = shared_memory()
+        self._folder = _temporary_folder()
+        self._delete_folder = weakref.finalize(self, shutil.rmtree, self._folder or "", ignore_errors=True)
+        # Each thread has a process of its own, and waits for it.
+        self._threads = ThreadPoolExecutor(settings.worker_count, "page process")
+        self._of_thread = threading.local()
+        self._lock = threading.Lock()
+        self._processes: set[PageProcess] = set()
+        self._is_closed = False
+
+    def __enter__(self) -> PagePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes, and delete what was fetched; pages that are not ready are cancelled."""
+        with self._lock:
+            self._is_closed = True
+            for process in self._processes:
+                process.kill()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for process in self._processes:
+            process.end()
+        self._delete_folder()
+
+    @property
+    def workers(self) -> int:
+        """How many pages are prepared at the same time."""
+        return self._settings.worker_count
+
+    def open(self, document: Document) -> Future[DocumentInfo]:
+        """Start to open a document (see `result_of`)."""
+        return self._threads.submit(self._open, document)
+
+    def prepare(self, document: Document, info: DocumentInfo, page: int, processor: ImageProcessor) -> PageFuture:
+        """Start to prepare a page (from 1) of an opened document (see `result_of`)."""
+        # Its bytes lie in a file by now.
+        return self._threads.submit(self._prepare, dataclasses.replace(document, data=None), info, page, processor)
+
+    def _open(self, document: Document) -> DocumentInfo:
+        limit = f"opening the document took longer than {_OPEN_SECONDS:g} seconds; its process was ended"
+        info = self._call(_OPEN_SECONDS, limit, None, open_document, document, self._settings, self._folder)
+        assert isinstance(info, DocumentInfo)
+        if document.path is None:
+            weakref.finalize(info, _delete, info.path)
+        return info
+
+    def _prepare(self, document: Document, info: DocumentInfo, page: int, processor: ImageProcessor) -> PreparedPage:
+        # No other page may have the slot before the process is done with it: this thread holds it until then.
+        slot, buffer = (self._memory.take() if self._memory else None) or (None, None)
+        seconds = self._settings.page_timeout
+        limit = f"the page took longer than --page-timeout {seconds:g}; its process was ended"
+        arguments = (document, info, page, self._settings, processor)
+        prepared, shapes = self._call(seconds, limit, slot, prepare_page, *arguments)
+        assert isinstance(prepared, PreparedPage)
+        if shapes is None:
+            return prepared
+        assert buffer is not None
+        return dataclasses.replace(prepared, crops=read_crops(buffer, shapes))
+
+    def _call(self, seconds: float, limit: str, slot: int | None, *call: Any) -> Any:
+        for attempt in range(1, _ATTEMPTS + 1):
+            process = self._process()
+            try:
+                return process.call(seconds, slot, *call)
+            except TimeoutError:
+                raise RowFailedError(FailureKind.TIMED_OUT, limit) from None
+            except ProcessDiedError as error:
+                if self._is_closed:
+                    raise CancelledError from None
+                if attempt == _ATTEMPTS:
+                    raise RowFailedError(FailureKind.RENDER_FAILED, str(error)) from error
+        raise AssertionError
+
+    def _process(self) -> PageProcess:
+        """Return this thread's process, a new one where it has none that lives."""
+        process: PageProcess | None = getattr(self._of_thread, "process", None)
+        if process is not None:
+            if process.is_alive:
+                return process
+            process.end()
+            with self._lock:
+                self._processes.remove(process)
+        try:
+            new = PageProcess(self._memory.descriptor if self._memory else None, self._folder)
+        except OSError as error:  # no room for another process or pipe
+            raise RowFailedError(FailureKind.RENDER_FAILED, f"no page process can be started: {error}") from error
+        self._of_thread.process = new
+        with self._lock:
+            self._processes.add(new)
+            if self._is_closed:
+                new.kill()
+        return new
+
+
+def result_of(future: Future[_Result], kind: type[_Result]) -> _Result:
+    """Wait for what a page process was asked for.
+
+    Raises:
+        RowFailedError: the document or page failed, its process died, or its time ran out.
+
+    """
+    result = future.result()
+    assert isinstance(result, kind)
+    return result
+
+
+def _temporary_folder() -> str | None:
+    try:
+        return tempfile.mkdtemp(prefix="idefics-cli-")
+    except OSError:  # only what is fetched needs it
+        return None
+
+
+def _delete(path: str) -> None:
+    Path(path).unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Memory that page processes write crops into: a split page of 14 MB does not pass through a pipe.
+
+Pages that find no slot in it, and systems without anonymous memory files, do with the pipe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+from idefics_cli.records import Crop
+
+SLOT_BYTES = 1 << 24
+"""Of a slot: what holds five images of a megapixel."""
+SLOTS = 448
+"""More pages are not on their way at a time; memory is taken as it is used."""
+
+_Bytes = ctypes.c_uint8 * SLOT_BYTES
+Buffer = ctypes.Array[ctypes.c_uint8]
+"""The bytes of a slot."""
+
+
+class SharedMemory:
+    """Slots for pages; a slot is free again when the last array over it is gone.
+
+    The memory is freed with the last process that has it open, however that ends.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("idefics-cli pages")
+        weakref.finalize(self, os.close, self.descriptor)
+        os.ftruncate(self.descriptor, SLOT_BYTES * SLOTS)
+        self._memory = map_memory(self.descriptor)
+        self._free = list(range(SLOTS))
+        self._lock = threading.RLock()  # the garbage collector may give back a slot in the midst of `take`
+
+    def take(self) -> tuple[int, Buffer] | None:
+        """Return a free slot, the lowest, and its bytes; None where all are taken."""
+        with self._lock:
+            if not self._free:
+                return None
+            slot = heapq.heappop(self._free)
+        # Arrays keep the ctypes object that they are made of; of a memoryview they keep what lies beneath it.
+        buffer = _Bytes.from_buffer(self._memory, slot * SLOT_BYTES)
+        weakref.finalize(buffer, self._give_back, slot)
+        return slot, buffer
+
+    def _give_back(self, slot: int) -> None:
+        with self._lock:
+            heapq.heappush(self._free, slot)
+
+
+def shared_memory() -> SharedMemory | None:
+    """Return new memory for pages, where the system has it."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    try:
+        return SharedMemory()
+    except OSError:  # a limit on the size of files counts here too
+        return None
+
+
+def map_memory(descriptor: int) -> mmap.mmap:
+    """Map the memory; a page process inherits its descriptor."""
+    return mmap.mmap(descriptor, SLOT_BYTES * SLOTS)
+
+
+def write_crops(memory: mmap.mmap, slot: int, crops: Sequence[Crop]) -> bool:
+    """Write crops one after another into a slot; says whether they fit."""
+    if sum(crop.nbytes for crop in crops) > SLOT_BYTES:
+        return False
+    start = slot * SLOT_BYTES
+    for crop in crops:
+        np.frombuffer(memory, np.uint8, crop.nbytes, start).reshape(crop.shape)[...] = crop
+        start += crop.nbytes
+    return True
+
+
+def read_crops(buffer: Buffer, shapes: Sequence[tuple[int, ...]]) -> tuple[Crop, ...]:
+    """Return the crops of a slot without copying them; they keep it taken."""
+    crops, start = [], 0
+    for shape in shapes:
+        size = int(np.prod(shape))
+        crops.append(np.frombuffer(memoryview(buffer), np.uint8, size, start).reshape(shape))
+        start += size
+    return tuple(crops)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from idefics_cli.config import PageSettings
+from idefics_cli.documents.page_cache import PageCache
+from idefics_cli.documents.pool import PagePool
+from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
+from idefics_cli.errors import RowFailedError
+from idefics_cli.records import Document
+
+SAMPLES = Path(__file__).parent.parent / "samples" / "documents"
+TINY = Idefics2ImageProcessor(490, 196)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[PagePool]:
+    with PagePool(PageSettings(workers=2)) as pool:
+        yield pool
+
+
+def sample(name: str) -> Document:
+    return Document(name, str(SAMPLES / name))
+
+
+def test_a_page_is_prepared_once_while_it_is_needed_and_let_go_after(pool: PagePool) -> None:
+    cache = PageCache(pool, TINY)
+    notice = sample("notice.bmp")
+    page_id = cache.request(notice, 1)
+    assert cache.request(notice, 1) == page_id
+    page = cache.prepared(notice, 1)
+    assert cache.prepared(notice, 1) is page
+    assert (cache.is_first_use(notice, 1), cache.is_first_use(notice, 1)) == (True, False)
+    cache.release(notice, 1)
+    assert cache.prepared(notice, 1) is page
+    gone = weakref.ref(page.crops[0])
+    cache.release(notice, 1)
+    del page
+    gc.collect()
+    assert gone() is None
+    assert cache.request(notice, 1) == page_id
+    assert cache.is_first_use(notice, 1)
+
+
+def test_copies_of_a_document_have_equal_page_ids(pool: PagePool, tmp_path: Path) -> None:
+    cache = PageCache(pool, TINY)
+    (tmp_path / "copy.bin").write_bytes((SAMPLES / "fax.tiff").read_bytes())
+    copy = Document("copy", str(tmp_path / "copy.bin"))
+    assert cache.request(sample("fax.tiff"), 2) == cache.request(copy, 2) == f"{cache.info(copy).digest}:2"
+    assert cache.request(copy, 1) != cache.request(copy, 2)
+
+
+def test_documents_are_opened_once(pool: PagePool) -> None:
+    cache = PageCache(pool, TINY)
+    cache.expect(sample("fax.tiff"))
+    assert cache.info(sample("fax.tiff")) is cache.info(sample("fax.tiff"))
+    for _ in range(2):
+        with pytest.raises(RowFailedError):
+            cache.request(Document("gone", "/gone.pdf"), 1)
+
+
+def test_only_the_latest_documents_are_remembered(pool: PagePool, tmp_path: Path) -> None:
+    cache = PageCache(pool, TINY)
+    Image.new("L", (9, 9)).save(tmp_path / "x.png")
+    documents = [Document(str(number), str(tmp_path / "x.png")) for number in range(513)]
+    first, second = cache.info(documents[0]), cache.info(documents[1])
+    for document in documents[1:]:
+        cache.expect(document)
+    assert cache.info(documents[1]) is second
+    assert cache.info(documents[0]) is not first
+
+
+def test_threads_share_it(pool: PagePool) -> None:
+    cache = PageCache(pool, TINY)
+    names = ["letter.pdf", "notice.bmp", "fax.tiff", "price-list.gif", "small-print.png"]
+    firsts, failures = [], []
+
+    def use() -> None:
+        try:
+            for name in names * 8:
+                cache.expect(sample(name))
+                cache.request(sample(name), 1)
+                cache.prepared(sample(name), 1)
+                firsts.append(cache.is_first_use(sample(name), 1))
+                cache.release(sample(name), 1)
+        except BaseException as error:
+            failures.append(error)
+
+    for name in names:
+        cache.request(sample(name), 1)
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sum(firsts) == len(names)
