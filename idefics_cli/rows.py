@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -136,5 +136,5 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
     )
 
 
-def _sum(answers: Sequence[Answer] | object, name: str) -> float:
-    return sum(getattr(answer, name) for answer in answers)  # type: ignore[attr-defined]
+def _sum(answers: Iterable[Answer], name: str) -> float:
+    return float(sum(getattr(answer, name) for answer in answers))

@@ -5,16 +5,15 @@ PDFium is not thread-safe and can hang or crash in C: only page processes call t
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pdf2image
+import pdf2image.exceptions
 import pypdfium2
 import pypdfium2.raw as pdfium_c
 from PIL import Image
@@ -124,47 +123,54 @@ def poppler_page_count(path: str, password: str | None) -> int:
         RowFailedError: Poppler can't open it either, or is not installed.
 
     """
-    told = _run_poppler(["pdfinfo"], path, password, FailureKind.UNREADABLE).decode("utf-8", "replace")
-    if (pages := re.search(r"^Pages:\s*(\d+)", told, re.MULTILINE)) is None:
-        raise RowFailedError(FailureKind.UNREADABLE, "Poppler finds no pages in this PDF")
-    return int(pages[1])
+    with _poppler_failures(password, FailureKind.UNREADABLE):
+        return int(pdf2image.pdfinfo_from_path(_absolute(path), userpw=password)["Pages"])
 
 
 def render_with_poppler(path: str, page: int, longest_edge: int, password: str | None) -> Image.Image:
     """Render a page (from 1) with Poppler so that its longest edge has that many pixels.
 
+    Poppler's programs are ended with the page process, whose group they are in.
+
     Raises:
         RowFailedError: Poppler is not installed, or can't render the page.
 
     """
-    command = ["pdftoppm", "-f", str(page), "-l", str(page), "-scale-to", str(longest_edge)]
-    pixels = _run_poppler(command, path, password, FailureKind.RENDER_FAILED)
-    if not pixels:
-        raise RowFailedError(FailureKind.RENDER_FAILED, "Poppler rendered no page")
-    return Image.open(io.BytesIO(pixels)).convert("RGB")
-
-
-def _run_poppler(command: list[str], path: str, password: str | None, kind: FailureKind) -> bytes:
-    """Return what one of Poppler's programs writes; it is ended with the page process, whose group it is in."""
-    if password is not None:
-        command = [*command, "-upw", password]
-    try:
-        done = subprocess.run(  # noqa: S603 - no shell, and the path is absolute: it can't be taken for an option
-            [*command, os.path.abspath(path)],  # noqa: PTH100 - a Path would be no shorter
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
+    with _poppler_failures(password, FailureKind.RENDER_FAILED):
+        images = pdf2image.convert_from_path(
+            _absolute(path), first_page=page, last_page=page, size=longest_edge, userpw=password
         )
-    except OSError as error:
+    if not images:
+        raise RowFailedError(FailureKind.RENDER_FAILED, "Poppler rendered no page")
+    rgb: Image.Image = images[0].convert("RGB")
+    return rgb
+
+
+@contextmanager
+def _poppler_failures(password: str | None, kind: FailureKind) -> Iterator[None]:
+    """Turn what pdf2image raises into failures."""
+    try:
+        yield
+    except pdf2image.exceptions.PDFInfoNotInstalledError as error:
         raise RowFailedError(kind, "Poppler is not installed (pdftoppm, pdfinfo)") from error
-    if done.returncode == 0:
-        return done.stdout
-    words = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    if "password" in words.lower():
-        raise _encrypted(password)
-    if "memory" in words.lower() or "bad_alloc" in words:
-        raise RowFailedError(FailureKind.TOO_LARGE, f"Poppler needs more memory than it may use: {words}")
-    raise RowFailedError(kind, f"Poppler can't read this PDF: {words}")
+    except (
+        pdf2image.exceptions.PDFPageCountError,
+        pdf2image.exceptions.PDFSyntaxError,
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:
+        words = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        if "password" in words.lower():
+            raise _encrypted(password) from error
+        if "memory" in words.lower() or "bad_alloc" in words:
+            raise RowFailedError(FailureKind.TOO_LARGE, f"Poppler needs more memory than it may use: {words}") from error
+        raise RowFailedError(kind, f"Poppler can't read this PDF: {words}") from error
+
+
+def _absolute(path: str) -> str:
+    """Return a path that can't be taken for an option."""
+    return os.path.abspath(path)  # noqa: PTH100 - a Path would be no shorter
 
 
 def _encrypted(password: str | None) -> RowFailedError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from idefics_cli.errors import FailureKind, RowFailedError, UsageError
 
@@ -60,6 +61,13 @@ def select_pages(selection: str | None, count: int) -> tuple[int, ...]:
             raise RowFailedError(FailureKind.NO_SUCH_PAGE, f"page range {first}-{last} runs backwards")
         pages.update(dict.fromkeys(range(low, high + 1)))
     return tuple(pages)
+
+
+def format_pages(pages: Sequence[int]) -> str:
+    """Write pages as a selection: `3`, `1-4`, `1,3`."""
+    if len(pages) > 1 and tuple(pages) == tuple(range(pages[0], pages[-1] + 1)):
+        return f"{pages[0]}-{pages[-1]}"
+    return ",".join(map(str, pages))
 
 
 def _parts(selection: str) -> list[tuple[int, int]]:

@@ -1,0 +1,143 @@
+"""A batch: questions and documents -> rows -> an output, and what they add up to. The command line is above this."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import IO
+
+from idefics_cli.config import RunSettings
+from idefics_cli.engine import open_engine
+from idefics_cli.engine.base import Engine, EngineInfo
+from idefics_cli.errors import TooManyFailuresError
+from idefics_cli.inputs import Inputs, read_inputs
+from idefics_cli.pipeline import Progress
+from idefics_cli.questions.read import accepted_answers
+from idefics_cli.records import Answer, Request, Row
+from idefics_cli.results.check import check_output, read_state
+from idefics_cli.results.fingerprint import settings_values
+from idefics_cli.results.output import open_output
+from idefics_cli.results.stats import RunStats
+from idefics_cli.session import Session
+
+
+@dataclass(slots=True)
+class BatchResult:
+    """What a batch did."""
+
+    stats: RunStats = field(default_factory=RunStats)
+    progress: Progress = field(default_factory=Progress)
+    notes: list[str] = field(default_factory=list)
+    """What to tell the user about the output."""
+    seconds: float = 0.0
+    """Wall time, from the first job to the last row."""
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a batch would do."""
+
+    progress: Progress
+    """Its `rows` are those to be asked, its `failed` those that fail for their input."""
+    failures: Counter[str]
+    """Rows that would fail for their input, by `document: error`."""
+    seconds_per_row: float | None
+    """What an earlier row of the output cost; None where there is none."""
+    notes: list[str]
+
+
+def run(
+    documents: Sequence[str],
+    questions: str | Sequence[str],
+    settings: RunSettings,
+    stdout: IO[str],
+    *,
+    engine: Engine | None = None,
+    on_start: Callable[[Inputs, Session], None] = lambda inputs, session: None,
+    on_row: Callable[[Row, Progress], None] = lambda row, progress: None,
+) -> BatchResult:
+    """Answer questions and write their rows.
+
+    Args:
+        documents: files, folders and globs.
+        questions: the name of a file, `-` for stdin, or the questions themselves.
+        settings: of the run.
+        stdout: takes the rows where no file is named.
+        engine: takes the place of the checkpoint's.
+        on_start: told what is asked before the first row.
+        on_row: told of each row once it is written.
+
+    Raises:
+        IdeficsCliError: nothing could be asked, the output can't be written, or too many rows failed.
+
+    """
+    inputs = read_inputs(documents, questions, settings)
+    result = BatchResult()
+    with Session(settings=settings, engine=engine) as session:
+        values = settings_values(session.engine.info.settings, settings)
+        check_output(settings.output, inputs.columns, values, inputs.paths)
+        on_start(inputs, session)
+        started = time.monotonic()
+        with open_output(settings.output, inputs.columns, stdout, values, inputs.paths) as output:
+            try:
+                rows = session.rows(inputs, take_answered=output.answered.take, progress=result.progress)
+                for row in rows:
+                    output.write(row)
+                    result.stats.add(row, accepted_answers(row.extra.get("answers")))
+                    on_row(row, result.progress)
+                    _check_failures(settings, result.stats, row)
+                if settings.questions.limit is None:
+                    output.complete()
+            finally:
+                result.seconds = time.monotonic() - started
+        result.notes += output.notes
+    return result
+
+
+def dry_run(documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings) -> DryRun:
+    """Go through a batch without weights: every page is prepared, nothing is asked or written.
+
+    Raises:
+        IdeficsCliError: what a run would be refused for.
+
+    """
+    inputs = read_inputs(documents, questions, settings)
+    engine = NullEngine(open_engine(settings.model).info)
+    values = settings_values(engine.info.settings, settings)
+    check_output(settings.output, inputs.columns, values, inputs.paths)
+    earlier = read_state(settings.output, inputs.columns, values)
+    progress, failures = Progress(), Counter[str]()
+    with Session(settings=settings, engine=engine) as session:
+        for row in session.rows(inputs, take_answered=earlier.answered.take, progress=progress):
+            if row.status == "failed":
+                failures[f"{row.document}: {row.error}"] += 1
+    return DryRun(progress, failures, earlier.seconds_per_row, inputs.notes)
+
+
+class NullEngine:
+    """Stands for an engine whose weights are not loaded: answers at once, with nothing."""
+
+    def __init__(self, info: EngineInfo) -> None:
+        self.info = info
+
+    def start(self) -> None:
+        """See `Engine`."""
+
+    def submit(self, request: Request) -> Future[Answer]:  # noqa: ARG002 - the signature of `Engine`
+        """See `Engine`."""
+        future: Future[Answer] = Future()
+        future.set_result(Answer())
+        return future
+
+    def close(self) -> None:
+        """See `Engine`."""
+
+
+def _check_failures(settings: RunSettings, stats: RunStats, row: Row) -> None:
+    if settings.max_failures and settings.max_failures.are_exceeded(stats.failed, stats.rows):
+        raise TooManyFailuresError(
+            f"stopped: {stats.failed} of {stats.rows} rows failed, more than --max-failures allows; the last: {row.error}"
+        )

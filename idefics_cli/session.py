@@ -1,0 +1,95 @@
+"""The way in for other programs: an engine and page processes that stay, and rows as they are done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+
+from idefics_cli.config import RunSettings
+from idefics_cli.documents.pool import PagePool
+from idefics_cli.engine import open_engine
+from idefics_cli.engine.base import Engine
+from idefics_cli.inputs import Inputs, read_inputs
+from idefics_cli.pipeline import Progress, run
+from idefics_cli.records import Row
+
+
+class Session:
+    """Answers questions about documents; the weights are loaded once, with the first question.
+
+    Example:
+        with Session("tiny") as session:
+            print(session.ask("invoice.pdf", "What is the total?").answer)
+
+    """
+
+    def __init__(
+        self, model: str | None = None, settings: RunSettings | None = None, *, engine: Engine | None = None
+    ) -> None:
+        """Open a checkpoint; nothing is loaded yet.
+
+        Args:
+            model: hub id, folder, or `tiny`; before that of the settings.
+            settings: everything else that a run is told.
+            engine: takes the place of the checkpoint's.
+
+        Raises:
+            ModelError: no such checkpoint, or one that can't be run.
+
+        """
+        settings = settings or RunSettings()
+        if model is not None:
+            settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, model=model))
+        self.settings = settings
+        self.engine = engine or open_engine(settings.model)
+        self.pool = PagePool(settings.pages)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the page processes, and free the device."""
+        self.pool.close()
+        self.engine.close()
+
+    def ask(self, document: str, question: str) -> Row:
+        """Ask one question of one document; a row that failed says why in `error`.
+
+        Raises:
+            InputError: no such document, or several.
+            ModelError: the model can't be loaded, or its device has failed.
+
+        """
+        return next(self.run([document], [question]))
+
+    def run(self, documents: Sequence[str], questions: str | Sequence[str]) -> Iterator[Row]:
+        """Ask questions of documents and yield their rows as they are done, in the order of the questions.
+
+        Args:
+            documents: files, folders and globs; questions of a file may name others.
+            questions: the name of a CSV or JSONL file, or the questions themselves.
+
+        Raises:
+            InputError: questions that can't be read, or no document.
+            ModelError: the model can't be loaded, or its device has failed.
+
+        """
+        return self.rows(read_inputs(documents, questions, self.settings))
+
+    def rows(
+        self,
+        inputs: Inputs,
+        *,
+        take_answered: Callable[[str], bool] = lambda _: False,
+        progress: Progress | None = None,
+    ) -> Iterator[Row]:
+        """Yield the rows of inputs that are read already; see `pipeline.run`."""
+        return run(
+            inputs.jobs, self.engine, self.pool, self.settings, take_answered=take_answered, progress=progress
+        )
