@@ -174,10 +174,10 @@ class _Stages:
                 self._room.acquire()
                 if self._is_stopped.is_set():
                     return
-                if row.submitted_at is None:
-                    row.submitted_at = time.perf_counter()
                 page_ids = tuple(request.page_ids[page] for page in pages)
                 answer = self._engine.submit(Request(row.job.question.text, tuple(pages.values()), page_ids))
+                if row.submitted_at is None:  # by now the weights are loaded
+                    row.submitted_at = time.perf_counter()
                 answer.add_done_callback(lambda _: self._room.release())
                 row.expect(next(iter(pages)), answer)
             if request.is_last:

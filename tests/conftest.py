@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idefics_cli.config import Device, Dtype, ImageGeometry, ModelSettings, PageSettings
-from idefics_cli.documents.crops import make_crops
-from idefics_cli.documents.images import load_frame
-from idefics_cli.documents.rasterize import PagePool
-from idefics_cli.records import Document, PreparedPage, Request
+from idefics_cli.config import Device, Dtype, ModelSettings, PageSettings
+from idefics_cli.documents.pool import PagePool
+from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
+from idefics_cli.records import PreparedPage, Request
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
-TINY = ImageGeometry(490, 196)
+TINY = Idefics2ImageProcessor(490, 196)
 
 
 @pytest.fixture(scope="session")
@@ -60,12 +59,13 @@ def sample_requests() -> list[Request]:
         ("transparent.png", (0, 0, 500, 350), False),
         ("small-print.png", (0, 0, 450, 250), False),
     ):
-        image = load_frame(Document(name, str(SAMPLES / "documents" / name)), 1, 10**9).crop(box)
-        pages.append(PreparedPage(make_crops(image, split=split, geometry=TINY), "pillow", 0.0, 0.0))
+        with Image.open(SAMPLES / "documents" / name) as image:
+            page = image.convert("RGB").crop(box)
+        pages.append(PreparedPage(TINY.crops(page, split=split), "pillow", 0.0, 0.0))
     noise = np.random.default_rng(3).integers(0, 255, (300, 220, 3), dtype=np.uint8)
-    pages.append(PreparedPage(make_crops(Image.fromarray(noise), split=False, geometry=TINY), "pillow", 0.0, 0.0))
+    pages.append(PreparedPage(TINY.crops(Image.fromarray(noise), split=False), "pillow", 0.0, 0.0))
     return [
-        Request(number, questions[(number * 7) % len(questions)], (pages[number % len(pages)],), (number % len(pages),))
+        Request(questions[(number * 7) % len(questions)], (pages[number % len(pages)],), (str(number % len(pages)),))
         for number in range(200)
     ]
 

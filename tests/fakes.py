@@ -1,58 +1,48 @@
-"""A stand-in for the engine: answers at once, from the request alone."""
+"""A stand-in for the engine: answers from the request alone, in a thread as engines do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from idefics_cli.config import ImageGeometry
+from idefics_cli.engine.base import EngineInfo
+from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
+from idefics_cli.errors import Failure, FailureKind
 from idefics_cli.records import Answer, Request
 
 
 class FakeEngine:
     """Answers `<question> @<mean grey of the page>`, brighter pages with more confidence; keeps what it was asked."""
 
-    def __init__(self, *, window: int = 4, geometry: ImageGeometry | None = None) -> None:
-        self.asked: list[Request] = []
-        self.calls: list[int] = []
-        self._window = window
-        self._geometry = geometry or ImageGeometry(490, 196)
+    def __init__(self, *, capacity: int = 4, image_processor: Idefics2ImageProcessor | None = None) -> None:
+        self.info = EngineInfo("fake", {"--model": "fake 1"}, capacity, image_processor or Idefics2ImageProcessor(490, 196))
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+        """Question and page ids of each request; its pixels are let go."""
+        self.starts = 0
+        self._threads = ThreadPoolExecutor(2)
 
-    @property
-    def name(self) -> str:
-        return "fake"
+    def start(self) -> None:
+        self.starts += 1
 
-    @property
-    def identity(self) -> str:
-        return "fake 1"
+    def submit(self, request: Request) -> Future[Answer]:
+        self.asked.append((request.question, request.page_ids))
+        return self._threads.submit(self.answer, request)
 
-    @property
-    def geometry(self) -> ImageGeometry:
-        return self._geometry
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
 
-    @property
-    def window(self) -> int:
-        return self._window
-
-    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        answers = []
-        for request in requests:
-            self.asked.append(request)
-            greys = [round(float(page.crops[-1].mean())) for page in request.pages]
-            if "fail" in request.question:
-                answers.append(Answer(request.number, failure="model-error: asked to fail"))
-                continue
-            answers.append(
-                Answer(
-                    request.number,
-                    f"{request.question} @{'+'.join(map(str, greys))}",
-                    confidence=greys[0] / 255,
-                    prompt_tokens=10,
-                    new_tokens=2,
-                    batch_size=1,
-                    vision_ms=1.0,
-                    prefill_ms=2.0,
-                    decode_ms=3.0,
-                )
-            )
-        self.calls.append(len(answers))
-        yield from reversed(answers)  # the order of answers is nobody's promise
+    def answer(self, request: Request) -> Answer:
+        """Answer a request; what a test wants otherwise, it overrides."""
+        if "fail" in request.question:
+            return Answer(failure=Failure(FailureKind.MODEL_ERROR, "asked to fail"))
+        greys = [round(float(page.crops[-1].mean())) for page in request.pages]
+        return Answer(
+            f"{request.question} @{'+'.join(map(str, greys))}",
+            confidence=greys[0] / 255,
+            mean_logprob=greys[0] / 255 - 1,
+            prompt_tokens=10,
+            new_tokens=2,
+            batch_size=1,
+            vision_ms=1.0,
+            prefill_ms=2.0,
+            decode_ms=3.0,
+        )

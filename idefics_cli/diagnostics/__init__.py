@@ -1,0 +1,1 @@
+"""What a machine has and does: measurements, checks of a model, environments."""
