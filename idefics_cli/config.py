@@ -201,15 +201,15 @@ class ModelSettings:
     ] = DEFAULT_MODEL
     revision: Annotated[str | None, Option("Branch, tag or commit of a hub checkpoint.", Panel.MODEL)] = None
     device: Annotated[Device, Option("Where the model runs.", Panel.MODEL)] = Device.AUTO
-    dtype: Annotated[
-        Dtype, Option("Number format; auto: bfloat16 on a GPU, float32 on the CPU.", Panel.MODEL)
-    ] = Dtype.AUTO
+    dtype: Annotated[Dtype, Option("Number format; auto: bfloat16 on a GPU, float32 on the CPU.", Panel.MODEL)] = (
+        Dtype.AUTO
+    )
     quantize: Annotated[
         Quantize, Option("fp8: half the memory for weights, faster on new GPUs, less exact.", Panel.MODEL)
     ] = Quantize.NONE
-    prompt: Annotated[
-        str, Option("Prompt template, for example '{question} Answer briefly.'", Panel.MODEL)
-    ] = "{question}"
+    prompt: Annotated[str, Option("Prompt template, for example '{question} Answer briefly.'", Panel.MODEL)] = (
+        "{question}"
+    )
     max_new_tokens: Annotated[int, Option("Longest answer, in tokens.", Panel.MODEL, metavar="N")] = 64
     batch_size: Annotated[
         int | None,
@@ -251,9 +251,9 @@ class QuestionSettings:
         Path | None, Option("Questions may name documents below this folder only.", Panel.LIMITS, metavar="FOLDER")
     ] = None
     allow_urls: Annotated[bool, Option("Questions may name http(s) addresses on public hosts.", Panel.LIMITS)] = False
-    allow_empty: Annotated[
-        bool, Option("No document, or no question, is no error: an empty output.", Panel.COMMON)
-    ] = False
+    allow_empty: Annotated[bool, Option("No document, or no question, is no error: an empty output.", Panel.COMMON)] = (
+        False
+    )
 
     def __post_init__(self) -> None:
         _check_above_zero("--limit", self.limit)
@@ -283,9 +283,7 @@ class OutputSettings:
         bool, Option("With --resume: drop rows whose question or document is gone or changed.", Panel.OUTPUT)
     ] = False
     excel_safe: Annotated[bool, Option("CSV: no cell that a spreadsheet would run.", Panel.OUTPUT)] = False
-    wait: Annotated[
-        float, Option("Wait for a run that holds the output.", Panel.OUTPUT, metavar="SECONDS")
-    ] = 0.0
+    wait: Annotated[float, Option("Wait for a run that holds the output.", Panel.OUTPUT, metavar="SECONDS")] = 0.0
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:

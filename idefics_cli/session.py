@@ -90,6 +90,4 @@ class Session:
         progress: Progress | None = None,
     ) -> Iterator[Row]:
         """Yield the rows of inputs that are read already; see `pipeline.run`."""
-        return run(
-            inputs.jobs, self.engine, self.pool, self.settings, take_answered=take_answered, progress=progress
-        )
+        return run(inputs.jobs, self.engine, self.pool, self.settings, take_answered=take_answered, progress=progress)

@@ -14,7 +14,9 @@ class FakeEngine:
     """Answers `<question> @<mean grey of the page>`, brighter pages with more confidence; keeps what it was asked."""
 
     def __init__(self, *, capacity: int = 4, image_processor: Idefics2ImageProcessor | None = None) -> None:
-        self.info = EngineInfo("fake", {"--model": "fake 1"}, capacity, image_processor or Idefics2ImageProcessor(490, 196))
+        self.info = EngineInfo(
+            "fake", {"--model": "fake 1"}, capacity, image_processor or Idefics2ImageProcessor(490, 196)
+        )
         self.asked: list[tuple[str, tuple[str, ...]]] = []
         """Question and page ids of each request; its pixels are let go."""
         self.starts = 0

@@ -164,7 +164,9 @@ def _poppler_failures(password: str | None, kind: FailureKind) -> Iterator[None]
         if "password" in words.lower():
             raise _encrypted(password) from error
         if "memory" in words.lower() or "bad_alloc" in words:
-            raise RowFailedError(FailureKind.TOO_LARGE, f"Poppler needs more memory than it may use: {words}") from error
+            raise RowFailedError(
+                FailureKind.TOO_LARGE, f"Poppler needs more memory than it may use: {words}"
+            ) from error
         raise RowFailedError(kind, f"Poppler can't read this PDF: {words}") from error
 
 

@@ -233,7 +233,7 @@ class TransformersEngine:
             for _, future in batch:
                 future.set_exception(self._error)
             return
-        except Exception as error:  # noqa: BLE001 - any checkpoint may come here; its errors are rows
+        except Exception as error:
             failure = Failure(FailureKind.MODEL_ERROR, f"{type(error).__name__}: {error}")
         if len(batch) == 1:
             batch[0][1].set_result(Answer(failure=failure))
@@ -273,4 +273,6 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
         raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         lines = str(error).strip().splitlines()
-        raise ModelError(f"{name}: can't load this checkpoint: {lines[0] if lines else type(error).__name__}") from error
+        raise ModelError(
+            f"{name}: can't load this checkpoint: {lines[0] if lines else type(error).__name__}"
+        ) from error

@@ -209,4 +209,3 @@ class EngineCore:
         sequence.failure = Failure(FailureKind.OUT_OF_MEMORY, detail)
         self._release_pages(sequence)
         return sequence
-

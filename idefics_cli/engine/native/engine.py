@@ -29,7 +29,9 @@ _Submission = tuple[Sequence, "Future[Answer]"]
 class NativeEngine:
     """Runs a checkpoint on one device."""
 
-    def __init__(self, core: EngineCore, info: EngineInfo, prompts: PromptBuilder, max_new_tokens: int, max_positions: int) -> None:
+    def __init__(
+        self, core: EngineCore, info: EngineInfo, prompts: PromptBuilder, max_new_tokens: int, max_positions: int
+    ) -> None:
         """Start the thread; see `load_engine`."""
         self.info = info
         self._core, self._prompts = core, prompts

@@ -6,7 +6,8 @@ It does what it is told, and raises torch.OutOfMemoryError where memory does not
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence as SequenceOf
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import torch
@@ -213,9 +214,7 @@ class ModelRunner:
             return piece, None
         segment, tokens, features = piece.segment, piece.tokens, piece.features
         images = sum(token == self._family.config.image_token_id for token in tokens[:room])
-        first = Segment(
-            room, segment.suffix_start, segment.suffix_done, segment.prefix_start, segment.prefix_length
-        )
+        first = Segment(room, segment.suffix_start, segment.suffix_done, segment.prefix_start, segment.prefix_length)
         second = Segment(
             segment.length - room,
             segment.suffix_start,

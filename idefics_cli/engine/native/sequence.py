@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-
 from typing import Protocol
 
 from idefics_cli.engine.families.base import Prompt

@@ -63,9 +63,7 @@ def rope_and_cache(
     return rotated[:, :heads].reshape(len(qkv), heads * dim)
 
 
-def paged_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, metadata: AttentionMetadata, window: int
-) -> Tensor:
+def paged_attention(queries: Tensor, keys: Tensor, values: Tensor, metadata: AttentionMetadata, window: int) -> Tensor:
     """See `Ops`; segments are padded to the longest query, and to whole blocks of the longest context.
 
     A context that ends within a block is summed up in another order by some of torch's kernels.

@@ -265,9 +265,7 @@ def _attend(
     tl.store(out + (packed * out_stride + head * DIM)[:, None] + dims[None, :], result, is_query[:, None])
 
 
-def paged_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, metadata: AttentionMetadata, window: int
-) -> Tensor:
+def paged_attention(queries: Tensor, keys: Tensor, values: Tensor, metadata: AttentionMetadata, window: int) -> Tensor:
     """See `Ops`; kv heads are not repeated, and only filled positions are read."""
     kv_heads, dim = keys.shape[1:]
     group = queries.shape[1] // (kv_heads * dim)
