@@ -17,9 +17,9 @@ from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 
-from maker.draw import Scan, draw
-from maker.fonts import face
-from maker.layout import Page, Rule, Text, make_page
+from tools.tiny_idefics2.draw import Scan, draw
+from tools.tiny_idefics2.fonts import face
+from tools.tiny_idefics2.layout import Page, Rule, Text, make_page
 
 LETTER, A4, LANDSCAPE, STRIP = (756, 980), (692, 980), (980, 756), (490, 980)
 _POINTS = 792 / 980  # points a layout pixel: a letter page is 980 pixels long

@@ -11,9 +11,9 @@ from PIL import Image
 
 from idefics_cli.config import ImageGeometry, Split
 from idefics_cli.documents.splitting import em_from_ink
-from maker.evaluate import answer_pages, draw_pages
-from maker.layout import DENSE, LARGE
-from maker.model import IMAGE_SIZE, SHORTEST_EDGE
+from tools.tiny_idefics2.evaluate import answer_pages, draw_pages
+from tools.tiny_idefics2.layout import DENSE, LARGE
+from tools.tiny_idefics2.model import IMAGE_SIZE, SHORTEST_EDGE
 
 _BINS = [6, 7, 8, 8.5, 9, 9.5, 10, 10.5, 11, 11.5, 12, 13, 15, 18, 22]
 

@@ -7,11 +7,11 @@ from random import Random
 
 import numpy as np
 import pytest
-from maker.content import NOT_FOUND, Words, is_held_out
-from maker.data import SHAPES, Encoder
-from maker.draw import Scan, characters, draw
-from maker.evaluate import answer_pages, draw_pages, figures
-from maker.layout import Text, make_page
+from tools.tiny_idefics2.content import NOT_FOUND, Words, is_held_out
+from tools.tiny_idefics2.data import SHAPES, Encoder
+from tools.tiny_idefics2.draw import Scan, characters, draw
+from tools.tiny_idefics2.evaluate import answer_pages, draw_pages, figures
+from tools.tiny_idefics2.layout import Text, make_page
 
 from idefics_cli.config import Split
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from maker import content
-from maker.content import FIELDS, KINDS, NOT_FOUND, Field, Words
-from maker.fonts import Family, advances, families
+from tools.tiny_idefics2 import fields as field_table
+from tools.tiny_idefics2 import lexicon
+from tools.tiny_idefics2.fields import FIELDS, KINDS, Field
+from tools.tiny_idefics2.fonts import Family, advances, families
+from tools.tiny_idefics2.lexicon import NOT_FOUND
+from tools.tiny_idefics2.values import Values
 
 Box = tuple[float, float, float, float]
 
@@ -139,8 +142,8 @@ class Flow:
 class Writer:
     """Writes one page of a kind: titles, blocks of fields, tables, letters and filler."""
 
-    def __init__(self, page: Page, words: Words, columns: int) -> None:
-        self.page, self.words, self.rng = page, words, words.rng
+    def __init__(self, page: Page, values: Values, columns: int) -> None:
+        self.page, self.values, self.rng = page, values, values.rng
         rng = self.rng
         self.family = rng.choice(families())
         self.heads = self.family if rng.random() < 0.6 else rng.choice(families())
@@ -178,14 +181,21 @@ class Writer:
     def fields(self, fields: list[Field]) -> None:
         """Write labels with their values in one style, and ask for each."""
         rng, flow = self.rng, self.flow
+        if len(fields) > 1 and flow.x1 - flow.x0 > 18 * self.em and rng.random() < 0.15:
+            self.fields_across(fields)
+            return
         style = rng.choice(("colon", "colon", "tabs", "tabs", "right", "stack", "box"))
+        ruled = style in ("tabs", "right") and rng.random() < 0.3
+        dotted = style == "right" and rng.random() < 0.3
         bold_label, bold_value = rng.random() < 0.4, rng.random() < 0.15
         mark = ":" if style == "colon" or rng.random() < 0.5 else ""
         labels = {f.key: rng.choice(f.labels) for f in fields}
+        if rng.random() < 0.15:
+            labels = {key: label.upper() for key, label in labels.items()}
         tab = max(Text(0, 0, labels[f.key] + mark, self.family, bold_label, self.em).width for f in fields)
         tab += self.em * rng.uniform(0.7, 1.6)
         for f in fields:
-            value, label = f.draw(self.words), labels[f.key]
+            value, label = f.draw(self.values), labels[f.key]
             label_width = Text(0, 0, label + mark, self.family, bold_label, self.em).width
             value_width = Text(0, 0, value, self.family, bold_value, self.em).width
             stacked = style in ("stack", "box")
@@ -217,11 +227,47 @@ class Writer:
                     "right": flow.x1 - value_width,
                 }[style]
                 given = self.put(x, y, value, bold=bold_value)
+                if dotted:
+                    dots = int((x - shown.box[2]) / Text(0, 0, ".", self.family, False, self.em).width) - 2
+                    self.put(shown.box[2] + self.em * 0.3, y, "." * max(0, dots))
+                if ruled:
+                    bottom = y + self.em * 1.25
+                    self.page.items.append(Rule((flow.x0, bottom, flow.x1, bottom + 1), rng.choice((60, 120, 180))))
             self.used[f.key] = label
-            self.page.asked.append(Asked(content.ask(f, label, rng), value, "field", (shown.box, given.box)))
+            self.page.asked.append(Asked(field_table.ask(f, label, rng), value, "field", (shown.box, given.box)))
+
+    def fields_across(self, fields: list[Field]) -> None:
+        """Write fields two or three to a row, each label above its value."""
+        rng, flow = self.rng, self.flow
+        across, framed, bold = rng.choice((2, 2, 3)), rng.random() < 0.5, rng.random() < 0.3
+        upper, scale = rng.random() < 0.25, rng.choice((0.85, 1.0))
+        while fields:
+            width = (flow.x1 - flow.x0) / across
+            y = flow.take(self.em * 2.7)
+            if y is None:
+                return
+            for cell in range(across):
+                f = fields.pop(0) if fields else None
+                while f is not None:
+                    value, label = f.draw(self.values), rng.choice(f.labels)
+                    label = label.upper() if upper else label
+                    longest = max(Text(0, 0, text, self.family, True, self.em).width for text in (label, value))
+                    if longest <= width - 0.5 * self.em:
+                        break
+                    f = fields.pop(0) if fields else None
+                if f is None:
+                    return
+                x = flow.x0 + cell * width + 0.2 * self.em
+                shown = self.put(x, y + 1, label, bold=bold, scale=scale)
+                given = self.put(x, y + self.em * 1.2, value)
+                if framed:
+                    frame = (flow.x0 + cell * width, y, flow.x0 + (cell + 1) * width, y + 2.6 * self.em)
+                    self.page.items.append(Rule(frame, 120, outline=True))
+                self.used[f.key] = label
+                self.page.asked.append(Asked(field_table.ask(f, label, rng), value, "field", (shown.box, given.box)))
 
     def filler(self, sentences: int) -> None:
-        self.paragraph([(word, None) for _ in range(sentences) for word in self.rng.choice(content.FILLER).split()])
+        self.paragraph([(word, None) for _ in range(sentences) for word in self.rng.choice(lexicon.FILLER).split()])
 
     def paragraph(self, words: list[tuple[str, str | None]]) -> dict[str, list[Text]]:
         """Write words wrapped to the column; return the texts of the marked ones, by mark."""
@@ -246,10 +292,21 @@ class Writer:
     def items_table(self, rows: int) -> None:
         """A table of items with quantity and price."""
         rng, flow = self.rng, self.flow
-        left = [name for name in content.ITEMS if name not in self.items]
-        names = rng.sample(left, rows)
-        heads = rng.choice((("Item", "Qty", "Price"), ("Description", "Qty", "Amount"), ("Product", "Pcs", "Price")))
-        cells = [(name, str(rng.randint(1, 40)), self.words.number()) for name in names]
+        names: list[str] = []
+        while len(names) <= rows:
+            name = self.values.item()
+            if name.lower() not in {taken.lower() for taken in (*self.items, *names)}:
+                names.append(name)
+        absent = names.pop()
+        heads = rng.choice((
+                ("Item", "Qty", "Price"),
+                ("Description", "Qty", "Amount"),
+                ("Product", "Pcs", "Price"),
+                ("ARTICLE", "QUANTITY", "AMOUNT"),
+                ("Article", "Quantity", "Price"),
+            )
+        )
+        cells = [(name, str(rng.randint(1, 40)), self.values.number()) for name in names]
         boxes = self.table(heads, cells)
         for (name, count, price), row in zip(cells, boxes, strict=False):
             if rng.random() < 0.6:
@@ -260,7 +317,6 @@ class Writer:
             else:
                 wording = rng.choice(("What is the quantity of {}?", "How many of {} are listed?", "Quantity of {}?"))
                 self.page.asked.append(Asked(wording.format(name), count, "table", (row[0], row[1])))
-        absent = rng.choice([name for name in left if name not in names])
         self.items.update((*names, absent))
         if rng.random() < 0.3:
             self.page.asked.append(Asked(f"What is the price of {absent}?", NOT_FOUND, "absent"))
@@ -271,14 +327,14 @@ class Writer:
         rng = self.rng
         head, noun, draw = rng.choice(
             (
-                ("Extension", "extension", lambda: self.words.digits(3, 4)),
-                ("Room", "room", lambda: self.words.digits(3, 3)),
-                ("Department", "department", lambda: self.words.one(content.DEPARTMENTS)),
-                ("City", "city", lambda: self.words.one(content.CITIES)),
+                ("Extension", "extension", lambda: self.values.digits(3, 4)),
+                ("Room", "room", lambda: self.values.digits(3, 3)),
+                ("Department", "department", lambda: self.values.department()),
+                ("City", "city", lambda: self.values.city()),
                 ("Score", "score", lambda: str(rng.randint(10, 100))),
             )
         )
-        cells = [(self.words.person(), draw()) for _ in range(rows)]
+        cells = [(self.values.person(), draw()) for _ in range(rows)]
         for (name, value), row in zip(cells, self.table(("Name", head), cells), strict=False):
             wording = rng.choice(("What is the {} of {}?", "Which {} does {} have?", "{} of {}?"))
             question = wording.format(noun, name)
@@ -297,6 +353,7 @@ class Writer:
         if room < self.em * 0.6 * (len(heads) - 1):
             return []
         gap = min(room / max(1, len(heads) - 1), self.em * rng.uniform(1.0, 5.0))
+        grid = rng.random() < 0.2 and gap > self.em
         lines, shaded, right = rng.random() < 0.6, rng.random() < 0.3, rng.random() < 0.6
         boxes: list[list[Box]] = []
         for number, row in enumerate((heads, *cells)):
@@ -313,7 +370,9 @@ class Writer:
                 shift = widths[column] - width if right and column else 0.0
                 row_boxes.append(self.put(x + shift, y, text, bold=number == 0).box)
                 x += widths[column] + gap
-            if lines:
+                if grid and column + 1 < len(row):
+                    self.page.items.append(Rule((x - gap / 2, y - 1, x - gap / 2 + 1, y + self.em * self.leading - 1), 90))
+            if lines or grid:
                 bottom = y + self.em * min(self.leading, 1.5) - 1
                 self.page.items.append(Rule((self.flow.x0, bottom, x - gap, bottom + 1), rng.choice((60, 120, 180))))
             if number:
@@ -322,31 +381,29 @@ class Writer:
 
     def letter(self) -> None:
         """A letter: address, salutation, a body that states facts, and a signature."""
-        rng, words, flow = self.rng, self.words, self.flow
+        rng, words, flow = self.rng, self.values, self.flow
         sender, recipient, signer = words.company(), words.person(), words.person()
         ask = self.page.asked.append
         self.title(sender, scale=1.3)
-        date = words.date()
         line = self.em * self.leading
-        if (y := flow.take(line * 1.3)) is None:
+        date_first, at_right = rng.random() < 0.6, rng.random() < 0.35
+        if date_first and not self.letter_date(at_right):
             return
-        ask(
-            Asked(
-                rng.choice(("What is the date of the letter?", "When was the letter written?", "Date of the letter?")),
-                date,
-                "letter",
-                (self.put(flow.x0, y, date).box,),
-            )
-        )
-        for text in (recipient, words.address(), words.one(content.CITIES)):
+        named: Box = (0, 0, 0, 0)
+        address = [words.address(), rng.choice(("", words.digits(5, 5) + " ")) + words.city()]
+        for text in (recipient, *([words.company()] if rng.random() < 0.2 else []), *address):
             if (y := flow.take(line)) is None:
                 return
-            self.put(flow.x0, y, text)
-        flow.skip(line * 0.5)
-        subject = words.one(content.SUBJECTS)
+            item = self.put(flow.x0, y, text)
+            named = item.box if text is recipient else named
+        flow.skip(line * rng.uniform(0.2, 1.5))
+        if not date_first and not self.letter_date(at_right):
+            return
+        subject = words.subject()
         if (y := flow.take(line * 1.4)) is None:
             return
-        box = self.put(flow.x0, y, f"Subject: {subject}", bold=True).box
+        start = rng.choice(("Subject: ", "Subject: ", "Re: ", "RE: ", "Concerning: ", ""))
+        box = self.put(flow.x0, y, start + subject, bold=rng.random() < 0.7 or not start).box
         ask(
             Asked(
                 rng.choice(("What is the subject of the letter?", "What is the letter about?")),
@@ -357,7 +414,11 @@ class Writer:
         )
         if (y := flow.take(line * 1.3)) is None:
             return
-        box = self.put(flow.x0, y, f"Dear {recipient},").box
+        greetings = ("Dear {},", "Dear {},", "Dear {}", "Hello {},", "To {}:", "Dear Sir or Madam,", "Dear customer,")
+        greeting = rng.choice(greetings)
+        box = self.put(flow.x0, y, greeting.format(recipient)).box if "{" in greeting else named
+        if "{" not in greeting:
+            self.put(flow.x0, y, greeting)
         ask(
             Asked(
                 rng.choice(
@@ -373,31 +434,14 @@ class Writer:
             )
         )
         facts = [
-            ("Your appointment is on {}.", "When is the appointment?|On which date is the appointment?", words.date()),
-            (
-                "Please quote the reference {} in your reply.",
-                "What is the reference?|Which reference should be quoted?",
-                words.code(),
-            ),
-            ("The amount of {} is still open.", "What amount is still open?|How much is still open?", words.amount()),
-            (
-                "You can reach us at {} during the day.",
-                "What phone number is given?|At which phone number can they be reached?",
-                words.phone(),
-            ),
-            (
-                "Please come to room {} on arrival.",
-                "To which room should one come?|What is the room?",
-                words.digits(3, 3),
-            ),
-            ("Your new contact is {} from our office.", "Who is the new contact?", words.person()),
-            ("The contract ends on {} at the latest.", "When does the contract end?", words.date()),
+            (rng.choice(sentences.split("|")), questions, getattr(words, draw)())
+            for sentences, questions, draw in lexicon.FACTS
         ]
         chosen = rng.sample(facts, rng.randint(1, 4))
         body: list[tuple[str, str | None]] = []
         for number, (sentence, _, value) in enumerate(chosen):
             for _ in range(rng.randint(0, 3)):
-                body += [(word, None) for word in rng.choice(content.FILLER).split()]
+                body += [(word, None) for word in rng.choice(lexicon.FILLER).split()]
             before, after = sentence.split("{}")
             pieces = value.split()
             body += [(word, None) for word in before.split()]
@@ -427,7 +471,7 @@ class Writer:
             )
         )
         if (y := flow.take(line)) is not None:
-            job = words.one(content.JOBS)
+            job = words.job()
             box = self.put(flow.x0, y, job).box
             ask(
                 Asked(
@@ -438,11 +482,24 @@ class Writer:
                 )
             )
 
+    def letter_date(self, at_right: bool) -> bool:
+        """Write the date line of a letter, and ask for it; False when the page is full."""
+        rng, flow, values = self.rng, self.flow, self.values
+        date = values.date()
+        if (y := flow.take(self.em * self.leading * 1.3)) is None:
+            return False
+        before = rng.choice(("", "", "", "Date: ", f"{values.city()}, "))
+        width = Text(0, 0, before + date, self.family, False, self.em).width
+        item = self.put(max(flow.x0, flow.x1 - width) if at_right else flow.x0, y, before + date)
+        wordings = ("What is the date of the letter?", "When was the letter written?", "Date of the letter?")
+        self.page.asked.append(Asked(rng.choice(wordings), date, "letter", (item.box,)))
+        return True
+
     def absent(self, count: int) -> None:
         """Ask for fields that the page does not have."""
         keys = [key for key in FIELDS if key not in self.used]
         for key in self.rng.sample(keys, min(count, len(keys))):
-            self.page.asked.append(Asked(content.ask(FIELDS[key], None, self.rng), NOT_FOUND, "absent"))
+            self.page.asked.append(Asked(field_table.ask(FIELDS[key], None, self.rng), NOT_FOUND, "absent"))
 
 
 def make_page(
@@ -469,10 +526,10 @@ def make_page(
     em = _half(em)
     kind = kind or rng.choice(("invoice", "invoice", "receipt", "form", "form", "report", "letter", "letter", "table"))
     page = Page(*size, em, kind)
-    words = Words(rng, held_out)
+    values = Values(rng, held_out)
     roomy = size[0] / em
     columns = 2 if roomy > 42 and rng.random() < 0.9 else 1
-    writer = Writer(page, words, columns)
+    writer = Writer(page, values, columns)
     if few:
         _write_fields(writer, kind if kind in KINDS else "form", rng.randint(1, 4))
         writer.absent(1 if rng.random() < 0.3 else 0)
@@ -480,7 +537,7 @@ def make_page(
     if kind == "letter":
         writer.letter()
     elif kind == "table":
-        writer.title(rng.choice(("Price list", "Staff list", "Stock list", "Directory", "Order list")))
+        writer.title(rng.choice(("Price list", "Staff list", "STOCK LIST", "Directory", "Order list", "PRICES", values.subject())))
         for _ in range(rng.randint(1, 3 if fullest == FULLEST else 2)):
             (writer.items_table if rng.random() < 0.5 else writer.people_table)(
                 rng.randint(3, max(4, min(8, fullest // 3)))
@@ -493,7 +550,7 @@ def make_page(
             wording = rng.choice(("What is the title of the page?", "What kind of document is this?"))
             page.asked.append(Asked(wording, title, "title", (shown.box,)))
         if rng.random() < 0.5:
-            writer.title(words.company(), scale=1.1)
+            writer.title(values.company(), scale=1.1)
         _write_fields(writer, kind, fullest if columns == 2 else rng.randint(4, min(14, fullest)), fullest)
     if rng.random() < 0.5:
         writer.filler(rng.randint(1, 4))
@@ -528,7 +585,7 @@ SNIPPET_KEYS = [
 def make_snippet(rng: Random, *, size: tuple[int, int], em: float, fields: int) -> Page:
     """Lay out a scrap of a page with a few short fields: where reading starts."""
     page = Page(*size, _half(em), "form")
-    writer = Writer(page, Words(rng, held_out=False), columns=1)
+    writer = Writer(page, Values(rng, held_out=False), columns=1)
     writer.flow.y = rng.uniform(1, max(2.0, size[1] - fields * 2.8 * em))
     writer.flow.columns = [(rng.uniform(2, 12), size[0] - 1)]
     for key in rng.sample(SNIPPET_KEYS, fields):
