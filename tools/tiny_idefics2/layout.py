@@ -528,7 +528,7 @@ def make_page(
     page = Page(*size, em, kind)
     values = Values(rng, held_out)
     roomy = size[0] / em
-    columns = 2 if roomy > 42 and rng.random() < 0.9 else 1
+    columns = 2 if roomy > 42 and rng.random() < (0.6 if kind == "letter" else 0.8) else 1
     writer = Writer(page, values, columns)
     if few:
         _write_fields(writer, kind if kind in KINDS else "form", rng.randint(1, 4))

@@ -275,7 +275,7 @@ def asked_page(number: int) -> AskedPage:
         em = rng.uniform(*(LARGE_EM if large else SMALL_EM))
         width, height = rng.choice(((1190, EDGE), (1301, EDGE), (1190, EDGE), (EDGE, 1190)))
         sheet = Sheet(rng, em * EDGE / IMAGE_SIZE, Image.new("L", (width, height), 255), rng.choice(FACES), rng.random() < 0.25)
-        sheet.y = height * rng.uniform(0.04, 0.1)
+        sheet.y = height * rng.uniform(0.04, 0.1 if large else 0.4)
         (_form, _table, _letter)[number // 2 % 3](sheet)
         if len(sheet.asked) >= 3:
             break
