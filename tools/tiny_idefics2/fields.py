@@ -9,6 +9,7 @@ from random import Random
 from tools.tiny_idefics2 import lexicon
 from tools.tiny_idefics2.values import Values
 
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """A labelled value: how pages label it, what questions call it, how its value is drawn."""

@@ -298,7 +298,8 @@ class Writer:
             if name.lower() not in {taken.lower() for taken in (*self.items, *names)}:
                 names.append(name)
         absent = names.pop()
-        heads = rng.choice((
+        heads = rng.choice(
+            (
                 ("Item", "Qty", "Price"),
                 ("Description", "Qty", "Amount"),
                 ("Product", "Pcs", "Price"),
@@ -371,7 +372,9 @@ class Writer:
                 row_boxes.append(self.put(x + shift, y, text, bold=number == 0).box)
                 x += widths[column] + gap
                 if grid and column + 1 < len(row):
-                    self.page.items.append(Rule((x - gap / 2, y - 1, x - gap / 2 + 1, y + self.em * self.leading - 1), 90))
+                    self.page.items.append(
+                        Rule((x - gap / 2, y - 1, x - gap / 2 + 1, y + self.em * self.leading - 1), 90)
+                    )
             if lines or grid:
                 bottom = y + self.em * min(self.leading, 1.5) - 1
                 self.page.items.append(Rule((self.flow.x0, bottom, x - gap, bottom + 1), rng.choice((60, 120, 180))))
@@ -537,7 +540,11 @@ def make_page(
     if kind == "letter":
         writer.letter()
     elif kind == "table":
-        writer.title(rng.choice(("Price list", "Staff list", "STOCK LIST", "Directory", "Order list", "PRICES", values.subject())))
+        writer.title(
+            rng.choice(
+                ("Price list", "Staff list", "STOCK LIST", "Directory", "Order list", "PRICES", values.subject())
+            )
+        )
         for _ in range(rng.randint(1, 3 if fullest == FULLEST else 2)):
             (writer.items_table if rng.random() < 0.5 else writer.people_table)(
                 rng.randint(3, max(4, min(8, fullest // 3)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import string
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -141,7 +142,8 @@ def make_model(seed: int = 0) -> Idefics2ForConditionalGeneration:
     return model
 
 
-def position_ids(rows: int, columns: int) -> Tensor:
+@lru_cache(maxsize=256)
+def position_ids(rows: int, columns: int, device: torch.device) -> Tensor:
     """The position of each patch of a grid, (rows * columns,): the bucket of its fractional coordinates in float32.
 
     This is the rule that Idefics2 was trained with; transformers 5.0 to 5.20 apply it in the dtype of the pixels, which
@@ -152,7 +154,7 @@ def position_ids(rows: int, columns: int) -> Tensor:
     row, column = (
         torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / count), boundaries, right=True) for count in (rows, columns)
     )
-    return (row[:, None] * side + column).flatten()
+    return (row[:, None] * side + column).flatten().to(device)
 
 
 def sine_cosine_positions(side: int, width: int) -> Tensor:
@@ -207,7 +209,7 @@ class Reader(nn.Module):
         rows, columns = pixels.shape[2] // PATCH, pixels.shape[3] // PATCH
         embeddings = vision.embeddings
         hidden = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
-        hidden = hidden + embeddings.position_embedding(position_ids(rows, columns).to(pixels.device))
+        hidden = hidden + embeddings.position_embedding(position_ids(rows, columns, pixels.device))
         for layer in vision.encoder.layers:
             hidden = layer(hidden, None)
         patches = vision.post_layernorm(hidden)

@@ -158,7 +158,3 @@ def _write_text(canvas: Canvas, page: Page, item: Text) -> None:
     canvas.setFillGray(item.ink / 255)
     canvas.setFont(file.stem, item.size)
     canvas.drawString(item.x, page.height - item.y - ascent, item.text)
-
-
-if __name__ == "__main__":
-    write_samples(Path(__file__).parent.parent.parent)

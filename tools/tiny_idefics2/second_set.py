@@ -23,22 +23,94 @@ EDGE = 1684  # pixels of a page's longest edge: A4 at 144 dots an inch
 SMALL_EM, LARGE_EM = (6.4, 8.4), (13.0, 20.0)  # pixels of one unsplit image
 FACES = ("lato", "red-hat", "noto-sans", "ubuntu", "space-mono", "fira-mono", "computer-modern")
 _PYMUPDF = {"noto-sans": "NotoSans", "ubuntu": "Ubuntu", "space-mono": "SpaceMono", "fira-mono": "FiraMono"}
-_PEOPLE = (
-    "Hannah Whitcombe|Declan O'Rourke|Miriam Feldstein|Tobias Lindqvist|Grace Abernathy|Pavel Dvorak|Yolanda Reyes|"
-    "Stuart McAllister|Noor Haddad|Beatrix Vandermeer|Colin Thackeray|Ewa Zielinska|Raymond Okafor|Joyce Pemberton|"
-    "Giulio Castellani|Wendy Blackthorn|Arjun Malhotra|Sigrid Haugen|Leopold Brandt|Celeste Duquesne|Mick Trueman|"
-    "Hye-jin Park|Aurelio Quintana|Philippa Gray"
-).split("|")
-_FIRMS = (
-    "Kestrel & Sons|Bluewater Plumbing|Hollis Freight Ltd|Oakhurst Dental|Zephyr Cycles|Tamarind Catering|"
-    "Brightwell Glazing|Ferrow Steel GmbH|Pinecrest Nursery|Quill Stationers|Marlowe Print Co|Dunmore Electrics"
-).split("|")
-_TOWNS = "Aberdeen|Ravenna|Tromso|Maastricht|Galway|Cordoba|Lubeck|Perugia|Exeter|Halifax|Trieste|Uppsala".split("|")
-_GOODS = (
-    "Copper pipe 15 mm|Hex bolts M8|Ceiling paint|Oak plank|Cable reel|Door hinge|Garden twine|Masking tape|Floor wax|"
-    "Brass valve|Wool blanket|Steel ruler|Hand drill|Shelf bracket|Roof tile|Paper bags|Soap flakes|Table lamp"
-).split("|")
-_MONTHS = "January February March April May June July August September October November December".split()
+_PEOPLE = [
+    "Hannah Whitcombe",
+    "Declan O'Rourke",
+    "Miriam Feldstein",
+    "Tobias Lindqvist",
+    "Grace Abernathy",
+    "Pavel Dvorak",
+    "Yolanda Reyes",
+    "Stuart McAllister",
+    "Noor Haddad",
+    "Beatrix Vandermeer",
+    "Colin Thackeray",
+    "Ewa Zielinska",
+    "Raymond Okafor",
+    "Joyce Pemberton",
+    "Giulio Castellani",
+    "Wendy Blackthorn",
+    "Arjun Malhotra",
+    "Sigrid Haugen",
+    "Leopold Brandt",
+    "Celeste Duquesne",
+    "Mick Trueman",
+    "Hye-jin Park",
+    "Aurelio Quintana",
+    "Philippa Gray",
+]
+_FIRMS = [
+    "Kestrel & Sons",
+    "Bluewater Plumbing",
+    "Hollis Freight Ltd",
+    "Oakhurst Dental",
+    "Zephyr Cycles",
+    "Tamarind Catering",
+    "Brightwell Glazing",
+    "Ferrow Steel GmbH",
+    "Pinecrest Nursery",
+    "Quill Stationers",
+    "Marlowe Print Co",
+    "Dunmore Electrics",
+]
+_TOWNS = [
+    "Aberdeen",
+    "Ravenna",
+    "Tromso",
+    "Maastricht",
+    "Galway",
+    "Cordoba",
+    "Lubeck",
+    "Perugia",
+    "Exeter",
+    "Halifax",
+    "Trieste",
+    "Uppsala",
+]
+_GOODS = [
+    "Copper pipe 15 mm",
+    "Hex bolts M8",
+    "Ceiling paint",
+    "Oak plank",
+    "Cable reel",
+    "Door hinge",
+    "Garden twine",
+    "Masking tape",
+    "Floor wax",
+    "Brass valve",
+    "Wool blanket",
+    "Steel ruler",
+    "Hand drill",
+    "Shelf bracket",
+    "Roof tile",
+    "Paper bags",
+    "Soap flakes",
+    "Table lamp",
+]
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 Asked = tuple[str, str, str]
 Box = tuple[float, float, float, float]
 
@@ -119,11 +191,15 @@ def _money(rng: Random) -> str:
 
 def _day(rng: Random) -> str:
     day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(1998, 2027)
-    return rng.choice((f"{day} {_MONTHS[month - 1]} {year}", f"{year}-{month:02}-{day:02}", f"{day:02}.{month:02}.{year}"))
+    return rng.choice(
+        (f"{day} {_MONTHS[month - 1]} {year}", f"{year}-{month:02}-{day:02}", f"{day:02}.{month:02}.{year}")
+    )
 
 
 def _serial(rng: Random) -> str:
-    return "".join(rng.choices("ABCDEFGHKLMNPRTWXYZ", k=2)) + "-" + "".join(rng.choices("0123456789", k=rng.randint(4, 6)))
+    return (
+        "".join(rng.choices("ABCDEFGHKLMNPRTWXYZ", k=2)) + "-" + "".join(rng.choices("0123456789", k=rng.randint(4, 6)))
+    )
 
 
 def _fields(rng: Random) -> list[tuple[str, str, str]]:
@@ -151,7 +227,9 @@ def _fields(rng: Random) -> list[tuple[str, str, str]]:
 def _form(sheet: Sheet) -> None:
     """A form: labels on the left, or above boxes in two columns."""
     rng = sheet.rng
-    sheet.say(sheet.left, sheet.y, rng.choice(("REGISTRATION", "Customer record", "Policy summary", "INVOICE")), scale=1.5)
+    sheet.say(
+        sheet.left, sheet.y, rng.choice(("REGISTRATION", "Customer record", "Policy summary", "INVOICE")), scale=1.5
+    )
     sheet.down(2)
     fields = rng.sample(_fields(rng), rng.randint(6, 12))
     boxed, tab = rng.random() < 0.5, sheet.left + 9.5 * sheet.em
@@ -165,7 +243,9 @@ def _form(sheet: Sheet) -> None:
             top = sheet.y
             shown = sheet.say(x, top, label, scale=0.8)
             given = sheet.say(x, top + 1.1 * sheet.em, value)
-            sheet.pen.rectangle((x - 6, top - 4, x + 0.4 * sheet.image.width, top + 2.6 * sheet.em), outline=90, width=2)
+            sheet.pen.rectangle(
+                (x - 6, top - 4, x + 0.4 * sheet.image.width, top + 2.6 * sheet.em), outline=90, width=2
+            )
             enough = number % 2 == 0 or sheet.down(2.1)
         else:
             shown, given = sheet.say(sheet.left, sheet.y, label, bold=True), sheet.say(tab, sheet.y, value)
@@ -274,7 +354,9 @@ def asked_page(number: int) -> AskedPage:
         large = number % 2 == 1
         em = rng.uniform(*(LARGE_EM if large else SMALL_EM))
         width, height = rng.choice(((1190, EDGE), (1301, EDGE), (1190, EDGE), (EDGE, 1190)))
-        sheet = Sheet(rng, em * EDGE / IMAGE_SIZE, Image.new("L", (width, height), 255), rng.choice(FACES), rng.random() < 0.25)
+        sheet = Sheet(
+            rng, em * EDGE / IMAGE_SIZE, Image.new("L", (width, height), 255), rng.choice(FACES), rng.random() < 0.25
+        )
         sheet.y = height * rng.uniform(0.04, 0.1 if large else 0.4)
         (_form, _table, _letter)[number // 2 % 3](sheet)
         if len(sheet.asked) >= 3:

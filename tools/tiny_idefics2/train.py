@@ -1,4 +1,4 @@
-"""Trains the tiny Idefics2 on generated pages, from nothing or from a checkpoint, on every GPU; resumable at any time."""
+"""Trains the tiny Idefics2 on generated pages, from nothing or from a checkpoint, on every GPU; resumable."""
 
 from __future__ import annotations
 

@@ -109,11 +109,9 @@ class Values:
         rng = self.rng
         if rng.random() < 0.3:
             return rng.choice(lexicon.SUBJECTS)
+        forms = ("your {0}", "the {0} {1}", "{0} of the {1}", "our {0} and {1}", "New {0} for {1}", "{0} {1}")
         return self._open(
-            lambda: (
-                rng.choice(("your {0}", "the {0} {1}", "{0} of the {1}", "our {0} and {1}", "New {0} for {1}", "{0} {1}"))
-                .format(any_word(rng, "words").lower(), any_word(rng, "words").lower())
-            )
+            lambda: rng.choice(forms).format(any_word(rng, "words").lower(), any_word(rng, "words").lower())
         )
 
     def digits(self, low: int, high: int) -> str:
@@ -193,7 +191,8 @@ class Values:
 
         def make() -> str:
             start = rng.choice(("+1 555 ", "+44 20 ", "555-", "(555) ", "0", "+49 30 ", f"+{rng.randint(30, 99)} "))
-            return start + rng.choice((f"{rng.randint(1000, 9999999)}", f"{rng.randint(100, 999)} {rng.randint(1000, 9999)}"))
+            rest = (f"{rng.randint(1000, 9999999)}", f"{rng.randint(100, 999)} {rng.randint(1000, 9999)}")
+            return start + rng.choice(rest)
 
         return self._open(make)
 
@@ -201,7 +200,8 @@ class Values:
         rng = self.rng
 
         def make() -> str:
-            street = rng.choice(lexicon.STREETS) if rng.random() < 0.2 else any_word(rng, rng.choice(("words", "cities")))
+            known = rng.random() < 0.2
+            street = rng.choice(lexicon.STREETS) if known else any_word(rng, rng.choice(("words", "cities")))
             return f"{rng.randint(1, 999)} {street} {rng.choice(lexicon.STREET_ENDS)}"
 
         return self._open(make)
