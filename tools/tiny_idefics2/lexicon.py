@@ -7,190 +7,60 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
+CHARACTERS = "\n" + string.digits + string.ascii_letters + string.punctuation + " " + "€£°éèêáàâäåæçíñóôöøúüßÄÅÆÉÖØÜ"
+"""What the tokenizer has a token for."""
+
 NOT_FOUND = "not found"
 
 
-COMPANY_TRADES = [
-    "Paper",
-    "Tools",
-    "Foods",
-    "Textiles",
-    "Logistics",
-    "Systems",
-    "Media",
-    "Books",
-    "Glass",
-    "Motors",
-    "Farms",
-    "Labs",
-    "Energy",
-    "Studio",
-    "Marine",
-    "Optics",
-]
+COMPANY_TRADES = (
+    "Paper Tools Foods Textiles Logistics Systems Media Books Glass Motors Farms Labs Energy Studio Marine Optics"
+).split()
 
-COMPANY_ENDS = ["Ltd", "Inc", "GmbH", "LLC", "Co", "Group", "SA", "AB"]
+COMPANY_ENDS = ("Ltd Inc GmbH LLC Co Group SA AB").split()
 
-COUNTRIES = [
-    "Norway",
-    "Portugal",
-    "Ireland",
-    "France",
-    "Italy",
-    "Sweden",
-    "Belgium",
-    "Austria",
-    "Spain",
-    "Poland",
-    "Canada",
-    "Japan",
-    "Chile",
-    "Kenya",
-    "Latvia",
-    "Greece",
-    "Brazil",
-    "Denmark",
-    "Finland",
-    "Mexico",
-]
+COUNTRIES = (
+    "Norway Portugal Ireland France Italy Sweden Belgium Austria Spain Poland Canada Japan Chile Kenya Latvia "
+    "Greece Brazil Denmark Finland Mexico"
+).split()
 
-STREETS = [
-    "Harbour",
-    "Mill",
-    "Station",
-    "Church",
-    "Park",
-    "Garden",
-    "Bridge",
-    "Castle",
-    "Market",
-    "School",
-    "Lake",
-    "Hill",
-    "Forest",
-    "Queen",
-    "King",
-    "Abbey",
-]
+STREETS = (
+    "Harbour Mill Station Church Park Garden Bridge Castle Market School Lake Hill Forest Queen King Abbey"
+).split()
 
-STREET_ENDS = ["Road", "Street", "Lane", "Avenue", "Way", "Square"]
+STREET_ENDS = ("Road Street Lane Avenue Way Square").split()
 
-ITEMS = [
-    "Desk lamp",
-    "Office chair",
-    "Paper A4",
-    "Ink cartridge",
-    "Notebook",
-    "Stapler",
-    "Whiteboard",
-    "USB cable",
-    "Keyboard",
-    "Monitor arm",
-    "Coffee beans",
-    "Green tea",
-    "Orange juice",
-    "Olive oil",
-    "Brown bread",
-    "Apple pie",
-    "Cheddar",
-    "Tomato soup",
-    "Rice",
-    "Honey",
-    "Hammer",
-    "Screwdriver",
-    "Wood glue",
-    "Paint brush",
-    "Sandpaper",
-    "Drill bit",
-    "Garden hose",
-    "Flower pot",
-    "Work gloves",
-    "Safety vest",
-    "Blue pen",
-    "Envelope",
-    "Calculator",
-    "Backpack",
-    "Water bottle",
-    "Hand soap",
-    "Paper towel",
-    "Light bulb",
-    "Battery pack",
-    "Extension cord",
-    "Door handle",
-    "Wall clock",
-    "Picture frame",
-    "Bookshelf",
-    "Filing box",
-    "Desk fan",
-    "Headset",
-    "Mouse pad",
-    "Webcam",
-    "Printer",
-]
+ITEMS = (
+    "Desk lamp|Office chair|Paper A4|Ink cartridge|Notebook|Stapler|Whiteboard|USB cable|Keyboard|Monitor arm|"
+    "Coffee beans|Green tea|Orange juice|Olive oil|Brown bread|Apple pie|Cheddar|Tomato soup|Rice|Honey|Hammer|"
+    "Screwdriver|Wood glue|Paint brush|Sandpaper|Drill bit|Garden hose|Flower pot|Work gloves|Safety vest|"
+    "Blue pen|Envelope|Calculator|Backpack|Water bottle|Hand soap|Paper towel|Light bulb|Battery pack|"
+    "Extension cord|Door handle|Wall clock|Picture frame|Bookshelf|Filing box|Desk fan|Headset|Mouse pad|Webcam|"
+    "Printer"
+).split("|")
 
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+MONTHS = ("January February March April May June July August September October November December").split()
 
-DEPARTMENTS = [
-    "Sales",
-    "Finance",
-    "Research",
-    "Legal",
-    "Support",
-    "Logistics",
-    "Marketing",
-    "Security",
-    "Design",
-    "Planning",
-]
+DEPARTMENTS = ("Sales Finance Research Legal Support Logistics Marketing Security Design Planning").split()
 
-PAYMENTS = ["Visa", "Cash", "Mastercard", "Bank transfer", "Cheque", "PayPal", "Direct debit"]
+PAYMENTS = ("Visa|Cash|Mastercard|Bank transfer|Cheque|PayPal|Direct debit").split("|")
 
-TERMS = ["30 days net", "14 days net", "60 days net", "on receipt", "10 days net", "end of month"]
+TERMS = ("30 days net|14 days net|60 days net|on receipt|10 days net|end of month").split("|")
 
-SUBJECTS = [
-    "your application",
-    "the annual meeting",
-    "your recent order",
-    "the lease agreement",
-    "your insurance claim",
-    "the repair work",
-    "your membership",
-    "the new schedule",
-    "the water supply",
-    "your travel plans",
-]
+SUBJECTS = (
+    "your application|the annual meeting|your recent order|the lease agreement|your insurance claim|"
+    "the repair work|your membership|the new schedule|the water supply|your travel plans"
+).split("|")
 
-FILLER = [
-    "Please keep this page for your records.",
-    "Goods remain our property until paid in full.",
-    "Thank you for your business.",
-    "All amounts are stated in the currency shown.",
-    "Contact our office if anything is unclear.",
-    "This copy was made for the file.",
-    "Returns are accepted within two weeks.",
-    "Please write in capital letters.",
-    "Do not fold or staple this sheet.",
-    "The terms on the back apply.",
-    "Late payment may incur a fee.",
-    "We look forward to hearing from you.",
-    "Our office is open on working days.",
-    "Signed copies are kept for ten years.",
-    "Use a separate sheet if you need more room.",
-    "Prices include packing but not delivery.",
-]
+FILLER = (
+    "Please keep this page for your records.|Goods remain our property until paid in full.|"
+    "Thank you for your business.|All amounts are stated in the currency shown.|"
+    "Contact our office if anything is unclear.|This copy was made for the file.|"
+    "Returns are accepted within two weeks.|Please write in capital letters.|Do not fold or staple this sheet.|"
+    "The terms on the back apply.|Late payment may incur a fee.|We look forward to hearing from you.|"
+    "Our office is open on working days.|Signed copies are kept for ten years.|"
+    "Use a separate sheet if you need more room.|Prices include packing but not delivery."
+).split("|")
 
 FACTS = (
     (
@@ -241,137 +111,16 @@ FACTS = (
 )
 """What letters say, what is asked, and how the value is drawn."""
 
-ONSETS = [
-    "b",
-    "c",
-    "d",
-    "f",
-    "g",
-    "h",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "t",
-    "v",
-    "w",
-    "z",
-    "br",
-    "cr",
-    "dr",
-    "gr",
-    "pr",
-    "st",
-    "tr",
-    "fl",
-    "gl",
-    "sh",
-    "th",
-    "ch",
-    "c",
-    "k",
-    "qu",
-    "v",
-    "j",
-    "sl",
-    "sp",
-    "kn",
-    "wr",
-    "y",
-    "bl",
-    "pl",
-    "sc",
-    "sk",
-]
+ONSETS = (
+    "b c d f g h j k l m n p r s t v w z br cr dr gr pr st tr fl gl sh th ch c k qu v j sl sp kn wr y bl pl sc sk"
+).split()
 
-CORES = [
-    "a",
-    "e",
-    "i",
-    "o",
-    "u",
-    "ai",
-    "ea",
-    "ou",
-    "an",
-    "en",
-    "in",
-    "on",
-    "ar",
-    "er",
-    "or",
-    "al",
-    "el",
-    "il",
-    "y",
-    "ie",
-    "oo",
-    "au",
-    "ee",
-    "ei",
-    "ue",
-]
+CORES = ("a e i o u ai ea ou an en in on ar er or al el il y ie oo au ee ei ue").split()
 
-ENDINGS = [
-    "ton",
-    "ley",
-    "man",
-    "berg",
-    "son",
-    "dal",
-    "ford",
-    "well",
-    "ski",
-    "mann",
-    "ez",
-    "ov",
-    "ini",
-    "ard",
-    "quist",
-    "wood",
-    "by",
-    "ham",
-    "field",
-    "row",
-    "stein",
-    "nes",
-    "ck",
-    "ic",
-    "us",
-    "a",
-    "o",
-    "ia",
-    "ette",
-    "ine",
-    "ow",
-    "ax",
-    "ix",
-    "is",
-    "um",
-    "ane",
-    "oth",
-    "ing",
-    "er",
-    "y",
-    "k",
-    "sh",
-    "t",
-    "p",
-    "g",
-    "b",
-    "m",
-    "x",
-    "z",
-    "v",
-    "rt",
-    "nd",
-    "st",
-    "lm",
-]
+ENDINGS = (
+    "ton ley man berg son dal ford well ski mann ez ov ini ard quist wood by ham field row stein nes ck ic us a "
+    "o ia ette ine ow ax ix is um ane oth ing er y k sh t p g b m x z v rt nd st lm"
+).split()
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import string
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,13 +18,14 @@ from transformers import (
 )
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
+from tools.tiny_idefics2.lexicon import CHARACTERS
+
 IMAGE_SIZE = 490  # longest edge of one image, in pixels
 SHORTEST_EDGE = 196
 PATCH = 14
 LATENTS = 64
 WIDTH = 256
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-CHARACTERS = "\n" + string.digits + string.ascii_letters + string.punctuation + " " + "€£°éèêáàâäåæçíñóôöøúüßÄÅÆÉÖØÜ"
 IMAGE_MARKS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>")
 
 CHAT_TEMPLATE = (

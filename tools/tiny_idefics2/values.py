@@ -15,6 +15,8 @@ from random import Random
 from tools.tiny_idefics2 import lexicon
 from tools.tiny_idefics2.lexicon import any_word
 
+_KNOWN = frozenset(lexicon.CHARACTERS)
+
 
 def is_held_out(value: str) -> bool:
     """Whether an open-class value belongs to the evaluation pages (one in ten does)."""
@@ -31,7 +33,7 @@ class Values:
     def _open(self, make: Callable[[], str]) -> str:
         while True:
             value = make()
-            if is_held_out(value) == self.held_out:
+            if is_held_out(value) == self.held_out and _KNOWN.issuperset(value):
                 return value
 
     def person(self) -> str:
