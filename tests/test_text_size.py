@@ -66,10 +66,10 @@ def test_samples(name: str, small: bool) -> None:
 
 
 @pytest.mark.slow
-def test_a_page_takes_at_most_15_milliseconds() -> None:
+def test_a_page_takes_at_most_20_milliseconds() -> None:
     page = written(14, (1512, 1960))
     em_from_ink(page, 490)
     started = time.process_time()
     for _ in range(10):
         em_from_ink(page, 490)
-    assert (time.process_time() - started) / 10 < 0.015
+    assert (time.process_time() - started) / 10 < 0.02

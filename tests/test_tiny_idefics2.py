@@ -13,9 +13,10 @@ from tools.tiny_idefics2.__main__ import MODEL
 from tools.tiny_idefics2.data import SHAPES, Encoder
 from tools.tiny_idefics2.draw import Scan, characters, draw
 from tools.tiny_idefics2.evaluate import sample_pages
-from tools.tiny_idefics2.layout import Text, make_page
+from tools.tiny_idefics2.layout import make_page
 from tools.tiny_idefics2.lexicon import NOT_FOUND
 from tools.tiny_idefics2.model import position_ids
+from tools.tiny_idefics2.page import Text
 from tools.tiny_idefics2.reading import TinyReader
 from tools.tiny_idefics2.values import Values, is_held_out
 

@@ -36,8 +36,8 @@ def em_from_text_layer(ems: Sequence[float], longest_edge: int) -> float | None:
 def em_from_ink(page: Image.Image, longest_edge: int) -> float | None:
     """Estimate the same em from the pixels of a page; None where no text-like ink stands.
 
-    The page is cut into narrow vertical strips; in each, the runs of rows that hold ink are pieces of lines. A line whose
-    pieces are of one height is of capitals or figures; of any other line the lower pieces are x-heights.
+    The page is cut into narrow vertical strips; in each, the runs of rows that hold ink are pieces of lines. A line
+    whose pieces are of one height is of capitals or figures; of any other line the lower pieces are x-heights.
     """
     grey = page.convert("L")
     scale = _INK_EDGE / max(grey.size)

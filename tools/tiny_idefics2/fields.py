@@ -128,24 +128,29 @@ FIELDS: dict[str, Field] = {
 KINDS: dict[str, tuple[tuple[str, ...], str]] = {
     "invoice": (
         ("INVOICE", "Invoice", "Tax invoice", "Sales invoice"),
-        "invoice_number order_number customer_number account_number invoice_date due_date delivery_date total subtotal tax "
-        "amount_due shipping discount deposit customer contact supplier carrier bank city country address postcode phone "
+        "invoice_number order_number customer_number account_number invoice_date due_date delivery_date total "
+        "subtotal tax "
+        "amount_due shipping discount deposit customer contact supplier carrier bank city country address "
+        "postcode phone "
         "email iban payment_method terms tax_id tracking reference",
     ),
     "receipt": (
         ("RECEIPT", "Receipt", "Sales receipt", "Cash receipt"),
-        "receipt_number total subtotal tax change discount cashier payment_method card time quantity phone city address "
+        "receipt_number total subtotal tax change discount cashier payment_method card time quantity phone "
+        "city address "
         "membership tax_id",
     ),
     "form": (
         ("Application form", "Registration form", "Claim form", "Patient form", "FORM 12"),
-        "applicant patient doctor birth_date passport_number nationality occupation employer department employee_id manager "
+        "applicant patient doctor birth_date passport_number nationality occupation employer department "
+        "employee_id manager "
         "address city postcode country phone email blood_type weight height policy_number claim_number account_number "
         "start_date expiry_date licence_plate salary rent witness membership room serial_number",
     ),
     "report": (
         ("Delivery note", "Inspection report", "Work order", "Service report", "Packing list"),
-        "order_number delivery_date carrier tracking weight quantity serial_number meter_reading licence_plate prepared_by "
+        "order_number delivery_date carrier tracking weight quantity serial_number meter_reading "
+        "licence_plate prepared_by "
         "customer address city country department room time reference manager contact start_date supplier phone",
     ),
 }

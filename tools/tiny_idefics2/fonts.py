@@ -1,8 +1,8 @@
 """The fonts of the generated pages: from font packages (the `train` extra) and from folders of the system.
 
-Families of the system (Debian: fonts-liberation, fonts-crosextra-carlito, fonts-open-sans, fonts-freefont-ttf,
-fonts-inconsolata, fonts-ebgaramond, fonts-roboto-slab, fonts-roboto-unhinted) widen training where they are found, below
-/usr/share/fonts or in the folder that TINY_IDEFICS2_FONTS names; the others are needed.
+Families of the system widen training where they are found, below /usr/share/fonts or in the folder that
+TINY_IDEFICS2_FONTS names (Debian: fonts-liberation, fonts-crosextra-carlito, fonts-open-sans, fonts-freefont-ttf,
+fonts-inconsolata, fonts-ebgaramond, fonts-roboto-slab, fonts-roboto-unhinted). Those of the packages are needed.
 """
 
 from __future__ import annotations

@@ -145,8 +145,6 @@ def letters(rng: Random, low: int = 3, high: int = 9) -> str:
 def any_word(rng: Random, name: str) -> str:
     """A word with a capital: from an open list (45 %), made up (40 %) or of letters in no order (15 %)."""
     chance = rng.random()
-    if chance < 0.45:
-        word = rng.choice(words(name))
-    else:
-        word = pronounceable(rng) if chance < 0.85 else letters(rng)
+    made_up = pronounceable(rng) if chance < 0.85 else letters(rng)
+    word = rng.choice(words(name)) if chance < 0.45 else made_up
     return word[0].upper() + word[1:]

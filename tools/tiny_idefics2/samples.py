@@ -19,7 +19,8 @@ from reportlab.pdfgen.canvas import Canvas
 
 from tools.tiny_idefics2.draw import Scan, draw
 from tools.tiny_idefics2.fonts import face
-from tools.tiny_idefics2.layout import Page, Rule, Text, make_page
+from tools.tiny_idefics2.layout import make_page
+from tools.tiny_idefics2.page import Page, Rule, Text
 
 LETTER, A4, LANDSCAPE, STRIP = (756, 980), (692, 980), (980, 756), (490, 980)
 _POINTS = 792 / 980  # points a layout pixel: a letter page is 980 pixels long
