@@ -15,7 +15,9 @@ from PIL import Image
 _SMALL_SHARE = 0.2  # a page counts as small when a fifth of its text is
 _STRIP = 32  # pixels: narrow, so that lines of neighbouring columns and slight rotation do not merge
 _INK_EDGE = 1024  # the longest edge at which ink is looked at: keeps the cost bounded
-_LINE_TO_EM = 1.9  # em over the height of the lower runs, which are lines without ascenders: the x-height is 0.53 em
+_X_HEIGHT_TO_EM = 2.0  # the x-height is 0.53 em, of which the edges are too light to count
+_CAPITAL_TO_EM = 1.46  # capitals and figures are 0.72 em high
+_EVEN = 1.3  # lines whose strips differ by less are of capitals or figures: an ascender is 1.36 x-heights
 
 
 def em_from_text_layer(ems: Sequence[float], longest_edge: int) -> float | None:
@@ -34,7 +36,8 @@ def em_from_text_layer(ems: Sequence[float], longest_edge: int) -> float | None:
 def em_from_ink(page: Image.Image, longest_edge: int) -> float | None:
     """Estimate the same em from the pixels of a page; None where no text-like ink stands.
 
-    The page is cut into narrow vertical strips; in each, the runs of rows that hold ink are lines of text.
+    The page is cut into narrow vertical strips; in each, the runs of rows that hold ink are pieces of lines. A line
+    whose pieces are of one height is of capitals or figures; of any other line the lower pieces are x-heights.
     """
     grey = page.convert("L")
     scale = _INK_EDGE / max(grey.size)
@@ -42,10 +45,10 @@ def em_from_ink(page: Image.Image, longest_edge: int) -> float | None:
         grey = grey.resize(
             (max(1, round(grey.width * scale)), max(1, round(grey.height * scale))), Image.Resampling.BILINEAR
         )
-    heights = _line_heights(_ink(np.asarray(grey)))
-    if heights.size < 4:
+    ems = _ems_of_pieces(_ink(np.asarray(grey)))
+    if ems.size < 4:
         return None
-    return float(np.quantile(heights, _SMALL_SHARE)) * _LINE_TO_EM * longest_edge / max(grey.size)
+    return float(np.quantile(ems, _SMALL_SHARE)) * longest_edge / max(grey.size)
 
 
 def _ink(grey: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -57,24 +60,53 @@ def _ink(grey: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.less(grey, paper - 0.45 * (paper - dark))
 
 
-def _line_heights(ink: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Heights of the runs of inked rows over all strips, as many of each as its strip has ink columns."""
+def _ems_of_pieces(ink: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The em that each piece of a line, in each strip, speaks for."""
+    strip, starts, ends = _pieces(ink)
+    heights = (ends - starts).astype(np.float64)
+    line = _lines(strip, starts, ends, ink.shape[0])
+    count = int(line.max(initial=-1)) + 1
+    low, high = np.full(count, np.inf), np.zeros(count)
+    np.minimum.at(low, line, heights)
+    np.maximum.at(high, line, heights)
+    even = high < _EVEN * low
+    return np.where(even[line], _CAPITAL_TO_EM * heights, _X_HEIGHT_TO_EM * heights)
+
+
+def _pieces(ink: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The strip, first row and end row of every run of inked rows that looks like text, strip by strip."""
     rows, columns = ink.shape
     strips = columns // _STRIP
     if strips == 0:
-        return np.zeros(0, np.int64)
+        nothing = np.zeros(0, np.int64)
+        return nothing, nothing, nothing
     cells = ink[:, : strips * _STRIP].reshape(rows, strips, _STRIP).sum(axis=2)
     # Rows nearly full of ink are rules and boxes, not letters; a single dark pixel is noise.
     inked = (cells >= 2) & (cells <= 0.8 * _STRIP)
     edges = np.diff(np.pad(inked.astype(np.int8), ((1, 1), (0, 0))), axis=0)
-    strip_of_start, starts = np.nonzero(edges.T == 1)
+    strip, starts = np.nonzero(edges.T == 1)
     _, ends = np.nonzero(edges.T == -1)
     heights = ends - starts
     # Below 4 rows: dots, dashes and the edges of rules. Above a sixth of the page: pictures.
     texty = (heights >= 4) & (heights <= rows // 6)
     # A line of letters inks a good part of its box; a vertical rule inks two columns of it.
     total = np.cumsum(np.pad(cells, ((1, 0), (0, 0))), axis=0)
-    filled = total[ends, strip_of_start] - total[starts, strip_of_start]
+    filled = total[ends, strip] - total[starts, strip]
     texty &= filled >= 0.12 * heights * _STRIP
-    kept: NDArray[np.int64] = heights[texty]
-    return kept
+    return strip[texty], starts[texty], ends[texty]
+
+
+def _lines(
+    strip: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64], rows: int
+) -> NDArray[np.int64]:
+    """The number of the line that each piece belongs to: pieces beside one another, strip by strip, are one line."""
+    line = np.arange(len(strip))
+    if not len(strip):
+        return line
+    first = strip * rows + starts
+    middle = (strip + 1) * rows + (starts + ends) // 2  # of each piece, in the strip to the right
+    beside = np.searchsorted(first, middle, "right") - 1
+    joined = (strip[beside] == strip + 1) & (strip[beside] * rows + ends[beside] > middle)
+    for left, right in zip(np.nonzero(joined)[0].tolist(), beside[joined].tolist(), strict=True):
+        line[right] = line[left]
+    return line

@@ -1,4 +1,4 @@
-"""Trains the tiny Idefics2 from nothing on generated pages, on as many GPUs as there are; resumable at any time."""
+"""Trains the tiny Idefics2 on generated pages, from nothing or from a checkpoint, on every GPU; resumable."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from maker.data import IGNORED, Batch, Level, Pages, blank_batches
-from maker.model import PATCH, Reader, export, make_model
+from tools.tiny_idefics2.data import IGNORED, Batch, Level, Pages, blank_batches
+from tools.tiny_idefics2.model import PATCH, Reader, export, load_checkpoint, make_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +28,31 @@ class Plan:
     """What one training run is."""
 
     out: Path  # the checkpoint folder; the resumable state goes to out/state.pt
-    minutes: float = 20.0  # of training proper, over all resumed runs
+    minutes: float = 25.0  # of wall clock, over all resumed runs
     pages: int = 48  # split pages a step and GPU (five times as many unsplit ones)
     rate: float = 1.2e-3
     warm_up: int = 200  # steps
-    workers: int = 14  # page-drawing processes a GPU
+    workers: int | None = None  # page-drawing processes a GPU; None: all processors but a few
     compile: bool = True
     save_every: float = 120.0  # seconds
     seed: int = 1
-    vision: Path | None = None  # a checkpoint whose vision tower already spells; None trains it first
+    start: Path | None = None  # a checkpoint that reads already; None begins from nothing
+    settle: int = 150  # steps in which the new heads of a started checkpoint learn alone what it does
+    processes: int = 1  # without a GPU: data-parallel processes
 
 
 def main(plan: Plan) -> None:
     """Train on every GPU of this machine, or on the CPU where there is none."""
-    gpus = torch.cuda.device_count()
+    world = torch.cuda.device_count() or plan.processes
     plan.out.mkdir(parents=True, exist_ok=True)
-    if gpus > 1:
+    if plan.workers is None:
+        plan = replace(plan, workers=max(1, ((os.cpu_count() or 1) - world) // world))
+    if world > 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29511")
-        torch.multiprocessing.spawn(_train, (gpus, plan), nprocs=gpus)
+        torch.multiprocessing.spawn(_train, (world, plan), nprocs=world)
     else:
-        _train(0, max(1, gpus), plan)
+        _train(0, 1, plan)
 
 
 def _train(rank: int, world: int, plan: Plan) -> None:
@@ -61,7 +64,7 @@ def _train(rank: int, world: int, plan: Plan) -> None:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
     if world > 1:
-        distributed.init_process_group("nccl", rank=rank, world_size=world)
+        distributed.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=world)
     state = _State(plan, device)
     level = multiprocessing.Value("i", state.level)
     if plan.compile:
@@ -69,6 +72,8 @@ def _train(rank: int, world: int, plan: Plan) -> None:
         if rank == 0:
             print(json.dumps({"compiled_s": round(time.monotonic() - started)}), flush=True)
     batches = _batches(plan, rank, level, state.step)
+    next(batches)  # the workers' own start counts as start
+    state.seconds += _first(time.monotonic() - started, world, device)
     losses, recent = torch.zeros(5, device=device), torch.zeros(3, device=device)
     last_save = last_log = time.monotonic()
     seen, waited, spent_here, logged = 0, 0.0, 0.0, state.step
@@ -79,8 +84,9 @@ def _train(rank: int, world: int, plan: Plan) -> None:
         seen += len(batch.images)
         rate = state.set_rate()
         scrap = batch.images.shape[3] < 200
-        torch.compiler.set_stance("force_eager" if scrap else "default")
-        found = _losses(state.reader, batch, device)
+        if plan.compile:
+            torch.compiler.set_stance("force_eager" if scrap else "default")
+        found = _losses(state.reader, batch, device, settling=state.settling)
         answered = state.level > Level.SPELLING
         loss = found.spelling * (0.3 if answered else 1.0) + (found.recall + found.answers) * float(answered)
         loss.backward()
@@ -156,11 +162,10 @@ class _State:
         )
         self.step, self.seconds, self.since, self.climbed_at = 0, 0.0, 0, 0
         self.level = Level.SPELLING
-        if plan.vision is not None:
-            for shard in sorted(plan.vision.glob("*.safetensors")):
-                kept = {name: value.float() for name, value in load_file(shard).items() if ".vision_model." in name}
-                self.reader.model.load_state_dict(kept, strict=False)
-            self.level = Level.ONE_FIELD
+        self.settling_until = 0
+        if plan.start is not None:
+            load_checkpoint(self.reader.model, plan.start)
+            self.level, self.settling_until = Level.ALL, plan.settle
         file = plan.out / "state.pt"
         if file.exists():
             saved: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
@@ -168,6 +173,11 @@ class _State:
             if "optimizer" in saved:
                 self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.seconds, self.level = saved["step"], saved["seconds"], Level(saved["level"])
+
+    @property
+    def settling(self) -> bool:
+        """Whether the heads still learn without moving the model."""
+        return self.step < self.settling_until
 
     @property
     def share(self) -> float:
@@ -204,7 +214,11 @@ class _State:
             fresh,
         )
         fresh.rename(self.plan.out / "state.pt")
-        export(self.reader.model, self.plan.out)
+        written = self.plan.out / "new"
+        export(self.reader.model, written)
+        for file in written.iterdir():
+            file.replace(self.plan.out / file.name)
+        written.rmdir()
 
 
 def _compile(reader: Reader, plan: Plan, device: torch.device) -> None:
@@ -246,7 +260,7 @@ class _Losses:
     turns: Tensor
 
 
-def _losses(reader: Reader, batch: Batch, device: torch.device) -> _Losses:
+def _losses(reader: Reader, batch: Batch, device: torch.device, *, settling: bool = False) -> _Losses:
     count, views, height, width = batch.images.shape
     autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     spelled, tokens, turns, positions, targets = (
@@ -262,6 +276,8 @@ def _losses(reader: Reader, batch: Batch, device: torch.device) -> _Losses:
         asked = spelled.flatten(0, 1)
         inked = (asked > 0).any(-1)
         sample = torch.rand(asked.shape[:2], device=device) < torch.where(inked, 0.4, 0.04)
+        if settling:  # heads that know nothing yet do not move a model that reads
+            patches, latents = patches.detach(), latents.detach()
         found = reader.look_up(latents, height // PATCH, width // PATCH)
         names = reader.spell(patches[sample]).float().unflatten(-1, (Reader.CHARACTERS_A_PATCH, -1))
         recalled = reader.recall(found[sample]).float().unflatten(-1, (Reader.CHARACTERS_A_PATCH, -1))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from maker.fonts import advances, face
-from maker.layout import Page, Rule, Text
+from tools.tiny_idefics2.fonts import advances, face
+from tools.tiny_idefics2.page import Page, Rule, Text
 
 _NOISE = np.random.default_rng(7).standard_normal((1100, 1100)).astype(np.float32)
 

@@ -17,9 +17,10 @@ from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 
-from maker.draw import Scan, draw
-from maker.fonts import face
-from maker.layout import Page, Rule, Text, make_page
+from tools.tiny_idefics2.draw import Scan, draw
+from tools.tiny_idefics2.fonts import face
+from tools.tiny_idefics2.layout import make_page
+from tools.tiny_idefics2.page import Page, Rule, Text
 
 LETTER, A4, LANDSCAPE, STRIP = (756, 980), (692, 980), (980, 756), (490, 980)
 _POINTS = 792 / 980  # points a layout pixel: a letter page is 980 pixels long
@@ -158,7 +159,3 @@ def _write_text(canvas: Canvas, page: Page, item: Text) -> None:
     canvas.setFillGray(item.ink / 255)
     canvas.setFont(file.stem, item.size)
     canvas.drawString(item.x, page.height - item.y - ascent, item.text)
-
-
-if __name__ == "__main__":
-    write_samples(Path(__file__).parent.parent.parent)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
-from maker.content import NOT_FOUND, Words, is_held_out
-from maker.data import SHAPES, Encoder
-from maker.draw import Scan, characters, draw
-from maker.evaluate import answer_pages, draw_pages, figures
-from maker.layout import Text, make_page
+import torch
 
-from idefics_cli.config import Split
+from tools.tiny_idefics2 import lexicon, second_set
+from tools.tiny_idefics2.__main__ import MODEL
+from tools.tiny_idefics2.data import SHAPES, Encoder
+from tools.tiny_idefics2.draw import Scan, characters, draw
+from tools.tiny_idefics2.evaluate import sample_pages
+from tools.tiny_idefics2.layout import make_page
+from tools.tiny_idefics2.lexicon import NOT_FOUND
+from tools.tiny_idefics2.model import position_ids
+from tools.tiny_idefics2.page import Text
+from tools.tiny_idefics2.reading import TinyReader
+from tools.tiny_idefics2.values import Values, is_held_out
 
 
 def test_values_of_evaluation_pages_are_never_those_of_training_pages() -> None:
     for side in (True, False):
-        words = Words(Random(1), held_out=side)
+        words = Values(Random(1), held_out=side)
         values = [
             draw() for draw in (words.person, words.date, words.amount, words.code, words.company) for _ in range(50)
         ]
@@ -71,13 +76,34 @@ def test_turns_are_what_the_processor_would_make_of_one_question() -> None:
     assert int((batch.targets[0] == encoder.end).sum()) == len(set(batch.turns[0].tolist()) - {0, 9999})
 
 
-@pytest.mark.slow
-def test_the_model_reads_500_dense_pages_when_they_are_split(tmp_path: Path) -> None:
-    pages = draw_pages(tmp_path, dense=500, large=150, seed=20_000)
-    found = figures({split: answer_pages(pages, split) for split in Split})
-    print(found)
-    assert found["dense, always split"] >= 0.9
-    assert found["dense, never split"] <= found["dense, always split"] - 0.3
-    assert found["auto over always"] >= 0.98
-    assert found["large print split by auto"] <= 0.1
-    assert found["seconds a page, always split"] <= 3
+def test_positions_of_patches_follow_fractional_coordinates_in_float32() -> None:
+    ids = position_ids(2, 3, torch.device("cpu"))
+    assert ids.tolist() == [0, 11, 23, 595, 606, 618]
+    assert position_ids(35, 35, torch.device("cpu")).tolist() == list(range(35 * 35))
+
+
+def test_most_words_come_from_no_list() -> None:
+    known = set(lexicon.words("surnames"))
+    drawn = [lexicon.any_word(Random(seed), "surnames") for seed in range(2000)]
+    assert 0.4 < sum(word in known for word in drawn) / len(drawn) < 0.5
+
+
+def test_values_hold_no_character_that_the_tokenizer_lacks() -> None:
+    values = Values(Random(2), held_out=False)
+    for name in ("person", "company", "city", "job", "item", "subject", "code", "date", "amount", "email", "phone"):
+        assert not set("".join(getattr(values, name)() for _ in range(300))) - set(lexicon.CHARACTERS), name
+
+
+def test_a_page_of_the_second_set_is_the_same_every_time_and_asks_three_questions() -> None:
+    for number in (0, 3, 4):
+        first, again = second_set.asked_page(number), second_set.asked_page(number)
+        assert np.array_equal(np.asarray(first.image), np.asarray(again.image))
+        assert first.questions == again.questions
+        assert len(first.questions) == 3
+
+
+def test_the_shipped_model_reads_a_sample() -> None:
+    reader = TinyReader(MODEL, torch.float32, "cpu")
+    pages = [page for page in sample_pages() if page.questions[0][2] == "documents/notice.bmp"]
+    (answers,) = reader.answer(pages, [False])
+    assert [answer for _, answer, _ in pages[0].questions] == answers

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import string
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -17,13 +18,14 @@ from transformers import (
 )
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
+from tools.tiny_idefics2.lexicon import CHARACTERS
+
 IMAGE_SIZE = 490  # longest edge of one image, in pixels
 SHORTEST_EDGE = 196
 PATCH = 14
 LATENTS = 64
 WIDTH = 256
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-CHARACTERS = "\n" + string.digits + string.ascii_letters + string.punctuation + " " + "€£°éèêáàâäåæçíñóôöøúüßÄÅÆÉÖØÜ"
 IMAGE_MARKS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>")
 
 CHAT_TEMPLATE = (
@@ -140,6 +142,21 @@ def make_model(seed: int = 0) -> Idefics2ForConditionalGeneration:
     return model
 
 
+@lru_cache(maxsize=256)
+def position_ids(rows: int, columns: int, device: torch.device) -> Tensor:
+    """The position of each patch of a grid, (rows * columns,): the bucket of its fractional coordinates in float32.
+
+    This is the rule that Idefics2 was trained with; transformers 5.0 to 5.20 apply it in the dtype of the pixels, which
+    moves half of the patches in bfloat16.
+    """
+    side = IMAGE_SIZE // PATCH
+    boundaries = torch.arange(1 / side, 1.0, 1 / side)
+    row, column = (
+        torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / count), boundaries, right=True) for count in (rows, columns)
+    )
+    return (row[:, None] * side + column).flatten().to(device)
+
+
 def sine_cosine_positions(side: int, width: int) -> Tensor:
     """Two-dimensional sine-cosine embeddings, (side * side, width): half of the width for rows, half for columns."""
     quarter = width // 4
@@ -190,8 +207,9 @@ class Reader(nn.Module):
         """Encode images (n, 3, height, width) to patches (n, patches, width) and latents (n, 64, width)."""
         vision = self.model.model.vision_model
         rows, columns = pixels.shape[2] // PATCH, pixels.shape[3] // PATCH
-        mask = torch.ones(pixels.shape[0], rows, columns, dtype=torch.bool, device=pixels.device)
-        hidden = vision.embeddings(pixels, mask)
+        embeddings = vision.embeddings
+        hidden = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        hidden = hidden + embeddings.position_embedding(position_ids(rows, columns, pixels.device))
         for layer in vision.encoder.layers:
             hidden = layer(hidden, None)
         patches = vision.post_layernorm(hidden)
@@ -221,6 +239,12 @@ class Reader(nn.Module):
         for layer in text.layers:
             hidden = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=embeddings)
         return text.norm(hidden)
+
+
+def load_checkpoint(model: Idefics2ForConditionalGeneration, folder: Path) -> None:
+    """Fill a model with the weights of a checkpoint folder, which must name all of them."""
+    weights = {name: value for shard in folder.glob("*.safetensors") for name, value in load_file(shard).items()}
+    model.load_state_dict(weights, strict=True)
 
 
 def export(model: Idefics2ForConditionalGeneration, folder: Path) -> None:

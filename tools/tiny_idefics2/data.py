@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from maker.draw import Scan, characters, draw
-from maker.layout import DENSE, LARGE, Page, make_page, make_snippet
-from maker.model import IMAGE_SIZE, LATENTS, PATCH, Reader, make_tokenizer
+from tools.tiny_idefics2.draw import Scan, characters, draw
+from tools.tiny_idefics2.layout import DENSE, LARGE, make_page, make_snippet
+from tools.tiny_idefics2.model import IMAGE_SIZE, LATENTS, PATCH, Reader, make_tokenizer
+from tools.tiny_idefics2.page import Page
 
 SHAPES = ((756, 980), (692, 980), (980, 756), (490, 980))  # letter, A4, landscape, receipt
 SHAPE_WEIGHTS = (40, 30, 12, 18)

@@ -1,0 +1,65 @@
+"""`train` trains the tiny model, `evaluate` asks it about new pages, `samples` writes sample documents."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+MODEL = Path(__file__).resolve().parents[2] / "samples" / "tiny-idefics2"
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.tiny_idefics2", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="from nothing, or from a checkpoint that reads; resumable")
+    train.add_argument("--out", type=Path, required=True, help="the checkpoint's folder; holds state.pt too")
+    train.add_argument("--start", type=Path, help="a checkpoint to go on from; without it, from nothing")
+    train.add_argument("--minutes", type=float, default=25.0, help="of wall clock, start-up included")
+    train.add_argument("--pages", type=int, default=48, help="split pages a step and GPU")
+    train.add_argument("--workers", type=int, help="page-drawing processes a GPU")
+    train.add_argument("--rate", type=float, default=1.2e-3)
+    train.add_argument("--processes", type=int, default=1, help="data-parallel processes where there is no GPU")
+    train.add_argument("--settle", type=int, default=150, help="first steps of new heads beside a started checkpoint")
+    train.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
+    train.add_argument("--no-compile", dest="compile", action="store_false")
+    evaluate = commands.add_parser("evaluate", help="own held-out pages, the second set, and the samples")
+    evaluate.add_argument("--model", type=Path, default=MODEL)
+    evaluate.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    evaluate.add_argument("--dense", type=int, default=300, help="own pages of small print")
+    evaluate.add_argument("--large", type=int, default=80, help="own pages of large print")
+    evaluate.add_argument("--second", type=int, default=80, help="pages of the second set")
+    evaluate.add_argument("--seed", type=int, default=20_000)
+    evaluate.add_argument("--wrong", type=int, default=0, help="show so many wrong answers of each set")
+    evaluate.add_argument("--report", type=Path, help="write the figures to this file too")
+    threshold = commands.add_parser("threshold", help="the evidence of samples/split-threshold.md")
+    threshold.add_argument("--pages", type=int, default=240)
+    threshold.add_argument("--seed", type=int, default=4242)
+    threshold.add_argument("--model", type=Path, default=MODEL)
+    commands.add_parser("samples", help="write samples/documents and their questions anew")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run one command."""
+    given = vars(_parse())
+    match given.pop("command"):
+        case "train":
+            from tools.tiny_idefics2.train import Plan, main
+
+            main(Plan(**given))
+        case "evaluate":
+            from tools.tiny_idefics2.evaluate import evaluate
+
+            evaluate(**given)
+        case "threshold":
+            from tools.tiny_idefics2.threshold import evidence
+
+            print(evidence(**given))
+        case _:
+            from tools.tiny_idefics2.samples import write_samples
+
+            write_samples(MODEL.parent)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The fonts of the generated pages: from font packages (the `train` extra) and from folders of the system.
+
+Families of the system widen training where they are found, below /usr/share/fonts or in the folder that
+TINY_IDEFICS2_FONTS names (Debian: fonts-liberation, fonts-crosextra-carlito, fonts-open-sans, fonts-freefont-ttf,
+fonts-inconsolata, fonts-ebgaramond, fonts-roboto-slab, fonts-roboto-unhinted). Those of the packages are needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import ImageFont
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One type family: its name and the files of its faces, by weight."""
+
+    name: str
+    regular: Path
+    bold: Path
+    embeds_in_pdf: bool  # TrueType outlines, which reportlab can embed
+
+
+_PACKAGES = {
+    "Roboto": ("font_roboto", "files", "Roboto-Regular.ttf", "Roboto-Bold.ttf"),
+    "Roboto Light": ("font_roboto", "files", "Roboto-Light.ttf", "Roboto-Medium.ttf"),
+    "Source Sans": ("font_source_sans_pro", "files", "SourceSansPro-Regular.ttf", "SourceSansPro-Bold.ttf"),
+    "Source Serif": ("font_source_serif_pro", "files", "SourceSerifPro-Regular.ttf", "SourceSerifPro-Bold.ttf"),
+    "Hanken Grotesk": ("font_hanken_grotesk", "files", "HankenGrotesk-Regular.otf", "HankenGrotesk-Bold.otf"),
+    "Caladea": ("font_caladea", "files", "Caladea-Regular.ttf", "Caladea-Bold.ttf"),
+    "Caladea Italic": ("font_caladea", "files", "Caladea-Italic.ttf", "Caladea-BoldItalic.ttf"),
+    "Manrope": ("font_manrope", "files", "Manrope-Regular.ttf", "Manrope-Bold.ttf"),
+    "DejaVu Sans": ("matplotlib", "mpl-data/fonts/ttf", "DejaVuSans.ttf", "DejaVuSans-Bold.ttf"),
+    "DejaVu Serif": ("matplotlib", "mpl-data/fonts/ttf", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf"),
+    "DejaVu Sans Mono": ("matplotlib", "mpl-data/fonts/ttf", "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf"),
+    "STIX": ("matplotlib", "mpl-data/fonts/ttf", "STIXGeneral.ttf", "STIXGeneralBol.ttf"),
+}
+_SYSTEM = {
+    "Liberation Sans": ("LiberationSans-Regular.ttf", "LiberationSans-Bold.ttf"),
+    "Liberation Serif": ("LiberationSerif-Regular.ttf", "LiberationSerif-Bold.ttf"),
+    "Liberation Mono": ("LiberationMono-Regular.ttf", "LiberationMono-Bold.ttf"),
+    "Liberation Sans Narrow": ("LiberationSansNarrow-Regular.ttf", "LiberationSansNarrow-Bold.ttf"),
+    "Carlito": ("Carlito-Regular.ttf", "Carlito-Bold.ttf"),
+    "Open Sans": ("OpenSans-Regular.ttf", "OpenSans-Bold.ttf"),
+    "FreeSans": ("FreeSans.ttf", "FreeSansBold.ttf"),
+    "FreeSerif": ("FreeSerif.ttf", "FreeSerifBold.ttf"),
+    "Inconsolata": ("Inconsolata.otf", "Inconsolata.otf"),
+    "EB Garamond": ("EBGaramond12-Regular.otf", "EBGaramond12-Bold.otf"),
+    "Roboto Slab": ("RobotoSlab-Regular.otf", "RobotoSlab-Bold.otf"),
+    "Roboto Condensed": ("RobotoCondensed-Regular.ttf", "RobotoCondensed-Bold.ttf"),
+}
+
+
+def package_folder(package: str) -> Path:
+    """Return the folder of an installed package.
+
+    Raises:
+        ModuleNotFoundError: it is missing; `pip install 'idefics-cli[train]'` brings them all.
+
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"no font package {package!r}: pip install 'idefics-cli[train]'", name=package)
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@lru_cache(maxsize=1)
+def families() -> tuple[Family, ...]:
+    """Return the families of the font packages, then those that the system has."""
+    found = []
+    for name, (package, folder, regular, bold) in _PACKAGES.items():
+        root = package_folder(package) / folder
+        found.append(Family(name, root / regular, root / bold, embeds_in_pdf=regular.endswith(".ttf")))
+    files: dict[str, Path] = {}
+    for folder in ("/usr/share/fonts", os.environ.get("TINY_IDEFICS2_FONTS")):
+        if folder:
+            files |= {path.name: path for path in sorted(Path(folder).rglob("*.[ot]tf"))}
+    for name, (regular, bold) in _SYSTEM.items():
+        if regular in files and bold in files:
+            found.append(Family(name, files[regular], files[bold], embeds_in_pdf=regular.endswith(".ttf")))
+    return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def face(path: Path, size: float) -> ImageFont.FreeTypeFont:
+    """Open one face at a size in pixels."""
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=262_144)
+def _advance(path: Path, size: float, character: str) -> float:
+    return face(path, size).getlength(character)
+
+
+def advances(path: Path, size: float, text: str) -> list[float]:
+    """Return the advance width of each character of `text`, in pixels."""
+    return [_advance(path, size, character) for character in text]
