@@ -3,67 +3,76 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from idefics_cli.config import Device, ModelSettings, PageSettings, RunSettings, Split
-from idefics_cli.documents.rasterize import DocumentInfo, PagePool, result_of
-from idefics_cli.engine import machine
-from idefics_cli.engine.checkpoint import Checkpoint, load_model, open_checkpoint, open_full_shape, random_model
-from idefics_cli.engine.idefics2 import Idefics2Engine
-from idefics_cli.engine.schedule import CPU_ROWS, GPU_ROWS
-from idefics_cli.engine.stock import StockEngine
+from idefics_cli.diagnostics.environment import versions
+from idefics_cli.diagnostics.flops import page_flops, token_flops
+from idefics_cli.diagnostics.random_model import full_shape_checkpoint
+from idefics_cli.diagnostics.synthetic_pages import write_letters
+from idefics_cli.documents.page import DocumentInfo
+from idefics_cli.documents.pool import PagePool, result_of
+from idefics_cli.engine import engine_info, hardware
+from idefics_cli.engine.base import Engine
+from idefics_cli.engine.checkpoint import open_checkpoint
+from idefics_cli.engine.device import choose_device
+from idefics_cli.engine.families import family_of
+from idefics_cli.engine.native.engine import load_native
+from idefics_cli.engine.transformers import TransformersModel
 from idefics_cli.errors import InputError, UsageError
-from idefics_cli.letters import write_letters
 from idefics_cli.pipeline import run
 from idefics_cli.records import Answer, Document, Job, PreparedPage, Question, Request
 
-_STOCK_BATCH = 8
+_REFERENCE_BATCH = 8
 _PAGES = {"cpu": 8, "cuda": 256}
-_ROWS = {"cpu": CPU_ROWS, "cuda": GPU_ROWS}  # at which a decode step of the stock model is measured
-_CROP_TOKENS, _QUESTION_TOKENS = 65, 30
+_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class BenchSettings:
     """What is measured."""
 
     model: ModelSettings
-    pages: int = 0
-    """Distinct pages of a measurement of the engine; the slower ways take fewer; 0 chooses."""
+    pages: int | None = None
+    """Distinct pages of a measurement of the engine; the slower ways take fewer; None chooses."""
     questions: int = 10
-    """A page has one question, and in a second measurement this many."""
+    """Per page in the second measurement; in the first it is one."""
     random_weights: bool = False
     """Whether the model has the shape of the 8B checkpoint and random weights."""
-    stock: bool = True
-    workers: int = 0
+    reference: bool = True
+    """Whether plain transformers is measured too."""
+    workers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One way of answering, once; stages are the device's time."""
+    """One way of answering; stages are the device's time."""
 
     way: str
-    """engine, engine from disk, stock snippet, or stock loop."""
+    """engine, engine from disk, transformers snippet, or transformers loop."""
     split: bool
-    questions_a_page: int
+    questions_per_page: int
     pages: int
     seconds: float
-    pages_a_second: float
-    questions_a_second: float
+    """The median of the repeats."""
+    pages_per_s: float
+    questions_per_s: float
+    spread: float = 0.0
+    """The longest repeat over the shortest, less one: above a tenth, something else uses the machine."""
     vision_ms: float | None = None
-    """Tower and connector, a page."""
+    """Tower and connector, per page."""
     prefill_ms: float | None = None
-    """Prompts, a question."""
+    """Prompts, per question."""
     decode_step_ms: float | None = None
-    """One token of every row that is decoded together; the stock loop's at the engine's number of rows."""
-    rows: int | None = None
-    """Decoded together in the measured pages and questions."""
-    matrix_share: float | None = None
-    """Operations of the model over those that the measured matrix rate allows in the time."""
+    """One token of every sequence that is decoded together."""
+    batch_size: int | None = None
+    """Sequences decoded together."""
+    mfu: float | None = None
+    """Operations of the model over those that the measured peak allows in the time."""
     peak_gb: float | None = None
 
 
@@ -77,42 +86,38 @@ class Report:
     dtype: str
     quantize: str
     new_tokens: int
-    matrix_tflops: float
+    peak_tflops: float
     load_s: float
     first_answer_s: float
     """From the loaded weights to the first answer, nothing warm."""
-    warm_up_s: float
-    """Of the first window with kernels: compiling and recording included."""
     measurements: list[Measurement]
 
 
 class Benchmark:
     """A model on its device, and pages to ask it about."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        """Load the model.
+    def __init__(self, settings: BenchSettings, folder: Path) -> None:
+        """Open the checkpoint.
 
         Args:
             settings: what is measured.
             folder: where pages are written.
 
+        Raises:
+            UsageError: the 8B shape without a GPU.
+            ModelError: the checkpoint can't be run.
+
         """
         self._settings, self._folder = settings, folder
-        started = time.perf_counter()
-        if settings.random_weights:
-            if settings.model.device is Device.CPU:
-                raise UsageError("--random-weights has the shape of the 8B model and needs a GPU")
-            self._checkpoint: Checkpoint = open_full_shape(settings.model)
-            self._model = random_model(self._checkpoint)
-        else:
-            self._checkpoint = open_checkpoint(settings.model)
-            self._model = load_model(self._checkpoint)
-        self._load_s = time.perf_counter() - started
-        self._device = self._checkpoint.device
-        self._pages = settings.pages or _PAGES[self._device.type]
-        self._rows = settings.model.batch_size or _ROWS[self._device.type]
-        self._numbers = 0
-        self._rate = machine.matrix_rate(self._device, self._checkpoint.dtype)
+        self._choice = choose_device(settings.model)
+        if settings.random_weights and (self._choice.device == "cpu" or settings.model.device is Device.CPU):
+            raise UsageError("--random-weights has the shape of the 8B model and needs a GPU")
+        is_random = settings.random_weights
+        self._checkpoint = full_shape_checkpoint(settings.model) if is_random else open_checkpoint(settings.model)
+        self._family = family_of(self._checkpoint)
+        self._pages = settings.pages or _PAGES[self._choice.device]
+        self._peak_tflops = hardware.peak_tflops(self._choice)
+        self._asked = 0
 
     def run(self) -> Iterator[Measurement | Report]:
         """Measure one way after another; the report comes last."""
@@ -120,68 +125,85 @@ class Benchmark:
         paths = write_letters(self._folder, self._pages)
         done: list[Measurement] = []
         with PagePool(PageSettings(split=Split.ALWAYS, workers=settings.workers)) as pool:
-            pages = prepared_pages(paths, pool, self._checkpoint)
+            pages = self._prepared(paths, pool)
             whole = [dataclasses.replace(page, crops=page.crops[-1:]) for page in pages]
-            if settings.stock:
-                for measurement in self._stock(pages, whole):
+            if settings.reference:
+                for measurement in self._reference(pages, whole):
                     done.append(measurement)
                     yield measurement
-            engine = Idefics2Engine(settings.model, self._checkpoint, self._model)
-            first_answer_s = self._seconds(engine, pages[:1])
-            warm_up_s = self._seconds(engine, pages)
+            started = time.perf_counter()
+            engine = self._load()
+            load_s = time.perf_counter() - started
+            first_answer_s = self._seconds(engine, pages[:1], 1)
+            self._seconds(engine, pages[: max(1, len(pages) // 4)], 1)
             for questions in (1, settings.questions):
                 for some in (pages, whole):
                     done.append(self._engine(engine, some, questions))
                     yield done[-1]
             done.append(self._from_disk(engine, paths, pool))
             yield done[-1]
+            engine.close()
         yield Report(
-            device=machine.device_name(self._device),
-            versions=machine.versions(),
-            model="random weights, 8B shape" if settings.random_weights else settings.model.model,
-            dtype=str(self._checkpoint.dtype).removeprefix("torch."),
+            device=hardware.device_name(self._choice),
+            versions=versions(("torch", "transformers")),
+            model=self._checkpoint.name,
+            dtype=self._choice.dtype,
             quantize=str(settings.model.quantize),
             new_tokens=settings.model.max_new_tokens,
-            matrix_tflops=self._rate,
-            load_s=self._load_s,
+            peak_tflops=self._peak_tflops,
+            load_s=load_s,
             first_answer_s=first_answer_s,
-            warm_up_s=warm_up_s,
             measurements=done,
         )
 
-    def _engine(self, engine: Idefics2Engine, pages: Sequence[PreparedPage], questions: int) -> Measurement:
+    def _load(self) -> Engine:
+        info = engine_info(self._settings.model, self._checkpoint, self._family, self._choice)
+        return load_native(
+            self._checkpoint,
+            self._family,
+            self._settings.model,
+            self._choice,
+            info,
+            random_weights=self._settings.random_weights,
+        )
+
+    def _engine(self, engine: Engine, pages: Sequence[PreparedPage], questions: int) -> Measurement:
         """Measure the engine over pages that are in memory."""
         pages = pages if questions == 1 else pages[: max(1, 2 * len(pages) // questions)]
-        machine.reset_peak(self._device)
-        started = time.perf_counter()
-        answers = list(engine.answer(self._requests(pages, questions)))
-        seconds = time.perf_counter() - started
-        rows = max(answer.batch_size for answer in answers)
-        steps = self._settings.model.max_new_tokens - 1
+        hardware.reset_peak_memory(self._choice)
+        times, answers = [], []
+        for _ in range(_REPEATS):
+            started = time.perf_counter()
+            answers = self._answers(engine, pages, questions)
+            times.append(time.perf_counter() - started)
+        seconds = statistics.median(times)
+        batch_size = max(answer.batch_size for answer in answers)
+        steps = max(1, self._settings.model.max_new_tokens - 1)
+        full = [answer.decode_ms * answer.batch_size for answer in answers if answer.batch_size == batch_size]
         return Measurement(
             way="engine",
             split=pages[0].split,
-            questions_a_page=questions,
+            questions_per_page=questions,
             pages=len(pages),
             seconds=seconds,
-            pages_a_second=len(pages) / seconds,
-            questions_a_second=len(answers) / seconds,
+            pages_per_s=len(pages) / seconds,
+            questions_per_s=len(answers) / seconds,
+            spread=max(times) / min(times) - 1,
             vision_ms=sum(answer.vision_ms for answer in answers) / len(pages),
             prefill_ms=sum(answer.prefill_ms for answer in answers) / len(answers),
-            decode_step_ms=_mean([a.decode_ms * a.batch_size for a in answers if a.batch_size == rows]) / max(1, steps),
-            rows=rows,
-            matrix_share=self._flops(pages, answers) / seconds / self._rate / 1e12,
-            peak_gb=machine.peak_gb(self._device),
+            decode_step_ms=statistics.fmean(full) / steps,
+            batch_size=batch_size,
+            mfu=self._flops(pages, answers) / seconds / self._peak_tflops / 1e12,
+            peak_gb=hardware.peak_memory_gb(self._choice),
         )
 
-    def _from_disk(self, engine: Idefics2Engine, paths: Sequence[Path], pool: PagePool) -> Measurement:
+    def _from_disk(self, engine: Engine, paths: Sequence[Path], pool: PagePool) -> Measurement:
         """Measure the whole pipeline, from PDFs in a folder to rows."""
-        for path in paths[: pool.workers]:  # the processes are there before the clock starts
-            result_of(pool.inspect(Document(str(path), str(path))), DocumentInfo)
         jobs = [Job(Question("What is the total?", "benchmark"), Document(str(path), str(path))) for path in paths]
-        machine.reset_peak(self._device)
+        settings = RunSettings(model=self._settings.model)
+        hardware.reset_peak_memory(self._choice)
         started = time.perf_counter()
-        rows = list(run(jobs, engine, pool, RunSettings(model=self._settings.model)))
+        rows = list(run(jobs, engine, pool, settings))  # once: the engine knows the pages afterwards
         seconds = time.perf_counter() - started
         failed = [row.error for row in rows if row.status != "ok"]
         if failed:
@@ -189,86 +211,89 @@ class Benchmark:
         return Measurement(
             way="engine from disk",
             split=True,
-            questions_a_page=1,
+            questions_per_page=1,
             pages=len(paths),
             seconds=seconds,
-            pages_a_second=len(rows) / seconds,
-            questions_a_second=len(rows) / seconds,
-            vision_ms=sum(row.vision_ms or 0.0 for row in rows) / len(rows),
-            prefill_ms=sum(row.prefill_ms or 0.0 for row in rows) / len(rows),
-            peak_gb=machine.peak_gb(self._device),
+            pages_per_s=len(rows) / seconds,
+            questions_per_s=len(rows) / seconds,
+            peak_gb=hardware.peak_memory_gb(self._choice),
         )
 
-    def _stock(self, pages: Sequence[PreparedPage], whole: Sequence[PreparedPage]) -> Iterator[Measurement]:
+    def _reference(self, pages: Sequence[PreparedPage], whole: Sequence[PreparedPage]) -> Iterator[Measurement]:
         """Measure plain transformers: as its documentation shows it, and in batches with pixels made on the device."""
-        for way, batch, count in (("stock snippet", 0, 4), ("stock loop", _STOCK_BATCH, 3 * _STOCK_BATCH)):
-            settings = dataclasses.replace(self._settings.model, batch_size=batch)
-            engine = StockEngine(settings, self._checkpoint, self._model, on_host=batch == 0)
-            for some in (pages, whole):
-                some = some[:count]
-                list(engine.answer(self._requests(some[: max(1, batch)], 1)))  # warms up
-                machine.reset_peak(self._device)
-                requests = self._requests(some, 1)
+        random_weights = self._settings.random_weights
+        model = TransformersModel(
+            self._checkpoint, self._family, self._settings.model, self._choice, random_weights=random_weights
+        )
+        for way, batch, count in (("snippet", 1, 4), ("loop", _REFERENCE_BATCH, 3 * _REFERENCE_BATCH)):
+            model.is_on_host = batch == 1
+            for pages_of_kind in (pages, whole):
+                some = pages_of_kind[:count]
+                model.answer(self._requests(some[:batch], 1))  # warms up
+                hardware.reset_peak_memory(self._choice)
                 started = time.perf_counter()
-                answers = list(engine.answer(requests))
+                for start in range(0, len(some), batch):
+                    model.answer(self._requests(some[start : start + batch], 1))
                 seconds = time.perf_counter() - started
-                peak = machine.peak_gb(self._device)
-                vision_ms, step_ms = None, None
-                if batch:  # both ways have the same stages
-                    length = some[0].split * 4 * _CROP_TOKENS + _CROP_TOKENS + _QUESTION_TOKENS
-                    vision_ms, step_ms = engine.stage_ms(requests[0], rows=self._rows, length=length)
                 yield Measurement(
-                    way=way,
+                    way=f"transformers {way}",
                     split=some[0].split,
-                    questions_a_page=1,
-                    vision_ms=vision_ms,
-                    decode_step_ms=step_ms,
+                    questions_per_page=1,
                     pages=len(some),
                     seconds=seconds,
-                    pages_a_second=len(some) / seconds,
-                    questions_a_second=len(answers) / seconds,
-                    rows=max(1, batch),
-                    peak_gb=peak,
+                    pages_per_s=len(some) / seconds,
+                    questions_per_s=len(some) / seconds,
+                    batch_size=batch,
+                    peak_gb=hardware.peak_memory_gb(self._choice),
                 )
+        del model
+        hardware.free_memory_of_dropped_models()
 
-    def _seconds(self, engine: Idefics2Engine, pages: Sequence[PreparedPage]) -> float:
+    def _prepared(self, paths: Sequence[Path], pool: PagePool) -> list[PreparedPage]:
+        """Rasterize and cut the first page of each document."""
+        documents = [Document(path.name, str(path)) for path in paths]
+        infos = [pool.open(document) for document in documents]
+        futures = [
+            pool.prepare(document, result_of(info, DocumentInfo), 1, self._family.image_processor)
+            for document, info in zip(documents, infos, strict=True)
+        ]
+        # Copies: shared memory is for the pages that are measured on their way from disk.
+        pages = []
+        while futures:
+            page = result_of(futures.pop(0), PreparedPage)
+            pages.append(dataclasses.replace(page, crops=tuple(crop.copy() for crop in page.crops)))
+        return pages
+
+    def _seconds(self, engine: Engine, pages: Sequence[PreparedPage], questions: int) -> float:
         started = time.perf_counter()
-        list(engine.answer(self._requests(pages, 1)))
+        self._answers(engine, pages, questions)
         return time.perf_counter() - started
+
+    def _answers(self, engine: Engine, pages: Sequence[PreparedPage], questions: int) -> list[Answer]:
+        futures = [engine.submit(request) for request in self._requests(pages, questions)]
+        answers = [future.result() for future in futures]
+        failed = [answer.failure for answer in answers if answer.failure]
+        if failed:
+            raise InputError(f"a question of the benchmark failed: {failed[0]}")
+        return answers
 
     def _requests(self, pages: Sequence[PreparedPage], questions: int) -> list[Request]:
         """Ask questions of about 20 tokens; pages are new to the engine each time."""
         requests: list[Request] = []
         for page in pages:
-            self._numbers += 1
-            for number in range(questions):
-                words = f"What is the total {number}?"
-                requests.append(Request(len(requests), words, (page,), (-self._numbers,)))  # the pipeline counts up
+            self._asked += 1
+            requests += [
+                Request(f"What is the total {number}?", (page,), (f"benchmark {self._asked}",))
+                for number in range(questions)
+            ]
         return requests
 
     def _flops(self, pages: Sequence[PreparedPage], answers: Sequence[Answer]) -> float:
         """Count the operations that these answers need at the least: a page's prompt is computed once."""
-        config = self._checkpoint.config
-        patch = config.vision_config.patch_size
-        vision: float = sum(
-            machine.page_flops(config, [(c.shape[0] // patch) * (c.shape[1] // patch) for c in page.crops])
-            for page in pages
+        config, patch = self._family.config, self._family.config.vision.patch_size
+        vision = sum(
+            page_flops(config, [(c.shape[0] // patch) * (c.shape[1] // patch) for c in page.crops]) for page in pages
         )
-        a_page = len(pages[0].crops) * (self._checkpoint.processor.image_seq_len + 1)
-        tokens = len(pages) * a_page + sum(a.prompt_tokens - a_page + a.new_tokens for a in answers)
-        return float(vision + tokens * machine.token_flops(config))
-
-
-def prepared_pages(paths: Sequence[Path], pool: PagePool, checkpoint: Checkpoint) -> list[PreparedPage]:
-    """Rasterize and cut the first page of each document."""
-    futures = deque(pool.prepare(Document(path.name, str(path)), 1, checkpoint.geometry) for path in paths)
-    pages = []
-    while futures:
-        page = result_of(futures.popleft(), PreparedPage)
-        # Copies: the places of the pages themselves are for those that are measured on their way from disk.
-        pages.append(dataclasses.replace(page, crops=tuple(crop.copy() for crop in page.crops)))
-    return pages
-
-
-def _mean(numbers: Sequence[float]) -> float:
-    return sum(numbers) / len(numbers)
+        page_tokens = len(pages[0].crops) * (config.perceiver.num_latents + 1)
+        tokens = len(pages) * page_tokens + sum(a.prompt_tokens - page_tokens + a.new_tokens for a in answers)
+        return float(vision + tokens * token_flops(config))

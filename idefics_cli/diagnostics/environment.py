@@ -1,36 +1,34 @@
-"""What is installed here, and what `run` would choose: the facts of `doctor`."""
+"""What is installed here, and what a run would choose."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import platform
 import shutil
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 
-import torch
-from huggingface_hub import try_to_load_from_cache
-
-from idefics_cli.config import TINY_MODEL, Kernels, ModelSettings
-from idefics_cli.engine import machine, schedule
-from idefics_cli.engine.checkpoint import Checkpoint, free_memory, weight_bytes
-from idefics_cli.engine.operations import has_kernels
+from idefics_cli.config import Kernels, ModelSettings, Quantize
+from idefics_cli.engine.checkpoint import find_locally, open_checkpoint
+from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory
+from idefics_cli.engine.families import family_of
 
 _FLASH_ATTENTION = "flash-attn-4"  # older packages share its module, not its kernels
 _PACKAGES = (
-    "idefics-cli",
-    "torch",
-    "transformers",
-    "safetensors",
-    "pillow",
-    "pypdfium2",
-    "pdf2image",
-    "triton",
-    _FLASH_ATTENTION,
+    *("idefics-cli", "torch", "transformers", "tokenizers", "safetensors", "pillow", "pypdfium2", "pdf2image"),
+    *("triton", _FLASH_ATTENTION),
 )
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def installed() -> dict[str, str]:
-    """Return versions by package; those that are not there are left out."""
-    return machine.versions(_PACKAGES)
+def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    """Return versions by package, Python's first; those that are not there are left out."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def rasterizers() -> dict[str, str]:
@@ -42,52 +40,38 @@ def rasterizers() -> dict[str, str]:
     }
 
 
-def gpus() -> list[str]:
-    """Return each GPU's name and memory."""
-    found = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        found.append(f"{torch.cuda.get_device_name(index)}: {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
-    return found
+def weights_location(settings: ModelSettings) -> str | None:
+    """Return where a model's weights are on this machine; None where they would have to be downloaded.
+
+    Raises:
+        ModelError: the name is neither a folder that is there nor a hub id.
+
+    """
+    folder = find_locally(settings)
+    return None if folder is None else str(folder)
 
 
-def weights_at_hand(settings: ModelSettings) -> str | None:
-    """Return where a model's weights are on this machine; None where they would have to be downloaded."""
-    if settings.model == TINY_MODEL:
-        return "embedded"
-    if Path(settings.model).is_dir():
-        return settings.model
-    for name in ("model.safetensors.index.json", "model.safetensors"):
-        found = try_to_load_from_cache(settings.model, name, revision=settings.revision)
-        if isinstance(found, str):
-            return str(Path(found).parent)
-    return None
+def choices(settings: ModelSettings) -> dict[str, str]:
+    """Return what a run would choose for a checkpoint that is here.
 
+    Raises:
+        ModelError: it can't be run.
 
-def choices(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return what a run would choose, each with its reason."""
-    settings, device, config = checkpoint.settings, checkpoint.device, checkpoint.config
-    kernels = settings.kernels is not Kernels.OFF and has_kernels(device, schedule.head_dim(config.text_config))
-    flash = _FLASH_ATTENTION in installed()
-    free, item = free_memory(device, settings.gpu_memory), torch.finfo(checkpoint.dtype).bits // 8
-    weights = weight_bytes(checkpoint) // (2 if settings.quantize != "none" else 1)
-    plan = schedule.plan(
-        None if free is None else free - weights,
-        schedule.sizes(config, item),
-        rows=settings.batch_size,
-        crop_tokens=config.perceiver_config.resampler_n_latents,
-        max_new_tokens=settings.max_new_tokens,
-    )
-    dtype = str(checkpoint.dtype).removeprefix("torch.")
-    attention = "FlashAttention 4" if flash else "cuDNN (FlashAttention 4 is not installed: extra fa4)"
+    """
+    family, choice = family_of(open_checkpoint(settings)), choose_device(settings)
+    weights = sum(math.prod(shape) for shape in family.config.weight_shapes().values())
+    weights *= _ITEM_BYTES[choice.dtype] if settings.quantize is Quantize.NONE else 1
+    capability, free = compute_capability(), free_host_memory()
+    has_kernels = choice.device == "cuda" and settings.kernels is Kernels.AUTO and (capability or (0, 0)) >= (8, 0)
+    flash = "FlashAttention 4" if _FLASH_ATTENTION in versions() else "cuDNN (FlashAttention 4: extra fa4)"
+    engine = f"transformers, for {', '.join(family.native_gaps)}" if family.native_gaps else "native"
     return {
-        "device": f"{device}: {machine.device_name(device)}",
-        "number format": f"{dtype}, weights {weights / 1e9:.1f} GB",
-        "attention": attention if kernels else "torch",
-        "kernels": "Triton, once there is work that pays for compiling them" if kernels else "none on this device",
-        "batch size": f"{plan.rows}, as asked for"
-        if settings.batch_size
-        else f"{plan.rows}, of {(free - weights) / 1e9:.1f} GB beside the weights"
-        if free is not None
-        else f"{plan.rows}, on a processor",
+        "engine": engine,
+        "device": choice.device,
+        "dtype": f"{choice.dtype}, weights {weights / 1e9:.2g} GB",
+        "host memory": "unknown" if free is None else f"{free / 1e9:.1f} GB free",
+        "attention": flash if has_kernels else "torch",
+        "kernels": "Triton" if has_kernels else "none on this device",
+        "batch size": str(settings.batch_size or "auto: from the memory that is free beside the weights"),
     }
+

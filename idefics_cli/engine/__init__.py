@@ -32,21 +32,16 @@ def open_engine(settings: ModelSettings) -> Engine:
     family = family_of(checkpoint)
     choice = choose_device(settings)
     family.prompt_builder(settings.prompt)
-    info = EngineInfo(
-        settings.model,
-        _answer_settings(settings, checkpoint, family, choice),
-        max(_CAPACITY[choice.device], 2 * (settings.batch_size or 0)),
-        family.image_processor,
-    )
+    info = engine_info(settings, checkpoint, family, choice)
 
     def load() -> Engine:
         if family.native_gaps:
             from idefics_cli.engine.transformers import TransformersEngine
 
             return TransformersEngine(checkpoint, family, settings, choice, info)
-        from idefics_cli.engine.native.engine import load_engine
+        from idefics_cli.engine.native.engine import load_native
 
-        return load_engine(checkpoint, family, settings, choice, info)
+        return load_native(checkpoint, family, settings, choice, info)
 
     if family.native_gaps and settings.quantize is not Quantize.NONE:
         raise ModelError(
@@ -87,6 +82,18 @@ class DeferredEngine:
             loading.set_result(self._load())
         except BaseException as error:
             loading.set_exception(error)
+
+
+def engine_info(
+    settings: ModelSettings, checkpoint: Checkpoint, family: Idefics2Family, choice: DeviceChoice
+) -> EngineInfo:
+    """Return what a run must know of the engine for a checkpoint."""
+    return EngineInfo(
+        checkpoint.name,
+        _answer_settings(settings, checkpoint, family, choice),
+        max(_CAPACITY[choice.device], 2 * (settings.batch_size or 0)),
+        family.image_processor,
+    )
 
 
 def _answer_settings(

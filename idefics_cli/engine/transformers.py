@@ -23,6 +23,7 @@ from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.engine import torch_device
 from idefics_cli.engine.native.models.idefics2 import normalize
+from idefics_cli.engine.native.weights import RandomSource
 from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError
 from idefics_cli.records import Answer, Crop, Request
 
@@ -48,8 +49,7 @@ class TransformersModel:
         settings: ModelSettings,
         choice: DeviceChoice,
         *,
-        model: Any = None,
-        on_host: bool = False,
+        random_weights: bool = False,
     ) -> None:
         """Load the weights.
 
@@ -58,17 +58,20 @@ class TransformersModel:
             family: of the checkpoint.
             settings: of the model.
             choice: device and dtype.
-            model: loaded already.
-            on_host: whether pixels are normalized and padded on the host, as transformers' processor does.
+            random_weights: whether weights are drawn instead: for measurements.
 
         Raises:
             ModelError: weights missing, damaged, or too large for the device.
 
         """
-        self._family, self._settings, self._on_host = family, settings, on_host
+        self._family, self._settings = family, settings
+        self.is_on_host = False
+        """Whether pixels are normalized and padded on the host, as transformers' processor does."""
         self.device = torch_device(choice, settings.gpu_memory)
         self._prompts = family.prompt_builder(settings.prompt)
-        self.model = model if model is not None else _load(checkpoint, self.device, getattr(torch, choice.dtype))
+        dtype = getattr(torch, choice.dtype)
+        load = _random if random_weights else _load
+        self.model = load(checkpoint, self.device, dtype)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Generated]:
@@ -143,8 +146,8 @@ class TransformersModel:
 
     def pixels(self, crops: Sequence[Sequence[Crop]]) -> tuple[Tensor, Tensor]:
         """Pad crops to the largest: (requests, most crops, 3, height, width), and the mask of real pixels."""
-        device = torch.device("cpu") if self._on_host else self.device
-        dtype = torch.float32 if self._on_host else self.model.dtype
+        device = torch.device("cpu") if self.is_on_host else self.device
+        dtype = torch.float32 if self.is_on_host else self.model.dtype
         every = [crop for some in crops for crop in some]
         shape = (len(crops), max(map(len, crops)), 3, *(max(crop.shape[axis] for crop in every) for axis in (0, 1)))
         pixels = torch.zeros(shape, device=device, dtype=dtype)
@@ -276,3 +279,21 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
         raise ModelError(
             f"{name}: can't load this checkpoint: {lines[0] if lines else type(error).__name__}"
         ) from error
+
+
+def _random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """Make a model with random weights, on the device."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    settings = dict(checkpoint.config)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    source = RandomSource({name: tuple(weight.shape) for name, weight in model.state_dict().items()}, dtype, device)
+    model.load_state_dict({name: source(name) for name in model.state_dict()}, assign=True)
+    for name, buffer in list(model.named_buffers()):  # rotary frequencies are not saved: computed anew
+        if buffer.is_meta:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            fresh = type(owner)(config.text_config)
+            owner.register_buffer(name.rpartition(".")[2], dict(fresh.named_buffers())[name.rpartition(".")[2]].to(device), persistent=False)
+    return model.eval()

@@ -19,7 +19,7 @@ from idefics_cli.engine.native.core import EngineCore
 from idefics_cli.engine.native.memory_plan import WorkSizes, plan_memory
 from idefics_cli.engine.native.model_runner import ModelRunner
 from idefics_cli.engine.native.sequence import Sequence
-from idefics_cli.engine.native.weights import CheckpointSource, Source, Weights
+from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source, Weights
 from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError
 from idefics_cli.records import Answer, Request
 
@@ -32,7 +32,7 @@ class NativeEngine:
     def __init__(
         self, core: EngineCore, info: EngineInfo, prompts: PromptBuilder, max_new_tokens: int, max_positions: int
     ) -> None:
-        """Start the thread; see `load_engine`."""
+        """Start the thread; see `load_native`."""
         self.info = info
         self._core, self._prompts = core, prompts
         self._max_new_tokens, self._max_positions = max_new_tokens, max_positions
@@ -139,14 +139,14 @@ class NativeEngine:
         )
 
 
-def load_engine(
+def load_native(
     checkpoint: Checkpoint,
     family: Idefics2Family,
     settings: ModelSettings,
     choice: DeviceChoice,
     info: EngineInfo,
     *,
-    source: Source | None = None,
+    random_weights: bool = False,
 ) -> NativeEngine:
     """Load the weights to the device, plan its memory and start the engine.
 
@@ -156,7 +156,7 @@ def load_engine(
         settings: of the model.
         choice: device and dtype.
         info: of the engine.
-        source: gives the weights instead of the checkpoint.
+        random_weights: whether weights are drawn instead: for measurements.
 
     Raises:
         ModelError: weights missing, damaged, or too large for the device.
@@ -164,13 +164,18 @@ def load_engine(
     """
     device = torch_device(choice, settings.gpu_memory)
     dtype: torch.dtype = getattr(torch, choice.dtype)
-    if source is None:
+    if not random_weights:
         family.check_weights(list(checkpoint.tensors()))
     _check_room(family, settings, device, dtype)
     prompts = family.prompt_builder(settings.prompt)
     try:
-        weights = Weights(source or CheckpointSource(checkpoint, dtype, device), settings.quantize, dtype, device)
+        source: Source = (
+            RandomSource(family.config.weight_shapes(), dtype, device)
+            if random_weights
+            else CheckpointSource(checkpoint, dtype, device)
+        )
         with torch.inference_mode():
+            weights = Weights(source, settings.quantize, dtype, device)
             runner = ModelRunner(weights, family, settings)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{checkpoint.name}: the weights do not fit the GPU's memory; {_SMALLER}") from error
@@ -182,7 +187,8 @@ def load_engine(
         crop_tokens=config.perceiver.num_latents,
         max_new_tokens=settings.max_new_tokens,
     )
-    core = EngineCore(runner, plan, settings.max_new_tokens)
+    with torch.inference_mode():
+        core = EngineCore(runner, plan, settings.max_new_tokens)
     return NativeEngine(core, info, prompts, settings.max_new_tokens, config.text.max_positions)
 
 
