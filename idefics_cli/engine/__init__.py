@@ -20,7 +20,7 @@ _CAPACITY = {"cpu": 32, "cuda": 128}
 """Requests worth having submitted: enough that the device seldom waits, few enough that their pages fit the host."""
 
 
-def open_engine(settings: ModelSettings) -> Engine:
+def open_engine(settings: ModelSettings) -> DeferredEngine:
     """Open the engine for a checkpoint; its weights are loaded with `start` or the first request.
 
     Raises:
@@ -68,9 +68,18 @@ class DeferredEngine:
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Engine`; waits for the weights."""
+        return self.load().submit(request)
+
+    def load(self) -> Engine:
+        """Load the weights, or wait for those that are being loaded; returns the engine that has them.
+
+        Raises:
+            ModelError: they can't be loaded.
+
+        """
         self.start()
         assert self._loading is not None
-        return self._loading.result().submit(request)
+        return self._loading.result()
 
     def close(self) -> None:
         """See `Engine`."""

@@ -1,0 +1,98 @@
+"""Measures what a process does before its first answer, stage by stage: behind `bench --start`.
+
+Each measurement is a process of its own, which runs this module and prints its times as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from idefics_cli.config import Device, Dtype, Kernels, ModelSettings, Quantize
+from idefics_cli.diagnostics.synthetic_pages import write_letters
+from idefics_cli.errors import ModelError
+
+_REPEATS = 3
+_QUESTION = "What is the total?"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Seconds of one process, from its start; each stage includes those before it."""
+
+    interpreter_s: float
+    """Python, and what the command line imports."""
+    torch_s: float
+    """torch imported."""
+    weights_s: float
+    """Weights on the device, kernels compiled, the decoding step recorded."""
+    answer_s: float
+    """First answer, about a page of a PDF."""
+    second_answer_s: float
+    """Second answer, about the same page."""
+    exit_s: float
+    """The process has ended."""
+    peak_host_gb: float
+    """Resident memory at its peak; of mapped files, the pages that were read count."""
+
+
+def measure_start(settings: ModelSettings) -> Iterator[Start]:
+    """Start processes that answer a question, one after another; the first may find caches cold.
+
+    Raises:
+        ModelError: a process failed.
+
+    """
+    with tempfile.TemporaryDirectory(prefix="idefics-cli-start-") as folder:
+        document = write_letters(Path(folder), 1)[0]
+        for _ in range(_REPEATS):
+            started = time.time()
+            command = [sys.executable, "-m", __name__, json.dumps(dataclasses.asdict(settings)), str(document)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this module
+            ended = time.time()
+            if done.returncode:
+                raise ModelError(f"the measured process failed: {done.stderr.strip().splitlines()[-1:]}")
+            times = json.loads(done.stdout.splitlines()[-1])
+            peak = times.pop("peak_host_gb")
+            yield Start(
+                **{name: at - started for name, at in times.items()}, exit_s=ended - started, peak_host_gb=peak
+            )
+
+
+def _main(arguments: Sequence[str]) -> None:
+    """Answer a question twice, and print when each stage was done."""
+    times = {"interpreter_s": time.time()}
+    values = json.loads(arguments[0])
+    for name, kind in (("device", Device), ("dtype", Dtype), ("quantize", Quantize), ("kernels", Kernels)):
+        values[name] = kind(values[name])
+    from idefics_cli.config import RunSettings
+    from idefics_cli.engine import open_engine
+    from idefics_cli.session import Session
+
+    settings = RunSettings(model=ModelSettings(**values))
+    engine = open_engine(settings.model)
+    with Session(settings=settings, engine=engine) as session:
+        import torch  # noqa: F401 - the time that it takes is measured
+
+        times["torch_s"] = time.time()
+        engine.load()
+        times["weights_s"] = time.time()
+        for name in ("answer_s", "second_answer_s"):
+            row = session.ask(arguments[1], _QUESTION)
+            if row.status != "ok":
+                raise ModelError(row.error)
+            times[name] = time.time()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(json.dumps({**times, "peak_host_gb": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])
