@@ -1,4 +1,4 @@
-"""Configurations of published checkpoints: their shapes are measured with random weights where theirs are not at hand."""
+"""Configurations of published checkpoints, whose shapes can be measured with random weights."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class CheckpointSource:
 
         """
         try:
-            tensor: Tensor = self._files[name].get_tensor(name)
+            tensor: Tensor = self._files[name].get_tensor(name)  # type: ignore[no-untyped-call]
         except SafetensorError as error:
             raise ModelError(f"{self._name}: {name} can't be read: {_first_line(error)}") from error
         return tensor.to(self._dtype)
@@ -99,7 +99,7 @@ class RandomSource:
         if "norm" in name:
             return weight.fill_(float(name.endswith("weight")))
         scale = 1.0 if name.endswith("latents") else 0.02
-        for part in weight.view(-1).split(self._DRAW):
+        for part in torch.split(weight.view(-1), self._DRAW):
             torch.mul(self._drawn[: len(part)], scale, out=part)
         return weight
 

@@ -145,10 +145,18 @@ class PackedSegments:
             done + lengths,
         ]
         packed = to_device(torch.cat(parts).to(torch.int32), device)
-        fields = torch.split(packed, [len(part) for part in parts])
-        self.positions, self.slots, self.last = fields[:3]
-        # Never 1: that is how attention knows decoding from the prefill of a single token.
-        self.metadata = AttentionMetadata(*fields[3:], max_query_length=max(2, int(lengths.max())))
+        self.positions, self.slots, self.last, *fields = torch.split(packed, [len(part) for part in parts])
+        query_start, query_length, prefix_start, prefix_length, suffix_start, suffix_length = fields
+        self.metadata = AttentionMetadata(
+            query_start,
+            query_length,
+            prefix_start,
+            prefix_length,
+            suffix_start,
+            suffix_length,
+            # Never 1: that is how attention knows decoding from the prefill of a single token.
+            max_query_length=max(2, int(lengths.max())),
+        )
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
