@@ -100,8 +100,14 @@ class Decoder:
         return normed
 
     def logits(self, hidden: Tensor, ops: Ops) -> Tensor:
-        """Return float32 logits (rows, vocabulary) of last hidden states (rows, width)."""
-        return self._head(hidden, ops)[:, : self.config.vocab_size].float()
+        """Return float32 logits of last hidden states (rows, width): (rows, vocabulary and padding of -inf).
+
+        The padding stays, so that every row begins at an aligned address: sums over rows that do not are added up in
+        an order that depends on the row's index.
+        """
+        logits = self._head(hidden, ops).float()
+        logits[:, self.config.vocab_size :] = -torch.inf
+        return logits
 
 
 class _Layer:
