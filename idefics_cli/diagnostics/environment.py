@@ -74,4 +74,3 @@ def choices(settings: ModelSettings) -> dict[str, str]:
         "kernels": "Triton" if has_kernels else "none on this device",
         "batch size": str(settings.batch_size or "auto: from the memory that is free beside the weights"),
     }
-

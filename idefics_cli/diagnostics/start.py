@@ -62,9 +62,7 @@ def measure_start(settings: ModelSettings) -> Iterator[Start]:
                 raise ModelError(f"the measured process failed: {done.stderr.strip().splitlines()[-1:]}")
             times = json.loads(done.stdout.splitlines()[-1])
             peak = times.pop("peak_host_gb")
-            yield Start(
-                **{name: at - started for name, at in times.items()}, exit_s=ended - started, peak_host_gb=peak
-            )
+            yield Start(**{name: at - started for name, at in times.items()}, exit_s=ended - started, peak_host_gb=peak)
 
 
 def _main(arguments: Sequence[str]) -> None:

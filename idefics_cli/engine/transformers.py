@@ -295,5 +295,9 @@ def _random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) ->
         if buffer.is_meta:
             owner = model.get_submodule(name.rpartition(".")[0])
             fresh = type(owner)(config.text_config)
-            owner.register_buffer(name.rpartition(".")[2], dict(fresh.named_buffers())[name.rpartition(".")[2]].to(device), persistent=False)
+            owner.register_buffer(
+                name.rpartition(".")[2],
+                dict(fresh.named_buffers())[name.rpartition(".")[2]].to(device),
+                persistent=False,
+            )
     return model.eval()

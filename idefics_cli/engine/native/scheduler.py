@@ -50,15 +50,14 @@ class Scheduler:
     def next_action(self) -> Action:
         """Choose what throughput gains most from: full batches of decoding, fed by prefills of several sequences.
 
-        A prefill of few tokens reads all the weights, as does a decoding step of few sequences. Pages are therefore
-        encoded until the ready sequences fill a quarter of the batch, or all of its room, or none is left to encode.
+        A prefill of few tokens reads all the weights, as does a decoding step of few sequences. Once a quarter of the
+        batch is free, pages are encoded until the ready sequences fill what is free, or none is left to encode; then
+        they are prefilled together.
         """
-        room = self.max_num_seqs - len(self.running)
-        most = min(room, len(self.ready) + len(self._waiting))
-        if most > 0 and len(self.ready) >= min(most, max(1, self.max_num_seqs // 4)):
-            return Action.PREFILL
-        if self._waiting and len(self.ready) < most:
-            return Action.ENCODE
+        pending = len(self.ready) + len(self._waiting)
+        wanted = min(self.max_num_seqs - len(self.running), pending)
+        if wanted > 0 and (not self.running or wanted >= min(pending, max(1, self.max_num_seqs // 4))):
+            return Action.PREFILL if len(self.ready) >= wanted else Action.ENCODE
         return Action.DECODE if self.running else Action.NOTHING
 
     # --- pages ---
