@@ -262,10 +262,15 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        for words, key in (("lacks", "missing_keys"), ("has no place in its config.json for", "unexpected_keys")):
-            found = sorted(report[key])
+        for words, key in (
+            ("lacks", "missing_keys"),
+            ("has no place in its config.json for", "unexpected_keys"),
+            ("has in its config.json another shape for", "mismatched_keys"),
+        ):
+            found = sorted(one if isinstance(one, str) else one[0] for one in report[key])
             if found:
                 raise ModelError(f"{name}: the checkpoint {words} {len(found)} weights, {found[0]} among them")
         return model.to(device).eval()

@@ -232,18 +232,23 @@ class Idefics2Family:
         """
         return Idefics2PromptBuilder(self._checkpoint, self.config, template)
 
-    def check_weights(self, names: Sequence[str]) -> None:
-        """Check the names of a checkpoint's weights.
+    def check_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check the names and shapes of a checkpoint's weights.
 
         Raises:
-            ModelError: weights are missing, or there are some that the settings have no place for.
+            ModelError: weights are missing or of another shape, or there are some that the settings have no place for.
 
         """
-        wanted, given = self.config.weight_shapes().keys(), set(names)
+        wanted, given = self.config.weight_shapes(), dict(shapes)
         if self.config.tie_word_embeddings:
-            given.discard("lm_head.weight")
-        extra = sorted(name for name in given - wanted if not _HARMLESS_WEIGHTS.fullmatch(name))
-        for words, found in (("lacks", sorted(wanted - given)), ("has no place in its config.json for", extra)):
+            given.pop("lm_head.weight", None)
+        extra = sorted(name for name in given.keys() - wanted.keys() if not _HARMLESS_WEIGHTS.fullmatch(name))
+        other = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
+        for words, found in (
+            ("lacks", sorted(wanted.keys() - given.keys())),
+            ("has no place in its config.json for", extra),
+            ("has in its config.json another shape for", other),
+        ):
             if found:
                 raise ModelError(
                     f"{self._checkpoint.name}: the checkpoint {words} {len(found)} weights, {found[0]} among them"
