@@ -131,6 +131,7 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], str]] = {
     "not normalized": ({"images": {"do_normalize": False}}, "native"),
     "not rescaled": ({"images": {"do_rescale": False}}, "native"),
     "other mean": ({"images": {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.7, 0.8, 0.9]}}, "native"),
+    "one mean for all channels": ({"images": {"image_mean": 0.4, "image_std": 0.7}}, "native"),
     "sharded": ({"max_shard_size": "40KB"}, "native"),
     "float16 file": ({"dtype": torch.float16}, "native"),
     "bfloat16 file": ({"dtype": torch.bfloat16}, "native"),

@@ -219,8 +219,11 @@ class Idefics2Family:
         scale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
         if not settings.get("do_normalize", True):
             return Normalization(scale, (0.0,) * 3, (1.0,) * 3)
-        half = (0.5,) * 3
-        return Normalization(scale, tuple(settings.get("image_mean") or half), tuple(settings.get("image_std") or half))
+        mean, std = (
+            tuple(map(float, [given] * 3 if isinstance(given, int | float) else given))
+            for given in (settings.get("image_mean") or 0.5, settings.get("image_std") or 0.5)
+        )
+        return Normalization(scale, mean, std)
 
     def prompt_builder(self, template: str) -> Idefics2PromptBuilder:
         """Return what builds prompts.
