@@ -41,7 +41,9 @@ def prefetch(source: Iterable[Item], depth: int) -> Iterator[Item]:
                 if is_closed.is_set():
                     return
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # what the source itself reads from is let go now, not with the error
+            traceback.clear_frames(
+                error.__traceback__
+            )  # what the source itself reads from is let go now, not with the error
             items.put(_Ended(error))
         else:
             items.put(_Ended())

@@ -83,7 +83,9 @@ def save_checkpoint(
         if "norm" in name:
             torch.nn.init.normal_(weight, mean=float(name.endswith("weight")), std=0.1)
         else:
-            fan_in = weight[0].numel() if weight.ndim > 1 and "embed_tokens" not in name and "latents" not in name else 1
+            fan_in = (
+                weight[0].numel() if weight.ndim > 1 and "embed_tokens" not in name and "latents" not in name else 1
+            )
             torch.nn.init.normal_(weight, std=1.5 * fan_in**-0.5)
     model.tie_weights()
     model.to(dtype).save_pretrained(folder, **saving)
@@ -101,7 +103,9 @@ def save_checkpoint(
 
 
 def settings_of(folder: Path | str, **changes: Any) -> ModelSettings:
-    return ModelSettings(str(folder), **({"device": Device.CPU, "dtype": Dtype.FLOAT32, "max_new_tokens": 12} | changes))
+    return ModelSettings(
+        str(folder), **({"device": Device.CPU, "dtype": Dtype.FLOAT32, "max_new_tokens": 12} | changes)
+    )
 
 
 def opened(settings: ModelSettings) -> tuple[Checkpoint, Idefics2Family, DeviceChoice]:

@@ -81,7 +81,9 @@ def test_too_many_failures_end_the_run_with_the_rows_so_far(documents: list[str]
     assert written[-1]["status"] == "failed"
 
 
-def test_an_output_that_cannot_be_written_is_told_before_anything_is_asked(documents: list[str], tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_asked(
+    documents: list[str], tmp_path: Path
+) -> None:
     engine, started = FakeEngine(), list[Inputs]()
     with pytest.raises(OutputError):
         run(

@@ -124,7 +124,9 @@ def check_nothing_is_held(core: EngineCore, runner: ModelRunner, asked: Sequence
     slots, tokens = runner.cache.slots, asked[0].prompt.tokens
     length = slots - 1 - 6  # with the answer, all but the slot of no sequence
     whole = Asked(
-        Prompt((*tokens[: asked[0].prompt.prefix_length], *[tokens[-1]] * length)[:length], asked[0].prompt.prefix_length),
+        Prompt(
+            (*tokens[: asked[0].prompt.prefix_length], *[tokens[-1]] * length)[:length], asked[0].prompt.prefix_length
+        ),
         dict(zip(("whole",), small_requests()[0].pages, strict=True)),
         ("whole",),
     )
@@ -142,7 +144,9 @@ def plan(request: pytest.FixtureRequest) -> MemoryPlan:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(plan: MemoryPlan, settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]) -> tuple[Found, int]:
+def undisturbed(
+    plan: MemoryPlan, settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+) -> tuple[Found, int]:
     """Answers, and the number of operations."""
     runner, family = small_runner(settings, prepared)
     with Faults() as faults:
@@ -284,9 +288,7 @@ def disturbed_requests(
     with Faults(fails):
         core = EngineCore(runner, plan, settings.max_new_tokens)
         found = drive(core, sequences(family, requests))
-    return {
-        number: answer and (answer[0], pytest.approx(answer[1], rel=1e-4)) for number, answer in found.items()
-    }
+    return {number: answer and (answer[0], pytest.approx(answer[1], rel=1e-4)) for number, answer in found.items()}
 
 
 def test_a_sequence_that_was_restarted_says_so(

@@ -36,7 +36,9 @@ def test_fp8_stays_near_and_takes_rows_in_either_format() -> None:
     assert torch.equal(layer(torch_ops.quantize(rows), torch_ops), found)
     through = layer.with_gelu(rows, torch_ops, InputFormat.FP8)
     assert isinstance(through, ScaledRows)
-    assert torch.equal(through.values.float(), torch_ops.quantize(functional.gelu(found, approximate="tanh")).values.float())
+    assert torch.equal(
+        through.values.float(), torch_ops.quantize(functional.gelu(found, approximate="tanh")).values.float()
+    )
 
 
 def test_the_class_goes_by_the_setting() -> None:

@@ -6,7 +6,14 @@ from idefics_cli.engine.families.idefics2 import Idefics2Config
 from idefics_cli.engine.native.memory_plan import CPU_SEQUENCES, GPU_SEQUENCES, MemoryPlan, WorkSizes, plan_memory
 
 EIGHT_BILLION = WorkSizes(slot=131_072, crop=121_000_000, patch=102_400, token=135_000)
-VISION = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "patch_size": 14, "image_size": 980}
+VISION = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 980,
+}
 
 
 def plan(free: int | None, batch_size: int | None = None) -> MemoryPlan:
@@ -31,7 +38,9 @@ def test_plans_of_hosts_of_large_cards_and_of_the_users_will() -> None:
 
 
 def test_tokens_of_a_prefill_batch_never_depend_on_the_memory_or_the_batch() -> None:
-    assert len({plan(int(free * 1e9), size).max_num_batched_tokens for free in (2, 6, 120) for size in (None, 1, 7)}) == 1
+    assert (
+        len({plan(int(free * 1e9), size).max_num_batched_tokens for free in (2, 6, 120) for size in (None, 1, 7)}) == 1
+    )
 
 
 def test_sizes_at_full_shape() -> None:

@@ -160,7 +160,9 @@ def test_a_document_of_many_pages_goes_through_an_engine_for_few(
         assert len(engine.asked) == 2
 
 
-def test_the_cost_of_a_page_is_borne_once_and_its_id_is_its_content(pool: PagePool, frames: Path, tmp_path: Path) -> None:
+def test_the_cost_of_a_page_is_borne_once_and_its_id_is_its_content(
+    pool: PagePool, frames: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy.tiff"
     copy.write_bytes(frames.read_bytes())
     engine = FakeEngine()

@@ -116,4 +116,6 @@ def test_a_template_is_kept_in_its_sandbox(source: str) -> None:
 def test_a_template_has_what_transformers_gives_to_it() -> None:
     source = "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}"
     turns = [{"role": "user", "content": "é"}] * 2
-    assert ChatTemplate(source + "{{ strftime_now('%Y')[:2] }}", "m").render(turns) == '{"role": "user", "content": "é"}20'
+    assert (
+        ChatTemplate(source + "{{ strftime_now('%Y')[:2] }}", "m").render(turns) == '{"role": "user", "content": "é"}20'
+    )

@@ -76,7 +76,9 @@ def test_a_row_without_an_answer_says_why() -> None:
     row = finished_row(pending({1: Answer(failure=lost[1]), 2: Answer(failure=lost[0])}), "m", "s")
     assert (row.status, row.error) == ("failed", "render-failed: page 2")
     bad = Failure(FailureKind.BAD_QUESTION, "nowhere")
-    row = finished_row(PendingRow(Job(Question("q", "f:1", document="b.pdf", page="3"), None), "k", failure=bad), "m", "s")
+    row = finished_row(
+        PendingRow(Job(Question("q", "f:1", document="b.pdf", page="3"), None), "k", failure=bad), "m", "s"
+    )
     assert (row.document, row.page, row.error) == ("b.pdf", "3", "bad-question: nowhere")
 
 

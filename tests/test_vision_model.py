@@ -106,7 +106,9 @@ def test_positions_as_numbers() -> None:
     assert position_buckets(14, 35).tolist() == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27, 30, 32]
 
 
-@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch's half-precision attention fails where it is set")
+@pytest.mark.skipif(
+    "ATEN_CPU_CAPABILITY" in os.environ, reason="torch's half-precision attention fails where it is set"
+)
 @pytest.mark.parametrize("dtype", [Dtype.BFLOAT16, Dtype.FLOAT16])
 def test_positions_of_a_model_in_half_precision_are_those_of_float32(dtype: Dtype, small: Path) -> None:
     """Wrong positions would change far more than rounding does."""
