@@ -75,17 +75,16 @@ def run(
         progress.failed += finished.status == "failed"
         return finished
 
-    opened = prefetch(stages.open_documents(jobs), 2 * pool.workers)
-    requested = prefetch(stages.request_pages(stages.pending_rows(opened)), _PAGES_AHEAD * pool.workers)
     try:
-        for row in prefetch(stages.submit(requested, in_flight), engine.info.capacity):
+        for row in stages.submitted(jobs, pool.workers, in_flight):
             finished = finish(row)
             in_flight.popleft()
             yield finished
     except GeneratorExit:
         raise
     except BaseException:
-        for row in in_flight:
+        stages.stop()
+        for row in list(in_flight):  # the thread of `submit` may be adding its last
             if row.is_answered:
                 yield finish(row)
         raise
@@ -123,6 +122,19 @@ class _Stages:
         """Let the threads of stages end."""
         self._is_stopped.set()
         self._room.release()
+
+    def submitted(self, jobs: Iterable[Job], workers: int, in_flight: deque[PendingRow]) -> Iterator[PendingRow]:
+        """Join the stages: jobs to rows whose requests are all submitted. No name keeps a stream alive after its reader."""
+        return prefetch(
+            self.submit(
+                prefetch(
+                    self.request_pages(self.pending_rows(prefetch(self.open_documents(jobs), 2 * workers))),
+                    _PAGES_AHEAD * workers,
+                ),
+                in_flight,
+            ),
+            self._engine.info.capacity,
+        )
 
     def open_documents(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Start to open the document of each job."""

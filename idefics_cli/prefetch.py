@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -40,6 +41,9 @@ def prefetch(source: Iterable[Item], depth: int) -> Iterator[Item]:
                 if is_closed.is_set():
                     return
         except BaseException as error:
+            traceback.clear_frames(
+                error.__traceback__
+            )  # what the source itself reads from is let go now, not with the error
             items.put(_Ended(error))
         else:
             items.put(_Ended())
@@ -51,7 +55,10 @@ def prefetch(source: Iterable[Item], depth: int) -> Iterator[Item]:
             room.release()
             yield entry.item
         if entry.error is not None:
-            raise entry.error
+            try:
+                raise entry.error
+            finally:
+                del entry  # which would hold the error, and the error this frame
     finally:
         is_closed.set()
         room.release()

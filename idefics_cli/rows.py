@@ -50,8 +50,8 @@ class PendingRow:
     prepare_ms: float = 0.0
     submitted_at: float | None = None
     """When its first request was submitted, by `time.perf_counter`."""
-    answered_at: float = 0.0
-    """When its last answer came, likewise."""
+    answered_at: list[float] = field(default_factory=list)
+    """When each answer came, likewise; noted a moment after the answer can be read."""
 
     def expect(self, page: int, answer: Future[Answer]) -> None:
         """Take the answer of a request about a page."""
@@ -59,7 +59,15 @@ class PendingRow:
         answer.add_done_callback(self._note_time)
 
     def _note_time(self, answer: Future[Answer]) -> None:  # noqa: ARG002 - the signature of a callback
-        self.answered_at = time.perf_counter()
+        self.answered_at.append(time.perf_counter())
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Milliseconds from its first request to its last answer, which is there; None where nothing was asked."""
+        if self.submitted_at is None or not self.answers:
+            return None
+        is_noted = len(self.answered_at) == len(self.answers)
+        return ((max(self.answered_at) if is_noted else time.perf_counter()) - self.submitted_at) * 1e3
 
     @property
     def is_answered(self) -> bool:
@@ -105,7 +113,6 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
     if answer is not None and failures:
         warnings.append(f"{len(failures)} of {len(row.pages)} pages failed: {failures[0]}")
     question, document = row.job.question, row.job.document
-    is_asked = row.submitted_at is not None and bool(row.answers)
     return Row(
         document=document.name if document else question.document or "",
         page=format_pages(read if answer is not None else row.pages) or question.page or "",
@@ -128,7 +135,7 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         vision_ms=_sum(answers.values(), "vision_ms"),
         prefill_ms=_sum(answers.values(), "prefill_ms"),
         decode_ms=_sum(answers.values(), "decode_ms"),
-        latency_ms=(row.answered_at - (row.submitted_at or 0.0)) * 1e3 if is_asked else None,
+        latency_ms=row.latency_ms,
         answered_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         model=model,
         settings=settings,

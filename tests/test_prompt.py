@@ -1,55 +1,121 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from transformers import Idefics2Processor
+from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
-from idefics_cli.engine.prompt import PromptBuilder
-from idefics_cli.errors import FailureKind, RowFailedError
+from idefics_cli.engine.checkpoint import read_folder
+from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families.base import PromptBuilder
+from idefics_cli.engine.families.prompt import ChatTemplate
+from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
 from tests.conftest import SAMPLES
+
+FOLDER = SAMPLES / "tiny-idefics2"
+QUESTIONS = [
+    "What is the total?",
+    "  What   is\tthe total ?  ",
+    "two\nlines\r\nand more\n",
+    "Où est l'été à Zürich — 5 €?",
+    "日本語 🙂 \u2028 \u00a0 e\u0301",
+    "{{ 1 + 1 }} {% raw %} <b>&amp;</b> {question}",
+    "<image",
+    " ",
+]
 
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    return Idefics2Processor.from_pretrained(SAMPLES / "tiny-idefics2")
+    processor = Idefics2Processor.from_pretrained(FOLDER)
+    processor.image_processor = Idefics2ImageProcessorPil.from_pretrained(FOLDER)
+    return processor
+
+
+def builder(template: str = "{question}", folder: Path = FOLDER) -> PromptBuilder:
+    return family_of(read_folder("tiny", folder)).prompt_builder(template)
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("chat", [True, False])
-def test_tokens_are_the_stock_processors(processor: Any, images: int, split: bool, chat: bool) -> None:
-    template, processor.chat_template = processor.chat_template, processor.chat_template if chat else None
-    try:
-        content = [{"type": "image"}] * images + [{"type": "text", "text": "What is the total?"}]
+def test_tokens_are_those_of_transformers_processor(
+    processor: Any, images: int, split: bool, chat: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny"
+    ignored = shutil.ignore_patterns("maker", "*.safetensors", *([] if chat else ["chat_template*"]))
+    shutil.copytree(FOLDER, folder, ignore=ignored)
+    ours = builder(folder=folder)
+    processor.image_processor.do_image_splitting = split
+    for question in QUESTIONS:
+        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
         text = (
             processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             if chat
-            else "<image>" * images + "What is the total?"
+            else "<image>" * images + question
         )
-        processor.image_processor.do_image_splitting = split
-        stock = processor(text=text, images=[Image.new("RGB", (300, 400))] * images)["input_ids"][0]
-        ours = PromptBuilder(processor, "{question}").tokens("What is the total?", [5 if split else 1] * images)
-    finally:
-        processor.chat_template = template
-    assert ours == stock
+        expected = processor(text=text, images=[Image.new("RGB", (300, 400))] * images)["input_ids"][0]
+        prompt = ours.build(question, [5 if split else 1] * images)
+        assert list(prompt.tokens) == expected
+        image = processor.image_token_id
+        assert image in prompt.tokens[: prompt.prefix_length]
+        assert image not in prompt.tokens[prompt.prefix_length :]
+        assert len(prompt.tokens) > prompt.prefix_length
 
 
 def test_split_and_unsplit_pages_stand_in_one_prompt(processor: Any) -> None:
-    tokens = PromptBuilder(processor, "{question}").tokens("q", [5, 1])
-    assert tokens.count(processor.image_token_id) == 6 * 64
-    fake = processor.tokenizer.convert_tokens_to_ids("<fake_token_around_image>")
-    assert tokens.count(fake) == 7
+    prompt = builder().build("q", [5, 1])
+    assert prompt.tokens.count(processor.image_token_id) == 6 * 64
+    assert prompt.tokens.count(processor.tokenizer.convert_tokens_to_ids("<fake_token_around_image>")) == 7
+
+
+def test_questions_about_the_same_pages_have_a_prefix_in_common() -> None:
+    first, second = (builder().build(question, [5]) for question in ("What is the total?", "Who?"))
+    assert first.prefix_length == second.prefix_length
+    assert first.tokens[: first.prefix_length] == second.tokens[: first.prefix_length]
 
 
 def test_the_template_wraps_the_question(processor: Any) -> None:
-    tokens = PromptBuilder(processor, "{question} Answer briefly.").tokens("What?", [1])
-    assert "What? Answer briefly.<end_of_utterance>" in processor.tokenizer.decode(tokens)
+    tokens = builder("{question} Answer briefly: {x} {question}").build("What?", [1]).tokens
+    assert "What? Answer briefly: {x} What?<end_of_utterance>" in processor.tokenizer.decode(list(tokens))
 
 
-@pytest.mark.parametrize("mark", ["<image>", "<end_of_utterance>", "<fake_token_around_image>", "</s>"])
-def test_the_models_own_marks_are_no_question(processor: Any, mark: str) -> None:
-    with pytest.raises(RowFailedError, match=mark) as caught:
-        PromptBuilder(processor, "{question}").tokens(f"What is {mark}?", [1])
-    assert caught.value.kind is FailureKind.BAD_QUESTION
+def test_decoding_is_that_of_transformers_and_stripped(processor: Any) -> None:
+    tokens = processor.tokenizer(" a total of 5 €\n").input_ids + [131]
+    assert builder().decode(tokens) == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("token", ["<image>", "<end_of_utterance>", "<fake_token_around_image>", "</s>"])
+def test_special_tokens_are_no_question_and_no_template(token: str) -> None:
+    with pytest.raises(RowFailedError, match=token) as caught:
+        builder().build(f"What is {token}?", [1])
+    assert caught.value.failure.kind is FailureKind.BAD_QUESTION
+    with pytest.raises(UsageError, match=token):
+        builder(token + "{question}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ ''.__class__.__base__ }}",
+        "{{ raise_exception('no') }}",
+        "{% for x in messages %}{{ x.content.append(1) }}{% endfor %}",
+        "{{ messages[7].role.x }}",
+    ],
+)
+def test_a_template_is_kept_in_its_sandbox(source: str) -> None:
+    with pytest.raises(ModelError, match="the chat template failed"):
+        ChatTemplate(source, "m").render([{"role": "user", "content": [{"type": "text", "text": "q"}]}])
+
+
+def test_a_template_has_what_transformers_gives_to_it() -> None:
+    source = "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}"
+    turns = [{"role": "user", "content": "é"}] * 2
+    assert (
+        ChatTemplate(source + "{{ strftime_now('%Y')[:2] }}", "m").render(turns) == '{"role": "user", "content": "é"}20'
+    )

@@ -53,7 +53,10 @@ class Checkpoint:
         """
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
-            names = sorted(set(_read_json(index, self.name)["weight_map"].values()))
+            files_of = _read_json(index, self.name).get("weight_map")
+            if not isinstance(files_of, dict):
+                raise ModelError(f"{self.name}: {index.name} names no weights")
+            names = sorted({Path(str(name)).name for name in files_of.values()})
         else:
             names = ["model.safetensors"]
         files = tuple(self.folder / name for name in names)
@@ -148,18 +151,22 @@ def read_folder(name: str, folder: Path) -> Checkpoint:
         if not (folder / required).is_file():
             raise ModelError(f"{name}: {required} is missing in {folder}")
     config = _read_json(folder / "config.json", name)
-    if "quantization_config" in config:
-        method = dict(config["quantization_config"]).get("quant_method", "unknown")
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise ModelError(f"{name}: weights quantized by {method} can't be loaded; use the unquantized checkpoint")
     # Saved by version 5 as one file, before as two, the image processor's under its own name.
     processor = _read_json(folder / "processor_config.json", name, required=False)
     images = _read_json(folder / "preprocessor_config.json", name, required=False)
+    own = processor.get("image_processor") or {}
+    if not isinstance(own, dict):
+        raise ModelError(f"{name}: processor_config.json: image_processor is not a JSON object")
     return Checkpoint(
         name,
         folder,
         config,
         _read_json(folder / "generation_config.json", name, required=False),
-        {**images, **processor, **processor.get("image_processor", {})},
+        {**images, **processor, **own},
         _read_json(folder / "tokenizer_config.json", name, required=False),
         _chat_template(folder, processor, name),
     )

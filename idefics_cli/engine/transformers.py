@@ -185,6 +185,7 @@ class TransformersEngine:
         self._batch_size = settings.batch_size or 1
         self._submitted: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
         self._error: ModelError | None = None
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -193,30 +194,36 @@ class TransformersEngine:
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Engine`."""
-        if self._error is not None:
-            raise self._error
         future: Future[Answer] = Future()
-        self._submitted.put((request, future))
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            self._submitted.put((request, future))
         return future
 
     def close(self) -> None:
-        """See `Engine`."""
-        self._submitted.put(None)
+        """See `Engine`; ends after the batch that is being answered."""
+        with self._lock:
+            if self._error is None:
+                self._error = ModelError("the engine has been closed")
+            self._submitted.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         while (submission := self._submitted.get()) is not None:
             batch = [submission]
-            is_closing = False
             while len(batch) < self._batch_size and not self._submitted.empty():
                 following = self._submitted.get()
                 if following is None:
-                    is_closing = True
+                    self._submitted.put(None)
                     break
                 batch.append(following)
-            self._answer([one for one in batch if one[1].set_running_or_notify_cancel()])
-            if is_closing:
-                return
+            if self._error is None:
+                self._answer([one for one in batch if one[1].set_running_or_notify_cancel()])
+                continue
+            for _, future in batch:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(self._error)
 
     def _answer(self, batch: Sequence[tuple[Request, Future[Answer]]]) -> None:
         """Answer a batch; what fails in it is asked again by itself, so that the others do not suffer."""
@@ -265,10 +272,15 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        for words, key in (("lacks", "missing_keys"), ("has no place in its config.json for", "unexpected_keys")):
-            found = sorted(report[key])
+        for words, key in (
+            ("lacks", "missing_keys"),
+            ("has no place in its config.json for", "unexpected_keys"),
+            ("has in its config.json another shape for", "mismatched_keys"),
+        ):
+            found = sorted(one if isinstance(one, str) else one[0] for one in report[key])
             if found:
                 raise ModelError(f"{name}: the checkpoint {words} {len(found)} weights, {found[0]} among them")
         return model.to(device).eval()

@@ -17,4 +17,9 @@ def family_of(checkpoint: Checkpoint) -> Idefics2Family:
     kind = checkpoint.config.get("model_type")
     if kind != "idefics2":
         raise ModelError(f"{checkpoint.name}: a checkpoint of type {kind}; idefics-cli runs idefics2 checkpoints")
-    return Idefics2Family(checkpoint)
+    try:
+        family = Idefics2Family(checkpoint)
+        family.image_processor, family.normalization  # noqa: B018 - read now, so that a mistake is told now
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ModelError(f"{checkpoint.name}: its settings can't be understood: {error}") from error
+    return family

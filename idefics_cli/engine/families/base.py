@@ -153,8 +153,8 @@ class GenerationRules:
             ModelError: they can't be understood.
 
         """
-        settings = checkpoint.generation_config
-        ends = settings.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+        settings = checkpoint.generation_config or _settings_of_config(checkpoint.config)
+        ends = settings.get("eos_token_id")
         try:
             eos = frozenset([int(ends)] if isinstance(ends, int) else map(int, ends or ()))
             words = [tuple(map(int, word)) for word in settings.get("bad_words_ids") or ()]
@@ -170,6 +170,14 @@ class GenerationRules:
         ]
         gaps += ["bad_words_ids of several tokens"] if any(len(word) > 1 for word in words) else []
         return cls(eos, frozenset(suppressed), tuple(gaps))
+
+
+def _settings_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the generation settings that older checkpoints hold in config.json, as transformers takes them from there."""
+    settings: dict[str, Any] = {"eos_token_id": 2}  # MistralConfig's
+    for part in (config.get("text_config") or {}, config):
+        settings |= {name: value for name, value in part.items() if value is not None}
+    return settings
 
 
 def decoder_config(values: Mapping[str, Any], name: str) -> tuple[DecoderConfig, tuple[str, ...]]:

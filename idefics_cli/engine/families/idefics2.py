@@ -69,8 +69,11 @@ class Idefics2Family:
         scale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
         if not settings.get("do_normalize", True):
             return Normalization(scale, (0.0,) * 3, (1.0,) * 3)
-        half = (0.5,) * 3
-        return Normalization(scale, tuple(settings.get("image_mean") or half), tuple(settings.get("image_std") or half))
+        mean, std = (
+            tuple(map(float, [given] * 3 if isinstance(given, int | float) else given))
+            for given in (settings.get("image_mean") or 0.5, settings.get("image_std") or 0.5)
+        )
+        return Normalization(scale, mean, std)
 
     def prompt_builder(self, template: str) -> Idefics2PromptBuilder:
         """Return what builds prompts.
@@ -82,18 +85,23 @@ class Idefics2Family:
         """
         return Idefics2PromptBuilder(self._checkpoint, self.config, template)
 
-    def check_weights(self, names: Sequence[str]) -> None:
-        """Check the names of a checkpoint's weights.
+    def check_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check the names and shapes of a checkpoint's weights.
 
         Raises:
-            ModelError: weights are missing, or there are some that the settings have no place for.
+            ModelError: weights are missing or of another shape, or there are some that the settings have no place for.
 
         """
-        wanted, given = self.config.weight_shapes().keys(), set(names)
+        wanted, given = self.config.weight_shapes(), dict(shapes)
         if self.config.tie_word_embeddings:
-            given.discard("lm_head.weight")
-        extra = sorted(name for name in given - wanted if not _HARMLESS_WEIGHTS.fullmatch(name))
-        for words, found in (("lacks", sorted(wanted - given)), ("has no place in its config.json for", extra)):
+            given.pop("lm_head.weight", None)
+        extra = sorted(name for name in given.keys() - wanted.keys() if not _HARMLESS_WEIGHTS.fullmatch(name))
+        other = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
+        for words, found in (
+            ("lacks", sorted(wanted.keys() - given.keys())),
+            ("has no place in its config.json for", extra),
+            ("has in its config.json another shape for", other),
+        ):
             if found:
                 raise ModelError(
                     f"{self._checkpoint.name}: the checkpoint {words} {len(found)} weights, {found[0]} among them"

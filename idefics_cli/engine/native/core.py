@@ -140,16 +140,20 @@ class EngineCore:
             yield self._too_large(scheduler.ready.popleft())
 
     def _decode(self) -> Iterator[Sequence]:
-        """Add a token to every running sequence. Where memory does not suffice, all start anew with half as many.
+        """Add a token to every running sequence."""
+        try:
+            self._runner.decode(self._scheduler.running)
+            return
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds tensors: recover outside of the handler
+        yield from self._restart()
+
+    def _restart(self) -> Iterator[Sequence]:
+        """Let all running sequences start anew, half as many together; yields one that is alone already.
 
         A step that failed has changed the state of some of them, which a start from the prompt makes good.
         """
         scheduler = self._scheduler
-        try:
-            self._runner.decode(scheduler.running)
-            return
-        except torch.OutOfMemoryError:
-            pass  # its traceback holds tensors: recover outside of the handler
         self._release_memory()
         is_alone = len(scheduler.running) == 1
         scheduler.preempt(list(scheduler.running), self._manager)
@@ -157,7 +161,15 @@ class EngineCore:
             yield self._too_large(scheduler.ready.popleft())
 
     def _finished(self) -> Iterator[Sequence]:
-        for index, output in self._runner.finished(self._scheduler.running).items():
+        outputs = None
+        try:
+            outputs = self._runner.finished(self._scheduler.running)
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds tensors: recover outside of the handler
+        if outputs is None:
+            yield from self._restart()
+            return
+        for index, output in outputs.items():
             sequence = self._scheduler.free(index, self._manager)
             sequence.output, sequence.batch_size = output, max(1, sequence.batch_size)
             sequence.is_preempted |= self._is_reduced

@@ -67,24 +67,31 @@ class NativeEngine:
         return future
 
     def close(self) -> None:
-        """See `Engine`."""
-        self._fail(ModelError("the engine has been closed"))
-        self._submitted.put(None)
+        """See `Engine`; ends after the step that is being done."""
+        with self._lock:
+            if self._error is None:
+                self._error = ModelError("the engine has been closed")
+            self._submitted.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _run(self) -> None:
         """Step while there is work; take what is submitted between the steps."""
+        error = ModelError("the engine has been closed")
         try:
             while self._take():
                 for sequence in self._core.step():
                     future = self._futures.pop(sequence)
                     if future.set_running_or_notify_cancel():
                         future.set_result(self._answer(sequence))
-        except torch.AcceleratorError as error:
-            self._fail(ModelError(f"the GPU failed and can't go on: {str(error).splitlines()[0]}"))
-        except BaseException as error:  # nobody may wait for ever
-            self._fail(error)
+        except torch.AcceleratorError as cause:
+            error = ModelError(f"the GPU failed and can't go on: {str(cause).splitlines()[0]}")
+        except ModelError as cause:
+            error = cause
+        except BaseException as cause:  # nobody may wait for ever
+            error = ModelError(f"the engine failed: {cause!r}")
+            error.__cause__ = cause
+        self._fail(error)
 
     def _take(self) -> bool:
         """Take submissions, waiting for one if there is nothing to do; says whether the engine goes on."""
@@ -99,16 +106,16 @@ class NativeEngine:
             self._futures[sequence] = future
             self._core.add(sequence)
 
-    def _fail(self, error: BaseException) -> None:
-        """End every future, and refuse new requests."""
+    def _fail(self, error: ModelError) -> None:
+        """End every future, and refuse new requests; nothing is stepped any more."""
         with self._lock:
             if self._error is None:
-                self._error = error if isinstance(error, ModelError) else ModelError(f"the engine failed: {error!r}")
+                self._error = error
             while not self._submitted.empty():
                 submission = self._submitted.get()
                 if submission is not None:
                     self._futures[submission[0]] = submission[1]
-        for future in list(self._futures.values()):
+        for future in self._futures.values():
             if not future.done() and future.set_running_or_notify_cancel():
                 future.set_exception(error)
 
@@ -164,8 +171,13 @@ def load_native(
     """
     device = torch_device(choice, settings.gpu_memory)
     dtype: torch.dtype = getattr(torch, choice.dtype)
+<<<<<<< HEAD
     if not random_weights:
         family.check_weights(list(checkpoint.tensors()))
+=======
+    if source is None:
+        family.check_weights({name: header.shape for name, header in checkpoint.tensors().items()})
+>>>>>>> enginetests
     _check_room(family, settings, device, dtype)
     prompts = family.prompt_builder(settings.prompt)
     try:

@@ -1,0 +1,361 @@
+"""Memory that runs out, at every place where it can: answers are right, or say so, and nothing is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from idefics_cli.config import ModelSettings
+from idefics_cli.engine.families.base import Prompt
+from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.native.core import EngineCore
+from idefics_cli.engine.native.memory_plan import MemoryPlan
+from idefics_cli.engine.native.model_runner import ModelRunner
+from idefics_cli.engine.native.sequence import Sequence as Asked
+from idefics_cli.engine.native.weights import Weights
+from idefics_cli.errors import FailureKind, ModelError
+from idefics_cli.records import Request
+from tests.small_checkpoints import save_checkpoint, settings_of, small_requests, small_runner, weights_of
+
+MOST_STEPS = 2000
+PLANS = {
+    "pieces": MemoryPlan(max_num_seqs=4, slots=300, max_projected_patches=1 << 14, max_num_batched_tokens=None),
+    "padded": MemoryPlan(max_num_seqs=4, slots=300, max_projected_patches=400, max_num_batched_tokens=128),
+    "tight": MemoryPlan(max_num_seqs=3, slots=40, max_projected_patches=1 << 14, max_num_batched_tokens=None),
+}
+"""The tight one has a KV cache that has to grow for the longer prompts."""
+
+
+class Faults(TorchDispatchMode):
+    """Counts operations, and raises at those that `fails` picks by their number and result."""
+
+    def __init__(self, fails: Callable[[int, Any], bool] = lambda number, result: False) -> None:
+        super().__init__()
+        self.count, self._fails = 0, fails
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count += 1
+        if self._fails(self.count, result):
+            raise torch.OutOfMemoryError("no memory left")
+        return result
+
+
+Found = dict[int, tuple[tuple[int, ...], float] | None]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
+    folder = save_checkpoint(tmp_path_factory.mktemp("small"), generation={"eos_token_id": [131, 103, 121]})
+    return settings_of(folder, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def prepared(settings: ModelSettings) -> tuple[Weights, Idefics2Family]:
+    weights, family = weights_of(settings)
+    read: dict[str, torch.Tensor] = {}
+    source = weights.tensor
+
+    def cached(name: str) -> torch.Tensor:
+        if name not in read:
+            read[name] = source(name)
+        return read[name]
+
+    return Weights(cached, settings.quantize, weights.dtype, weights.device), family
+
+
+def sequences(family: Idefics2Family, requests: Sequence[Request]) -> list[Asked]:
+    builder = family.prompt_builder("{question}")
+    return [
+        Asked(
+            builder.build(request.question, [len(page.crops) for page in request.pages]),
+            dict(zip(request.page_ids, request.pages, strict=True)),
+            request.page_ids,
+        )
+        for request in requests
+    ]
+
+
+def drive(core: EngineCore, asked: Sequence[Asked]) -> Found:
+    """Run sequences to their end, the second half of them submitted on the way."""
+    number = {sequence: index for index, sequence in enumerate(asked)}
+    later = list(asked[len(asked) // 2 :])
+    for sequence in asked[: len(asked) // 2]:
+        core.add(sequence)
+    found: Found = {}
+    for step in range(MOST_STEPS):
+        if later and step >= 3:
+            core.add(later.pop(0))
+        for sequence in core.step():
+            assert number[sequence] not in found
+            if sequence.failure is not None:
+                assert sequence.failure.kind is FailureKind.OUT_OF_MEMORY
+                found[number[sequence]] = None
+            else:
+                assert sequence.output is not None
+                found[number[sequence]] = (sequence.output.tokens, sequence.output.logprob)
+        if not core.has_work and not later:
+            return found
+    raise AssertionError(f"not done after {MOST_STEPS} steps: {found}")
+
+
+def check(found: Found, expected: Found) -> int:
+    """Compare with the undisturbed run; returns how many failed."""
+    assert found.keys() == expected.keys()
+    for number, answer in found.items():
+        undisturbed = expected[number]
+        assert undisturbed is not None
+        if answer is not None:
+            assert answer[0] == undisturbed[0]
+            assert answer[1] == pytest.approx(undisturbed[1], rel=1e-4)
+    return sum(answer is None for answer in found.values())
+
+
+def check_nothing_is_held(core: EngineCore, runner: ModelRunner, asked: Sequence[Asked]) -> None:
+    """All slots are one free range again once unused prefixes are evicted, and no page is referenced."""
+    runner.features.clear_unused()
+    assert not any(page in runner.features for sequence in asked for page in sequence.page_ids)
+    assert runner.cache is not None
+    slots, tokens = runner.cache.slots, asked[0].prompt.tokens
+    length = slots - 1 - 6  # with the answer, all but the slot of no sequence
+    whole = Asked(
+        Prompt(
+            (*tokens[: asked[0].prompt.prefix_length], *[tokens[-1]] * length)[:length], asked[0].prompt.prefix_length
+        ),
+        dict(zip(("whole",), small_requests()[0].pages, strict=True)),
+        ("whole",),
+    )
+    core.add(whole)
+    done = [sequence for _ in range(20) for sequence in core.step()]
+    assert [sequence.failure for sequence in done] == [None]
+    assert runner.cache.slots == slots
+    runner.features.clear_unused()
+    assert "whole" not in runner.features
+
+
+@pytest.fixture(scope="module", params=PLANS)
+def plan(request: pytest.FixtureRequest) -> MemoryPlan:
+    return PLANS[request.param]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    plan: MemoryPlan, settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+) -> tuple[Found, int]:
+    """Answers, and the number of operations."""
+    runner, family = small_runner(settings, prepared)
+    with Faults() as faults:
+        core = EngineCore(runner, plan, settings.max_new_tokens)
+        asked = sequences(family, small_requests())
+        found = drive(core, asked)
+    assert None not in found.values()
+    check_nothing_is_held(core, runner, asked)
+    return found, faults.count
+
+
+def disturbed(
+    fails: Callable[[int, Any], bool],
+    plan: MemoryPlan,
+    settings: ModelSettings,
+    prepared: tuple[Weights, Idefics2Family],
+    expected: Found,
+) -> int:
+    """Run with faults; returns how many sequences failed."""
+    runner, family = small_runner(settings, prepared)
+    with Faults(fails):
+        try:
+            core = EngineCore(runner, plan, settings.max_new_tokens)
+            asked = sequences(family, small_requests())
+            found = drive(core, asked)
+        except ModelError:
+            return len(expected)  # not even an empty cache fits
+    failed = check(found, expected)
+    check_nothing_is_held(core, runner, asked)
+    return failed
+
+
+def chosen(count: int, *, every: bool) -> list[int]:
+    """Numbers of operations: all of them; or a sample, and a stretch without gaps towards the end, where tokens are decoded."""
+    dense = range(count * 3 // 4, count * 3 // 4 + 60)
+    return list(range(1, count + 1)) if every else sorted({*range(1, count + 1, 149), *dense})
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_one_operation_that_fails(
+    every: bool,
+    plan: MemoryPlan,
+    settings: ModelSettings,
+    prepared: tuple[Weights, Idefics2Family],
+    undisturbed: tuple[Found, int],
+) -> None:
+    expected, count = undisturbed
+    for fault in chosen(count, every=every):
+        failed = disturbed(lambda number, result, fault=fault: number == fault, plan, settings, prepared, expected)  # type: ignore[misc]
+        assert failed <= 1, fault
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [3, 40, 10**9])
+def test_operations_that_fail_one_after_another(
+    length: int,
+    every: bool,
+    plan: MemoryPlan,
+    settings: ModelSettings,
+    prepared: tuple[Weights, Idefics2Family],
+    undisturbed: tuple[Found, int],
+) -> None:
+    expected, count = undisturbed
+    for fault in range(1, count + 1, 37 if every else 401):
+
+        def fails(number: int, result: Any, fault: int = fault) -> bool:
+            return fault <= number < fault + length
+
+        runner, family = small_runner(settings, prepared)
+        with Faults(fails) as faults:
+            try:
+                core = EngineCore(runner, plan, settings.max_new_tokens)
+                asked = sequences(family, small_requests())
+                check(drive(core, asked), expected)
+            except ModelError:
+                continue  # memory for an empty cache is gone
+        if faults.count > fault + length:
+            check_nothing_is_held(core, runner, asked)
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_operations_of_more_than_so_many_bytes_fail(
+    every: bool,
+    plan: MemoryPlan,
+    settings: ModelSettings,
+    prepared: tuple[Weights, Idefics2Family],
+    undisturbed: tuple[Found, int],
+) -> None:
+    """Crops go one by one, the batch shrinks, and at last everything fails."""
+    sizes: set[int] = set()
+
+    def note(number: int, result: Any) -> bool:
+        sizes.update(one.nbytes for one in results(result))
+        return False
+
+    expected, _ = undisturbed
+    disturbed(note, plan, settings, prepared, expected)
+    limits = sorted(sizes)
+    failures = [
+        disturbed(
+            lambda number, result, limit=limit: any(one.nbytes > limit for one in results(result)),  # type: ignore[misc]
+            plan, settings, prepared, expected,
+        )
+        for limit in (limits if every else limits[:-20:30] + limits[-20:])
+    ]  # fmt: skip
+    assert failures[0] == len(expected)
+    assert failures[-1] == 0
+    assert any(0 < failed < len(expected) for failed in failures)
+
+
+def results(result: Any) -> list[torch.Tensor]:
+    parts = result if isinstance(result, list | tuple) else [result]
+    return [part for part in parts if isinstance(part, torch.Tensor)]
+
+
+def test_crops_that_do_not_fit_together_go_one_by_one(
+    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+) -> None:
+    split = [request for request in small_requests() if request.page_ids == ("split",)]
+
+    def fails(number: int, result: Any) -> bool:
+        return any(one.dim() == 4 and one.dtype is torch.uint8 and len(one) > 1 for one in results(result))
+
+    plan = PLANS["pieces"]
+    runner, family = small_runner(settings, prepared)
+    core = EngineCore(runner, plan, settings.max_new_tokens)
+    expected = drive(core, sequences(family, split))
+    assert disturbed_requests(split, fails, plan, settings, prepared) == expected
+
+
+def disturbed_requests(
+    requests: Sequence[Request],
+    fails: Callable[[int, Any], bool],
+    plan: MemoryPlan,
+    settings: ModelSettings,
+    prepared: tuple[Weights, Idefics2Family],
+) -> dict[int, tuple[tuple[int, ...], Any] | None]:
+    runner, family = small_runner(settings, prepared)
+    with Faults(fails):
+        core = EngineCore(runner, plan, settings.max_new_tokens)
+        found = drive(core, sequences(family, requests))
+    return {number: answer and (answer[0], pytest.approx(answer[1], rel=1e-4)) for number, answer in found.items()}
+
+
+def test_a_sequence_that_was_restarted_says_so(
+    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+) -> None:
+    requests = small_requests()[:1] * 4
+    runner, family = small_runner(settings, prepared)
+    with Faults() as faults:
+        core = EngineCore(runner, PLANS["pieces"], settings.max_new_tokens)
+        asked = sequences(family, requests)
+        drive(core, asked)
+    assert not any(sequence.is_preempted for sequence in asked)
+    runner, family = small_runner(settings, prepared)
+    with Faults(lambda number, result: number == faults.count * 9 // 10):
+        core = EngineCore(runner, PLANS["pieces"], settings.max_new_tokens)
+        asked = sequences(family, requests)
+        drive(core, asked)
+    assert any(sequence.is_preempted for sequence in asked)
+    assert all(sequence.failure is None for sequence in asked)
+
+
+def test_a_cache_that_does_not_fit_is_halved_until_it_does(
+    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+) -> None:
+    def too_many_slots(number: int, result: Any) -> bool:
+        return any(one.dim() == 4 and one.dtype is torch.float32 and one.shape[1] > 2000 for one in results(result))
+
+    plan = dataclasses.replace(PLANS["pieces"], max_num_seqs=64, slots=10_000)
+    runner, family = small_runner(settings, prepared)
+    with Faults(too_many_slots):
+        core = EngineCore(runner, plan, settings.max_new_tokens)
+        asked = sequences(family, small_requests())
+        drive(core, asked)
+    assert core.plan.max_num_seqs == 8
+    assert runner.cache is not None
+    assert 1000 < runner.cache.slots <= 2000
+    assert all(sequence.is_preempted for sequence in asked)
+    with Faults(lambda number, result: any(one.dim() == 4 for one in results(result))), pytest.raises(ModelError):
+        EngineCore(runner, plan, settings.max_new_tokens)
+
+
+def test_a_prompt_longer_than_the_cache_makes_it_grow(
+    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+) -> None:
+    runner, family = small_runner(settings, prepared)
+    core = EngineCore(runner, dataclasses.replace(PLANS["pieces"], slots=30), settings.max_new_tokens)
+    assert runner.cache is not None
+    found = drive(core, sequences(family, small_requests()))
+    assert None not in found.values()
+    assert runner.cache.slots > 60
+
+
+def test_prefixes_are_shared_and_the_cost_of_a_page_is_divided(
+    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+) -> None:
+    runner, family = small_runner(settings, prepared)
+    core = EngineCore(runner, PLANS["pieces"], settings.max_new_tokens)
+    asked = sequences(family, small_requests()[1:3])
+    for sequence in asked:
+        core.add(sequence)
+    while core.has_work:
+        list(core.step())
+    first, second = (sequence.costs_ms()[0] for sequence in asked)
+    assert first == second > 0
+    (later,) = sequences(family, small_requests()[1:2])
+    core.add(later)
+    while core.has_work:
+        list(core.step())
+    assert later.costs_ms()[0] == 0
+    assert later.output == asked[0].output

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from idefics_cli.engine.families.idefics2 import Idefics2Config
+from idefics_cli.engine.native.memory_plan import CPU_SEQUENCES, GPU_SEQUENCES, MemoryPlan, WorkSizes, plan_memory
+
+EIGHT_BILLION = WorkSizes(slot=131_072, crop=121_000_000, patch=102_400, token=135_000)
+VISION = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 980,
+}
+
+
+def plan(free: int | None, batch_size: int | None = None) -> MemoryPlan:
+    return plan_memory(free, EIGHT_BILLION, batch_size=batch_size, crop_tokens=64, max_new_tokens=64)
+
+
+@pytest.mark.parametrize("free", [120, 22, 6.5, 6, 4, 2.5, 1.5])
+def test_a_plan_fits_the_memory_and_less_memory_plans_less(free: float) -> None:
+    made, smaller = plan(int(free * 1e9)), plan(int(free * 0.7e9))
+    assert made.bytes(EIGHT_BILLION) <= free * 1e9
+    assert smaller.max_num_seqs <= made.max_num_seqs
+    assert smaller.bytes(EIGHT_BILLION) <= made.bytes(EIGHT_BILLION)
+    assert made.slots > made.max_num_seqs * (5 * 65 + 64)
+
+
+def test_plans_of_hosts_of_large_cards_and_of_the_users_will() -> None:
+    assert plan(None).max_num_seqs == CPU_SEQUENCES
+    assert plan(None).max_num_batched_tokens is None
+    assert plan(10**11).max_num_seqs == GPU_SEQUENCES
+    assert plan(10**11, 200).max_num_seqs == 200
+    assert plan(10**9, 200).max_num_seqs == 200  # the engine halves it
+
+
+def test_tokens_of_a_prefill_batch_never_depend_on_the_memory_or_the_batch() -> None:
+    assert (
+        len({plan(int(free * 1e9), size).max_num_batched_tokens for free in (2, 6, 120) for size in (None, 1, 7)}) == 1
+    )
+
+
+def test_sizes_at_full_shape() -> None:
+    """Keys and values of a position: 2 x 32 layers x 8 heads x 128 x 2 bytes; activations as measured, or a little more."""
+    found = WorkSizes.of(Idefics2Config.of({"vision_config": VISION, "text_config": {"vocab_size": 32003}}, "m"), 2)
+    assert found.slot == 131_072
+    assert found.crop == pytest.approx(EIGHT_BILLION.crop, rel=0.01)
+    assert found.patch == pytest.approx(EIGHT_BILLION.patch, rel=0.01)
+    assert found.token == pytest.approx(EIGHT_BILLION.token, rel=0.01)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+
+from idefics_cli.engine.families.base import Prompt
+from idefics_cli.engine.native.kv_cache import KVCacheManager
+from idefics_cli.engine.native.scheduler import Action, Scheduler
+from idefics_cli.engine.native.sequence import Sequence
+
+
+def sequence(*pages: str, length: int = 10) -> Sequence:
+    return Sequence(Prompt(tuple(range(length)), 6), {}, pages or ("p",))
+
+
+def ready(scheduler: Scheduler, count: int) -> list[Sequence]:
+    made = [sequence() for _ in range(count)]
+    for one in made:
+        scheduler.add(one, [])
+    return made
+
+
+def test_nothing_to_do() -> None:
+    scheduler = Scheduler(8, 4)
+    assert not scheduler.has_work
+    assert scheduler.next_action() is Action.NOTHING
+
+
+def test_a_page_is_encoded_for_all_that_wait_for_it() -> None:
+    scheduler = Scheduler(8, 4)
+    first, second, third = sequence("a", "b"), sequence("b"), sequence("c")
+    for one in (first, second, third):
+        scheduler.add(one, one.page_ids)
+    assert scheduler.next_action() is Action.ENCODE
+    page, users = scheduler.next_page()
+    assert (page, users) == ("a", [first])
+    scheduler.page_encoded(page, users)
+    page, users = scheduler.next_page()
+    assert (page, users) == ("b", [first, second])
+    scheduler.page_encoded(page, users)
+    assert list(scheduler.ready) == [first, second]
+    scheduler.drop([third])
+    assert scheduler.next_action() is Action.PREFILL
+
+
+@pytest.mark.parametrize(
+    ("waiting", "count", "running", "action"),
+    [
+        (5, 1, 0, Action.ENCODE),
+        (5, 2, 0, Action.PREFILL),  # a quarter of the batch
+        (0, 1, 0, Action.PREFILL),  # nothing is left to encode
+        (5, 1, 7, Action.PREFILL),  # all of the batch's room
+        (5, 1, 4, Action.ENCODE),
+        (5, 4, 8, Action.DECODE),  # no room
+        (0, 0, 3, Action.DECODE),
+    ],
+)
+def test_prefills_are_of_several_sequences(waiting: int, count: int, running: int, action: Action) -> None:
+    scheduler = Scheduler(8, 4)
+    ready(scheduler, running)
+    assert len(scheduler.admit(KVCacheManager(1, 1000))) == running
+    ready(scheduler, count)
+    for number in range(waiting):
+        scheduler.add(sequence(f"w{number}"), [f"w{number}"])
+    assert scheduler.next_action() is action
+
+
+def test_sequences_are_admitted_in_order_while_there_are_room_and_slots() -> None:
+    cache, scheduler = KVCacheManager(0, 6 + 2 * 8), Scheduler(3, 4)  # a prefix of 6, two suffixes of 4 + 4
+    first, second, third = ready(scheduler, 3)
+    assert scheduler.admit(cache) == [0, 1]
+    assert list(scheduler.running.values()) == [first, second]
+    assert first.prefix is second.prefix
+    assert scheduler.admit(cache) == []
+    assert scheduler.free(0, cache) is first
+    assert scheduler.admit(cache) == [0]
+    assert scheduler.running[0] is third
+
+
+def test_a_suffix_without_room_leaves_no_reference_to_its_prefix() -> None:
+    cache, scheduler = KVCacheManager(0, 10), Scheduler(3, 4)
+    ready(scheduler, 1)
+    assert scheduler.admit(cache) == []
+    assert cache.allocate(10) == 0
+
+
+def test_preempted_sequences_start_anew_in_order_half_as_many_together() -> None:
+    cache, scheduler = KVCacheManager(0, 1000), Scheduler(8, 4)
+    made = ready(scheduler, 5)
+    indices = scheduler.admit(cache)
+    scheduler.preempt(indices, cache)
+    assert scheduler.max_num_seqs == 2
+    assert list(scheduler.ready) == made
+    assert all(one.is_preempted and one.prefix is None for one in made)
+    assert cache.allocate(1000) == 0
+    cache.free(0, 1000)
+    assert len(scheduler.admit(cache)) == 2
+    assert scheduler.slots_of(made[0]) == 14
