@@ -48,14 +48,16 @@ def make_app() -> typer.Typer:
 
     app = typer.Typer(
         name=NAME,
-        cls=options.Group,
-        help="Ask questions of documents with Idefics2 and get answers, with what each one cost.",
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    version = options.flag("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    app.callback()(options.callback(version))
+    version = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+
+    @app.callback(cls=options.Group)
+    def before_commands(version: bool = version) -> None:
+        """Ask questions of documents with Idefics2 and get answers, with what each one cost."""
+
     for name, command in (
         ("ask", ask.ask),
         ("run", run.run),
@@ -69,7 +71,7 @@ def make_app() -> typer.Typer:
     return app
 
 
-def _version(is_asked: bool) -> None:
+def _show_version(is_asked: bool) -> None:
     if is_asked:
         import typer
 

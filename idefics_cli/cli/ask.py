@@ -25,7 +25,7 @@ from idefics_cli.config import (
 from idefics_cli.errors import ROWS_FAILED, InputError, UsageError
 
 if TYPE_CHECKING:
-    from idefics_cli.records import Document, Row
+    from idefics_cli.records import Row
     from idefics_cli.session import Session
 
 _SILENT_SECONDS = 2.0
@@ -34,13 +34,18 @@ _ADDRESS = ("http://", "https://")
 
 @from_settings(without=("batch_size", "columns", "limit", "root", "allow_empty", "page_timeout", "max_pixels"))
 def ask(
-    words: Annotated[
-        list[str],
+    *,
+    documents: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="DOCUMENT... QUESTION",
-            help="Files, folders, globs, addresses (--allow-urls) or - for stdin; at last the question.",
+            metavar="DOCUMENT",
+            help="Files, folders, globs, addresses (--allow-urls), or - for stdin.",
             show_default=False,
         ),
+    ] = None,
+    question: Annotated[
+        str,
+        typer.Argument(metavar="QUESTION", help="What is asked of them; with -q another document.", show_default=False),
     ],
     pages: PageSettings,
     model: ModelSettings,
@@ -69,7 +74,7 @@ def ask(
 
     """
     set_up_messages(messages)
-    names, texts = split_words(words, questions or [])
+    names, texts = split_words([*(documents or []), question], questions or [])
     settings = RunSettings(checked_pages(pages, password_file), model, allowed, messages=messages)
     with results_on_stdout() as stdout:
         if _answer(names, texts, settings, stdout, as_json=as_json):
@@ -92,8 +97,6 @@ def split_words(words: Sequence[str], questions: Sequence[str]) -> tuple[list[st
             raise UsageError(f"no question for {names[0]!r}: ask DOCUMENT... QUESTION")
         texts = [names.pop()]
     for name in names:
-        if " " in name.strip() and not Path(name).parent.is_dir():
-            break
         if (" " in name.strip() or name.endswith("?")) and not _is_file(name) and not _is_pattern(name):
             raise InputError(f"{name!r}: no such file or folder; several questions are asked with -q, each its own")
     return names, texts
@@ -173,8 +176,8 @@ class _Printer:
     def _has_several_pages(self, row: Row) -> bool:
         if row.page != "1":
             return True
-        from idefics_cli.documents.pool import result_of
         from idefics_cli.documents.page import DocumentInfo
+        from idefics_cli.documents.pool import result_of
         from idefics_cli.records import Document
 
         if self._pages[0] != row.document:

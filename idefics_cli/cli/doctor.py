@@ -18,7 +18,8 @@ def doctor(
     model: ModelSettings,
     messages: MessageSettings,
     warm: Annotated[
-        bool, Option("Only load the model: kernels are compiled, caches filled, and the next start is fast.", Panel.COMMON)
+        bool,
+        Option("Only load the model: kernels are compiled, caches filled, and the next start is fast.", Panel.COMMON),
     ] = False,
 ) -> None:
     """Say what is installed, what `run` would choose and why, and check that the model sees its images.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -70,7 +70,7 @@ def _sums(
     answers: Path,
     by: str | None,
     full_stop: FullStop,
-    write: Callable[[StoredRow, Scores | None, bool], None] = lambda row, scores, is_scored: None,
+    write: Callable[[StoredRow, Scores | None, bool], None] | None = None,
 ) -> dict[str, ScoreSum]:
     """Score every row that has accepted answers, and add them up by the values of a column.
 
@@ -93,7 +93,8 @@ def _sums(
             total.add(scores)
             if by is not None:
                 groups.setdefault(row.text(by), ScoreSum()).add(scores)
-        write(row, scores, bool(accepted))
+        if write is not None:
+            write(row, scores, bool(accepted))
     if not total.count:
         raise InputError(f"{answers}: no row has accepted answers; they come from a column 'answers' of the questions")
     return {**groups, "all": total}

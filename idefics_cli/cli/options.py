@@ -24,47 +24,31 @@ from idefics_cli.errors import UsageError
 _PANELS = list(Panel)
 _PASSWORD_BYTES = 4096
 
-PasswordFile = Annotated[
-    Path | None, Option("A file whose first line is the password.", Panel.PAGES, metavar="FILE")
-]
+PasswordFile = Annotated[Path | None, Option("A file whose first line is the password.", Panel.PAGES, metavar="FILE")]
 AsJson = Annotated[bool, Option("Print JSON.", Panel.OUTPUT, ("--json",))]
 
 
 class Command(TyperCommand):
-    """A command whose `--help` is shown as the flag that it is."""
+    """A command whose flags are shown without the type that some versions of typer give them."""
 
-    def get_help_option(self, ctx: Any) -> Any:
-        """Return the option, without the type that some versions of typer show."""
-        return _as_flag(super().get_help_option(ctx))
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters, those that typer adds by itself included."""
+        return _without_types(super().get_params(ctx))
 
 
 class Group(TyperGroup):
-    """The same of the commands together."""
+    """The commands together, likewise."""
 
-    def get_help_option(self, ctx: Any) -> Any:
+    def get_params(self, ctx: Any) -> Any:
         """See `Command`."""
-        return _as_flag(super().get_help_option(ctx))
+        return _without_types(super().get_params(ctx))
 
 
-def _as_flag(option: Any) -> Any:
-    if option is not None:
-        option.metavar = ""
-    return option
-
-
-def flag(*names: str, **settings: Any) -> Any:
-    """Return an option that takes no value."""
-    return typer.Option(*names, metavar="", **settings)
-
-
-def callback(version: Any) -> Callable[..., None]:
-    """Return what typer calls before every command."""
-
-    def before(version: bool = False) -> None:
-        """Take the options that stand before a command."""
-
-    before.__annotations__ = {"version": Annotated[bool, version], "return": None}
-    return before
+def _without_types(parameters: Any) -> Any:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
 
 
 def from_settings(
@@ -81,20 +65,21 @@ def from_settings(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = typing.get_type_hints(command, include_extras=True)
         records: dict[str, _Record] = {}
-        parameters: list[tuple[int, inspect.Parameter]] = []
+        own: list[tuple[int, inspect.Parameter]] = []
+        shared: list[tuple[int, inspect.Parameter]] = []
         for name, parameter in inspect.signature(command).parameters.items():
             if (kind := _record_type(hints[name])) is not None:
                 records[name] = record = _Record(name, kind, without, defaults or {}, hints[name] is not kind)
-                parameters += record.parameters
+                shared += record.parameters
             else:
-                parameters.append(_own_parameter(parameter, hints[name]))
+                own.append(_own_parameter(parameter, hints[name]))
 
         def flat(**given: Any) -> None:
             for name, record in records.items():
                 given[name] = record.taken_from(given)
             command(**given)
 
-        ordered = [parameter for _, parameter in sorted(parameters, key=lambda entry: entry[0])]
+        ordered = [parameter for _, parameter in sorted(own + shared, key=lambda entry: entry[0])]
         flat.__name__, flat.__doc__ = command.__name__, command.__doc__
         flat.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
         flat.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
@@ -124,7 +109,7 @@ class _Record:
             default = defaults.get(field.name, field.default)
             if typing.get_origin(hint) is tuple:
                 self._tuples.add(field.name)
-                hint, default = list[str], list(default)  # type: ignore[call-overload]
+                hint, default = list[str], list(default)
             self._fields[flat] = field.name
             self.parameters.append(_parameter(flat, hint, dataclasses.replace(option, names=names), default))
 
@@ -162,12 +147,12 @@ def _parameter(name: str, hint: Any, option: Option, default: Any) -> tuple[int,
         *option.names,
         help=option.help,
         rich_help_panel=None if option.panel is Panel.COMMON else str(option.panel),
-        metavar="" if hint is bool else option.metavar,
+        metavar=option.metavar,
         show_default=option.default or shows_default,
         envvar=option.variable,
         parser=option.parse,
     )
-    annotation = Annotated[str | None if option.parse else hint, info]
+    annotation: Any = Annotated[str | None, info] if option.parse else Annotated[hint, info]
     kind = inspect.Parameter.KEYWORD_ONLY
     return _PANELS.index(option.panel), inspect.Parameter(name, kind, default=default, annotation=annotation)
 

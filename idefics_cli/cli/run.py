@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Documents = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[DOCUMENT]...",
+        metavar="DOCUMENT",
         help="Files, folders (recursive), globs, addresses (--allow-urls); questions may name others.",
         show_default=False,
     ),
@@ -177,9 +177,7 @@ class RunWatch:
 
         try:
             with self._line as self._shown:
-                return batch.run(
-                    documents, questions, self._settings, stdout, on_start=self._start, on_row=self._show
-                )
+                return batch.run(documents, questions, self._settings, stdout, on_start=self._start, on_row=self._show)
         except Interrupted as error:
             error.detail = self._what_is_done()
             raise
