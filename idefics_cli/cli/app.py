@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from functools import cache
-from typing import TYPE_CHECKING
 
 from idefics_cli.cli.exit_codes import exit_code_of, exit_process, handle_signals
 
+TYPE_CHECKING = False  # typing, like all else, is imported once the handlers are there
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import typer
 
 NAME = "idefics-cli"
@@ -39,7 +39,6 @@ def completed(arguments: Sequence[str]) -> list[str]:
     return arguments
 
 
-@cache
 def make_app() -> typer.Typer:
     """Put the commands together."""
     import typer

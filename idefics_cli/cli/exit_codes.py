@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
-from types import FrameType
-from typing import NoReturn
 
-from idefics_cli.errors import IdeficsCliError
+TYPE_CHECKING = False  # typing, like all else, is imported once the handlers are there
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,18 +44,27 @@ def _on_signal(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG00
 def exit_code_of(command: Callable[[], object]) -> int:
     """Run a command and return its exit code; every error becomes a line on stderr, a bug its traceback."""
     try:
+        return _exit_code_of(command)
+    except Interrupted as error:  # during the imports here too
+        _say(error)
+        return 128 + error.number
+
+
+def _exit_code_of(command: Callable[[], object]) -> int:
+    from idefics_cli.errors import IdeficsCliError
+
+    try:
         code = command()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Interrupted as error:
-        _say(error)
-        return 128 + error.number
     except IdeficsCliError as error:
         _say(error, "error: ")
         return error.exit_code
     except Exception as error:
         # The exceptions of typer's parser have these attributes; which class they are depends on its version.
         if not hasattr(error, "format_message"):
+            import traceback
+
             traceback.print_exc()
             return 1
         context = getattr(error, "ctx", None)
@@ -71,6 +79,8 @@ def exit_process(code: int) -> NoReturn:
 
     Results are written and closed by then: what holds any is a context manager.
     """
+    from contextlib import suppress
+
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -78,10 +88,6 @@ def exit_process(code: int) -> NoReturn:
 
 
 def _say(error: object, prefix: str = "") -> None:
-    if "logging" in sys.modules:  # commands send their messages through it, once they have begun
-        from idefics_cli.cli.console import end_message
+    from idefics_cli.cli.console import end_message
 
-        end_message(error, prefix)
-        return
-    with suppress(OSError):
-        print(f"{prefix}{error}", file=sys.stderr)
+    end_message(error, prefix)
