@@ -134,6 +134,29 @@ def test_run_answers_the_good_rows_and_says_what_is_wrong_with_the_others(
     assert re.match(DATED + "error: .*answered with other settings \\(--split\\)", other.stderr)
 
 
+def test_a_run_with_nothing_left_to_ask_imports_no_torch(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_bytes(b"text")
+    command = ["run", str(tmp_path / "text.png"), "--ask", "Who?", "-o", str(tmp_path / "out.jsonl"), "--resume"]
+    assert cli(*command).returncode == 6
+    process = [sys.executable, "-X", "importtime", "-m", "idefics_cli", *command]
+    done = subprocess.run(process, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "| idefics_cli.batch" in done.stderr.replace("   ", " ").replace("  ", " ")
+    assert not re.search(r"\| +(torch|transformers|pandas)\n", done.stderr)
+
+
+def test_doctor_checks_the_model_and_warms_it_up(cli: Run) -> None:
+    done = cli("doctor")
+    assert done.returncode == 0, done.stderr
+    assert all(words in done.stdout for words in ("pypdfium2", "rasterizers", "engine", "loaded in", "passed"))
+    assert "FAILED" not in done.stdout
+    warm = cli("doctor", "--warm")
+    assert re.fullmatch(r"tiny: loaded in [\d.]+ s\n", warm.stdout), warm.stderr
+    gone = cli("doctor", "--model", "./gone")
+    assert gone.returncode == 4
+    assert "no such folder" in gone.stderr
+
+
 def test_a_dry_run_and_status_say_what_is_missing(cli: Run, mixed: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     inputs = (SAMPLES / "documents", "-q", SAMPLES / "questions.csv")

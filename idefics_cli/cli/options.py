@@ -106,7 +106,7 @@ class _Record:
             flat = f"{name}_{field.name}"
             names = option.names or (f"--{field.name.replace('_', '-')}",)
             hint = typing.get_args(hints[field.name])[0]
-            default = defaults.get(field.name, field.default)
+            default: Any = defaults.get(field.name, field.default)
             if typing.get_origin(hint) is tuple:
                 self._tuples.add(field.name)
                 hint, default = list[str], list(default)
@@ -122,7 +122,7 @@ class _Record:
 
 def _record_type(hint: Any) -> Any:
     """Return the settings record that a parameter is, or is to become; None where it is neither."""
-    if typing.get_origin(hint) is Callable:  # type: ignore[comparison-overlap]
+    if typing.get_origin(hint) is Callable:
         hint = typing.get_args(hint)[1]
     return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 

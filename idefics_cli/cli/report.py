@@ -27,10 +27,10 @@ class RowTable:
     def __init__(self, stdout: IO[str]) -> None:
         self._stdout = stdout
         try:
-            columns = os.get_terminal_size(stdout.fileno()).columns
-        except OSError:
-            columns = 80
-        room = max(40, columns - _PAGE - _CONFIDENCE - 6)
+            columns = int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(stdout.fileno()).columns
+        except (OSError, ValueError):
+            columns = 0
+        room = max(40, (columns or 80) - _PAGE - _CONFIDENCE - 6)
         parts = sum(share for _, share in _SHARES)
         self._widths = {name: max(5, room * share // parts) for name, share in _SHARES}
         self._widths |= {"page": _PAGE, "conf.": _CONFIDENCE}

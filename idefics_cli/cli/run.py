@@ -49,6 +49,10 @@ QuestionsFile = Annotated[
     str | None,
     Option("CSV or JSONL of questions; - is stdin.", Panel.COMMON, ("--questions", "-q"), metavar="FILE|-"),
 ]
+AskedTexts = Annotated[
+    list[str] | None,
+    Option("A question, in the place of a file. May be repeated.", Panel.COMMON, metavar="QUESTION"),
+]
 
 
 @from_settings()
@@ -60,10 +64,7 @@ def run(
     messages: MessageSettings,
     documents: Documents = None,
     questions: QuestionsFile = None,
-    ask: Annotated[
-        list[str] | None,
-        Option("A question, in the place of a file. May be repeated.", Panel.COMMON, metavar="QUESTION"),
-    ] = None,
+    ask: AskedTexts = None,
     path: Annotated[
         str, Option("Where rows go; - is stdout.", Panel.COMMON, ("--output", "-o"), metavar="FILE|-")
     ] = "-",

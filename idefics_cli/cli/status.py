@@ -12,9 +12,9 @@ import typer
 
 from idefics_cli.cli.console import note, one_line, print_table, set_up_messages
 from idefics_cli.cli.options import AsJson, PasswordFile, checked_pages, from_settings
-from idefics_cli.cli.run import Documents, QuestionsFile, one_of
+from idefics_cli.cli.run import AskedTexts, Documents, QuestionsFile, one_of
 from idefics_cli.cli.streams import results_on_stdout
-from idefics_cli.config import MessageSettings, Option, PageSettings, Panel, QuestionSettings, RunSettings
+from idefics_cli.config import MessageSettings, PageSettings, QuestionSettings, RunSettings
 from idefics_cli.errors import ROWS_FAILED, InputError
 
 if TYPE_CHECKING:
@@ -42,10 +42,7 @@ def status(
     messages: MessageSettings,
     documents: Documents = None,
     questions: QuestionsFile = None,
-    ask: Annotated[
-        list[str] | None,
-        Option("A question, in the place of a file. May be repeated.", Panel.COMMON, metavar="QUESTION"),
-    ] = None,
+    ask: AskedTexts = None,
     as_json: AsJson = False,
     password_file: PasswordFile = None,
 ) -> None:

@@ -25,11 +25,10 @@ def results_on_stdout() -> Iterator[IO[str]]:
         typer.Exit: nobody reads stdout any more; no error.
 
     """
+    if sys.stdout is None:  # as Python finds descriptor 1 closed
+        raise OutputError("stdout is closed, and results need it")
     sys.stdout.flush()
-    try:
-        real = os.dup(1)
-    except OSError as error:
-        raise OutputError("stdout is closed; results need it") from error
+    real = os.dup(1)
     os.dup2(2, 1)
     stream = os.fdopen(real, "w", encoding="utf-8", newline="", closefd=True)
     try:
