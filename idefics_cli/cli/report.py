@@ -59,9 +59,12 @@ class RowTable:
         texts = []
         for name in ("document", "page", "question", "answer", "conf.", "error"):
             text, width = one_line(cells[name]), self._widths[name]
-            if cell_len(text) > width:
-                # Of a path the end tells documents apart.
-                text = f"…{text[1 - width :]}" if name == "document" else f"{set_cell_size(text, width - 1)}…"
+            if cell_len(text) > width and name == "document":  # of a path the end tells documents apart
+                while cell_len(text) > width - 1:
+                    text = text[1:]
+                text = f"…{text}"
+            elif cell_len(text) > width:
+                text = f"{set_cell_size(text, width - 1)}…"
             texts.append(set_cell_size(text, width))
         print(" ".join(texts).rstrip(), file=self._stdout, flush=True)
 
