@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from idefics_cli.session import Session
 
-__version__ = version("idefics-cli")
+    __version__: str
+
 __all__ = ["Session", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Session` when it is asked for: page processes do without what it needs."""
+    """Import what is asked for: page processes and `--help` do without what it needs."""
     if name == "Session":
         from idefics_cli.session import Session
 
         return Session
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("idefics-cli")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,66 +1,80 @@
-"""The commands, and what stands before them."""
+"""The entry point and the commands."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated
 
-import typer
+from idefics_cli.cli.exit_codes import exit_code_of, exit_process, handle_signals
 
-from idefics_cli.cli.ask import ask
-from idefics_cli.cli.bench import bench
-from idefics_cli.cli.demo import demo
-from idefics_cli.cli.doctor import doctor
-from idefics_cli.cli.evaluate import evaluate
-from idefics_cli.cli.run import run
-from idefics_cli.config import RetryFailed
+TYPE_CHECKING = False  # typing, like all else, is imported once the handlers are there
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-app = typer.Typer(
-    name="idefics-cli",
-    help="Ask questions of documents with Idefics2 and get answers, with what each one cost.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+    import typer
 
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from idefics_cli import __version__
-
-        typer.echo(f"idefics-cli {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _before(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Ask questions of documents with Idefics2 and get answers, with what each one cost."""
-
-
-app.command("ask")(ask)
-app.command("run")(run)
-app.command("demo")(demo)
-app.command("eval")(evaluate)
-app.command("bench")(bench)
-app.command("doctor")(doctor)
+NAME = "idefics-cli"
+_RETRY_FAILED = "--retry-failed"
 
 
 def main() -> None:
-    """Entry point of `idefics-cli`."""
-    app(args=with_values(sys.argv[1:]))
+    """Run the command line and end the process."""
+    handle_signals()  # before the imports, so that an interrupt during them is no traceback
+    exit_process(exit_code_of(_run))
 
 
-def with_values(arguments: Sequence[str]) -> list[str]:
-    """Give options that may stand alone their value: `--retry-failed` is `--retry-failed passing`."""
-    completed = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        completed.append(argument)
-        if argument == "--retry-failed" and following not in list(RetryFailed):
-            completed.append(RetryFailed.PASSING)
-    return completed
+def _run() -> object:
+    arguments = completed(sys.argv[1:]) or ["--help"]
+    return make_app()(args=arguments, prog_name=NAME, standalone_mode=False)
+
+
+def completed(arguments: Sequence[str]) -> list[str]:
+    """Give `--retry-failed` of `run` its value where it stands alone."""
+    arguments = list(arguments)
+    if arguments[:1] != ["run"]:
+        return arguments
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for index in reversed(range(end)):
+        if arguments[index] == _RETRY_FAILED and arguments[index + 1 : index + 2] not in (["all"], ["transient"]):
+            arguments.insert(index + 1, "transient")
+    return arguments
+
+
+def make_app() -> typer.Typer:
+    """Put the commands together."""
+    import typer
+
+    from idefics_cli.cli import ask, bench, demo, doctor, evaluate, options, run, status
+
+    app = typer.Typer(
+        name=NAME,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    version = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+
+    @app.callback(cls=options.Group)
+    def before_commands(version: bool = version) -> None:
+        """Ask questions of documents with Idefics2 and get answers, with what each one cost."""
+
+    for name, command in (
+        ("ask", ask.ask),
+        ("run", run.run),
+        ("status", status.status),
+        ("eval", evaluate.evaluate),
+        ("demo", demo.demo),
+        ("bench", bench.bench),
+        ("doctor", doctor.doctor),
+    ):
+        app.command(name, cls=options.Command)(command)
+    return app
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        import typer
+
+        from idefics_cli import __version__
+
+        print(f"{NAME} {__version__}")
+        raise typer.Exit

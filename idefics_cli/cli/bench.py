@@ -4,127 +4,146 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
-from rich.table import Column, Table
-
-from idefics_cli.cli import options
-from idefics_cli.cli.ending import exit_codes
+from idefics_cli.cli.console import print_table, set_up_messages, summary
+from idefics_cli.cli.options import AsJson, from_settings
 from idefics_cli.cli.streams import results_on_stdout
-from idefics_cli.config import TINY_MODEL, ModelSettings
+from idefics_cli.config import TINY_MODEL, MessageSettings, ModelSettings, Option, Panel, positive_or_auto
 from idefics_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from idefics_cli.benchmark import Measurement, Report
+    from rich.table import Table
+
+    from idefics_cli.diagnostics.bench import BenchSettings, Measurement, Report
+    from idefics_cli.diagnostics.start import Start
+
+_BUSY = 0.1  # spread of repeats above which a figure says little
 
 
+@from_settings(without=("prompt", "model"), defaults={"max_new_tokens": 16})
 def bench(
-    random_weights: Annotated[
-        bool,
-        typer.Option("--random-weights", help="The shape of the 8B model, nothing to download.", show_default=False),
-    ] = False,
-    pages: Annotated[
-        int, typer.Option("--pages", min=0, help="Pages to measure with.", show_default="256 on a GPU, else 8")
-    ] = 0,
-    stock: Annotated[bool, typer.Option(help="Measure plain transformers too.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    model: Annotated[
+    model: Callable[..., ModelSettings],
+    messages: MessageSettings,
+    name: Annotated[
         str | None,
-        typer.Option(
-            "--model", "-m", help="Checkpoint to measure with.", show_default="tiny", rich_help_panel=options.MODEL
-        ),
+        Option("Checkpoint to measure with.", Panel.COMMON, ("--model", "-m"), default=TINY_MODEL),
     ] = None,
-    revision: options.Revision = None,
-    device: options.DeviceOption = options.MODEL_DEFAULTS.device,
-    dtype: options.DtypeOption = options.MODEL_DEFAULTS.dtype,
-    quantize: options.QuantizeOption = options.MODEL_DEFAULTS.quantize,
-    batch_size: options.BatchSizeOption = options.MODEL_DEFAULTS.batch_size,
-    gpu_memory: options.GpuMemory = options.MODEL_DEFAULTS.gpu_memory,
-    kernels: options.KernelsOption = options.MODEL_DEFAULTS.kernels,
-    max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of every answer.")] = 16,
-    workers: options.Workers = options.PAGE_DEFAULTS.workers,
-    verbose: options.Verbose = False,
+    random_weights: Annotated[bool, Option("The shape of the 8B model, nothing to download.", Panel.COMMON)] = False,
+    start: Annotated[bool, Option("Measure the start of a process, up to its first answer.", Panel.COMMON)] = False,
+    pages: Annotated[
+        int | None, Option("Pages to measure with.", Panel.COMMON, metavar="N", default="256 on a GPU, else 8")
+    ] = None,
+    no_reference: Annotated[bool, Option("Don't measure plain transformers.", Panel.COMMON)] = False,
+    workers: Annotated[
+        int | None,
+        Option("Page processes.", Panel.LIMITS, metavar="auto|N", default="auto: one a core", parse=positive_or_auto),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure pages and questions a second, stage by stage, beside plain transformers in the same run.
+    """Measure pages and questions per second, stage by stage, beside plain transformers in the same run.
 
     Example: [bold]idefics-cli bench --random-weights[/bold] (on a GPU)
     """
-    with exit_codes(verbose=verbose), results_on_stdout() as stdout:
-        if random_weights and model is not None:
-            raise UsageError("--random-weights and --model exclude each other")
-        from idefics_cli.benchmark import Benchmark, Report, Settings
+    set_up_messages(messages)
+    if random_weights and name is not None:
+        raise UsageError("--random-weights and --model exclude each other")
+    if pages is not None and pages < 1:
+        raise UsageError("--pages takes a number above 0")
+    settings = model(model=name or TINY_MODEL, ignore_eos=not start)
+    if settings.max_new_tokens < 2:
+        raise UsageError("--max-new-tokens takes a number above 1: the first token is not decoded")
+    with results_on_stdout() as stdout:
+        if start:
+            if random_weights:
+                raise UsageError("--start and --random-weights exclude each other")
+            _measure_start(settings, stdout, as_json=as_json)
+            return
+        from idefics_cli.diagnostics.bench import BenchSettings
 
-        settings = Settings(
-            ModelSettings(
-                model or TINY_MODEL,
-                revision,
-                device,
-                dtype,
-                batch_size,
-                max_new_tokens,
-                quantize=quantize,
-                kernels=kernels,
-                gpu_memory=gpu_memory,
-                fixed_length=True,
-            ),
-            pages=pages,
-            random_weights=random_weights,
-            stock=stock,
-            workers=workers,
+        measured = BenchSettings(
+            settings, pages=pages, random_weights=random_weights, reference=not no_reference, workers=workers
         )
-        with tempfile.TemporaryDirectory(prefix="idefics-cli-bench-") as folder:
-            for result in Benchmark(settings, Path(folder)).run():
-                if not isinstance(result, Report):
-                    print(_line(result), file=sys.stderr)
-                elif as_json:
-                    print(json.dumps(dataclasses.asdict(result), indent=2), file=stdout)
-                else:
-                    Console(file=stdout, width=None if stdout.isatty() else 140).print(_table(result))
+        _measure(measured, stdout, as_json=as_json)
+
+
+def _measure(settings: BenchSettings, stdout: IO[str], *, as_json: bool) -> None:
+    from idefics_cli.diagnostics.bench import Benchmark, Report
+
+    with tempfile.TemporaryDirectory(prefix="idefics-cli-bench-") as folder:
+        for result in Benchmark(settings, Path(folder)).run():
+            if not isinstance(result, Report):
+                summary(_line(result), is_failure=False)
+            elif as_json:
+                print(json.dumps(dataclasses.asdict(result), indent=2), file=stdout)
+            else:
+                print_table(_table(result), stdout)
+
+
+def _measure_start(settings: ModelSettings, stdout: IO[str], *, as_json: bool) -> None:
+    from rich.table import Table
+
+    from idefics_cli.diagnostics.start import Start, measure_start
+
+    starts: list[Start] = []
+    for measured in measure_start(settings):
+        starts.append(measured)
+        summary(f"answer after {measured.answer_s:.2f} s, ended after {measured.exit_s:.2f} s", is_failure=False)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(measured) for measured in starts], indent=2), file=stdout)
+        return
+    names = [field.name for field in dataclasses.fields(Start)]
+    table = Table(*(name.replace("_", " ") for name in names), box=None, pad_edge=False)
+    for measured in starts:
+        table.add_row(*(f"{getattr(measured, name):.2f}" for name in names))
+    print_table(table, stdout)
 
 
 def _line(measurement: Measurement) -> str:
     """Say in a line what has been measured, while the rest goes on."""
     split = "split" if measurement.split else "whole"
+    busy = f" (repeats differ by {measurement.spread:.0%}: is the machine busy?)" * (measurement.spread > _BUSY)
     return (
-        f"{measurement.way}, {split} pages, {measurement.questions_a_page} question(s) a page: "
-        f"{measurement.pages_a_second:.2f} pages/s, {measurement.questions_a_second:.1f} questions/s"
+        f"{measurement.way}, {split} pages, {measurement.questions_per_page} question(s) per page: "
+        f"{measurement.pages_per_s:.2f} pages/s, {measurement.questions_per_s:.1f} questions/s{busy}"
     )
 
 
+_COLUMNS = (
+    ("pages/s", "pages_per_s", ".2f"),
+    ("questions/s", "questions_per_s", ".1f"),
+    ("spread", "spread", ".0%"),
+    ("vision ms/page", "vision_ms", ".1f"),
+    ("prefill ms/question", "prefill_ms", ".2f"),
+    ("decode ms/step", "decode_step_ms", ".2f"),
+    ("batch size", "batch_size", "d"),
+    ("MFU", "mfu", ".0%"),
+    ("peak GB", "peak_gb", ".1f"),
+)
+
+
 def _table(report: Report) -> Table:
+    from rich.table import Column, Table
+
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     quantize = "" if report.quantize == "none" else f", {report.quantize}"
     table = Table(
         Column(no_wrap=True),
-        *("pages", "questions a page", "pages/s", "questions/s", "vision ms/page", "prefill ms/question"),
-        *("decode ms/step", "rows", "of matrix rate", "peak GB"),
+        *("pages", "questions per page", *(title for title, _, _ in _COLUMNS)),
         title=f"{report.model}, {report.dtype}{quantize}, {report.new_tokens} new tokens; {report.device}; {versions}",
-        caption=f"matrix products {report.matrix_tflops:.3g} TFLOP/s; loaded in {report.load_s:.1f} s, "
-        f"first answer after {report.first_answer_s:.2f} s more, first window (compiling) {report.warm_up_s:.1f} s",
+        caption=f"matrix products {report.peak_tflops:.3g} TFLOP/s; loaded in {report.load_s:.1f} s, "
+        f"first answer after {report.first_answer_s:.2f} s more",
         box=None,
     )
     for measured in report.measurements:
+        numbers = ((getattr(measured, name), form) for _, name, form in _COLUMNS)
         table.add_row(
             measured.way,
             "split" if measured.split else "whole",
-            str(measured.questions_a_page),
-            f"{measured.pages_a_second:.2f}",
-            f"{measured.questions_a_second:.1f}",
-            *(
-                "" if number is None else f"{number:{form}}"
-                for number, form in (
-                    (measured.vision_ms, ".1f"),
-                    (measured.prefill_ms, ".2f"),
-                    (measured.decode_step_ms, ".2f"),
-                    (measured.rows, "d"),
-                    (measured.matrix_share, ".0%"),
-                    (measured.peak_gb, ".1f"),
-                )
-            ),
+            str(measured.questions_per_page),
+            *("" if number is None else f"{number:{form}}" for number, form in numbers),
         )
     return table

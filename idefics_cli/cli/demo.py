@@ -2,58 +2,106 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from idefics_cli.cli.ending import exit_codes
-from idefics_cli.cli.run import answer_questions
+from idefics_cli.cli.console import note, one_line, print_table, set_up_messages
+from idefics_cli.cli.options import from_settings
+from idefics_cli.cli.run import RunWatch
 from idefics_cli.cli.streams import results_on_stdout
-from idefics_cli.config import TINY_MODEL, Device, ModelSettings, OutputSettings, RunSettings
-from idefics_cli.errors import ROWS_FAILED
+from idefics_cli.config import (
+    TINY_MODEL,
+    Device,
+    MessageSettings,
+    ModelSettings,
+    Option,
+    OutputSettings,
+    Panel,
+    RunSettings,
+)
+from idefics_cli.errors import ROWS_FAILED, InputError, OutputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
+@from_settings()
 def demo(
+    messages: MessageSettings,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where rows go; a file of an earlier demo is replaced.")
+        Path,
+        Option(
+            "Where rows go; the file of an earlier demo is replaced.", Panel.COMMON, ("--output", "-o"), metavar="FILE"
+        ),
     ] = Path("demo-answers.csv"),
 ) -> None:
     """Answer the sample questions over the sample documents with the embedded tiny model.
 
     Example: [bold]idefics-cli demo[/bold]
     """
-    with exit_codes(), results_on_stdout() as stdout:
-        from idefics_cli.engine.checkpoint import samples_folder
-
-        samples = samples_folder()
-        settings = RunSettings(
-            model=ModelSettings(TINY_MODEL, device=Device.CPU),
-            output=OutputSettings(output, overwrite=True),
-        )
-        summary = answer_questions([str(samples / "documents")], str(samples / "questions.csv"), settings, stdout)
-        Console(file=stdout, width=None if stdout.isatty() else 120).print(_answers(output, samples / "documents"))
-        print(f"{summary.rows} rows with what each cost: {output}", file=sys.stderr)
-        if summary.failed:
+    set_up_messages(messages)
+    with results_on_stdout() as stdout:
+        if _answer(output, messages, stdout):
             raise typer.Exit(ROWS_FAILED)
+
+
+def _answer(output: Path, messages: MessageSettings, stdout: IO[str]) -> int:
+    """Answer the questions, show the answers, and return how many failed."""
+    from idefics_cli.cli.report import report_run
+    from idefics_cli.engine.checkpoint import samples_folder
+    from idefics_cli.results.check import format_of
+
+    _check_is_ours(output)
+    samples = samples_folder()
+    settings = RunSettings(
+        model=ModelSettings(TINY_MODEL, device=Device.CPU),
+        output=OutputSettings(output, format_of(output), overwrite=True),
+        messages=messages,
+    )
+    watch = RunWatch(settings)
+    result = watch.run([str(samples / "documents")], str(samples / "questions.csv"), stdout)
+    print_table(_answers(output, samples / "documents"), stdout)
+    report_run(result, watch.first_failure, settings)
+    note(f"rows with what each one cost: {output}")
+    return result.stats.failed
+
+
+def _check_is_ours(output: Path) -> None:
+    """Refuse to replace anything but the output of a demo.
+
+    Raises:
+        OutputError: something else is there.
+
+    """
+    from idefics_cli.results.read import OutputReader
+
+    if not output.is_file():
+        return
+    try:
+        is_ours = all(row.values["model"] == TINY_MODEL for row in OutputReader(output))
+    except InputError:
+        is_ours = False
+    if not is_ours:
+        raise OutputError(f"{output}: exists and is not of an earlier demo; name another output: -o FILE")
 
 
 def _answers(path: Path, folder: Path) -> Table:
     """Build a table of the questions and answers of an output, its documents named from their folder."""
-    import pandas  # half a second that `--help` does not wait for
+    from rich.table import Table
+    from rich.text import Text
 
-    rows = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    from idefics_cli.questions.read import accepted_answers
+    from idefics_cli.results.metrics import normalized
+    from idefics_cli.results.read import OutputReader
+
     table = Table("document", "page", "question", "answer", "", box=None, pad_edge=False)
-    for row in rows.to_dict("records"):
-        right = row["answer"].strip().lower() in (part.strip().lower() for part in row["answers"].split("|"))
-        table.add_row(
-            str(Path(row["document"]).relative_to(folder)),
-            row["page"],
-            row["question"],
-            row["answer"],
-            "" if right else "wrong",
-        )
+    if path.is_file():
+        for row in OutputReader(path):
+            document = Path(row.text("document"))
+            accepted = {normalized(answer) for answer in accepted_answers(row.values.get("answers"))}
+            is_right = normalized(row.text("answer")) in accepted
+            cells = [str(document.relative_to(folder)), *(row.text(name) for name in ("page", "question", "answer"))]
+            table.add_row(*(Text(one_line(cell)) for cell in cells), "" if is_right else "wrong")
     return table

@@ -1,29 +1,26 @@
-"""`doctor`: what is installed, what would run, and a canary that proves that the model sees the image."""
+"""`doctor`: what is installed, what would run, and a check that the model sees its images."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from typing import IO, Annotated
 
-from rich.console import Console
-from rich.table import Table
-
-from idefics_cli.cli import options
-from idefics_cli.cli.ending import exit_codes
+from idefics_cli.cli.console import print_table, set_up_messages
+from idefics_cli.cli.options import from_settings
 from idefics_cli.cli.streams import results_on_stdout
-from idefics_cli.config import ModelSettings
+from idefics_cli.config import MessageSettings, ModelSettings, Option, Panel
 from idefics_cli.errors import ModelError
 
 
+@from_settings(without=("prompt", "max_new_tokens"))
 def doctor(
-    model: options.Model = options.MODEL_DEFAULTS.model,
-    revision: options.Revision = None,
-    device: options.DeviceOption = options.MODEL_DEFAULTS.device,
-    dtype: options.DtypeOption = options.MODEL_DEFAULTS.dtype,
-    batch_size: options.BatchSizeOption = options.MODEL_DEFAULTS.batch_size,
-    quantize: options.QuantizeOption = options.MODEL_DEFAULTS.quantize,
-    gpu_memory: options.GpuMemory = options.MODEL_DEFAULTS.gpu_memory,
-    kernels: options.KernelsOption = options.MODEL_DEFAULTS.kernels,
-    verbose: options.Verbose = False,
+    model: ModelSettings,
+    messages: MessageSettings,
+    warm: Annotated[
+        bool,
+        Option("Only load the model: kernels are compiled, caches filled, and the next start is fast.", Panel.COMMON),
+    ] = False,
 ) -> None:
     """Say what is installed, what `run` would choose and why, and check that the model sees its images.
 
@@ -31,49 +28,61 @@ def doctor(
 
     Example: [bold]idefics-cli doctor --model tiny[/bold]
     """
-    with exit_codes(verbose=verbose), results_on_stdout() as stdout:
-        from idefics_cli.engine import survey  # brings torch along: not before it is needed
+    set_up_messages(messages)
+    with results_on_stdout() as stdout:
+        from idefics_cli.diagnostics import environment
+        from idefics_cli.engine.hardware import gpus
 
-        console = Console(file=stdout, width=None if stdout.isatty() else 120, highlight=False)
-        settings = ModelSettings(
-            model, revision, device, dtype, batch_size, quantize=quantize, gpu_memory=gpu_memory, kernels=kernels
-        )
-        console.print(_table("installed", survey.installed()))
-        console.print(_table("rasterizers", survey.rasterizers()))
-        console.print(_table("GPUs", {str(number): words for number, words in enumerate(survey.gpus())}))
-        weights = survey.weights_at_hand(settings)
-        if weights is None:
-            console.print(f"model {model}: not on this machine; the first run downloads it. It was not checked.")
+        location = environment.weights_location(model)
+        if not warm:
+            _print("installed", environment.versions(), stdout)
+            _print("rasterizers", environment.rasterizers(), stdout)
+            _print("GPUs", {str(number): words for number, words in enumerate(gpus())}, stdout)
+        if location is None:
+            words = "the first run downloads it"
+            if warm:
+                raise ModelError(f"{model.model}: not on this machine; {words}")
+            print(f"model {model.model}: not on this machine; {words}. It was not checked.", file=stdout)
             return
-        _check(settings, weights, console)
+        if not warm:
+            _print(f"model {model.model}", {"weights": location, **environment.choices(model)}, stdout)
+        _check(model, stdout, is_checked=not warm)
 
 
-def _check(settings: ModelSettings, weights: str, console: Console) -> None:
-    """Say what a run would choose, and let the canary sing.
+def _check(settings: ModelSettings, stdout: IO[str], *, is_checked: bool) -> None:
+    """Load a model, say how long that took, and check that it sees its images.
 
     Raises:
-        ModelError: it can't be loaded, or does not see its images.
+        ModelError: it can't be loaded, or does not see them.
 
     """
-    from idefics_cli.canary import sing
-    from idefics_cli.engine import survey
-    from idefics_cli.engine.checkpoint import open_checkpoint
-    from idefics_cli.engine.idefics2 import Idefics2Engine
+    from idefics_cli.diagnostics.canary import run_canary
+    from idefics_cli.engine import open_engine
 
-    checkpoint = open_checkpoint(settings)
-    console.print(_table(f"model {settings.model}", {"weights": weights, **survey.choices(checkpoint)}))
-    console.print("canary")
-    findings = list(sing(Idefics2Engine(settings, checkpoint)))
-    for finding in findings:
-        console.print(f"  {'fine ' if finding.is_fine else 'WRONG'}  {finding.words}")
-    if not all(finding.is_fine for finding in findings):
+    started = time.monotonic()
+    engine = open_engine(settings)
+    engine.load()
+    print(f"{settings.model}: loaded in {time.monotonic() - started:.1f} s", file=stdout, flush=True)
+    if not is_checked:
+        engine.close()
+        return
+    print("image check", file=stdout)
+    all_passed = True
+    for check in run_canary(engine):
+        print(f"  {'passed' if check.passed else 'FAILED'}  {check.words}", file=stdout, flush=True)
+        all_passed &= check.passed
+    engine.close()
+    if not all_passed:
         raise ModelError(
-            f"{settings.model}: the canary is not well: its answers can't be trusted with these versions and settings"
+            f"{settings.model}: the image check failed: its answers can't be trusted with these versions and settings"
         )
 
 
-def _table(title: str, facts: Mapping[str, str]) -> Table:
+def _print(title: str, facts: Mapping[str, str], stdout: IO[str]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
     for name, words in (facts or {"": "none"}).items():
-        table.add_row(name, words)
-    return table
+        table.add_row(Text(name), Text(words))
+    print_table(table, stdout)

@@ -1,46 +1,47 @@
-"""`eval`: scores an answered CSV whose questions carry accepted answers."""
+"""`eval`: scores an output whose questions carry accepted answers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from idefics_cli.cli import options
-from idefics_cli.cli.ending import exit_codes
+from idefics_cli.cli.console import print_table, set_up_messages
+from idefics_cli.cli.options import AsJson, from_settings
 from idefics_cli.cli.streams import results_on_stdout
+from idefics_cli.config import Format, MessageSettings, Option, Panel
 from idefics_cli.errors import InputError, OutputError
-from idefics_cli.metrics import FullStop, Scores, mean, score
-from idefics_cli.questions.read import accepted_answers
-from idefics_cli.results.summary import NO_ANSWER
+from idefics_cli.results.metrics import METRICS, FullStop, Scores, figure_name, score
 
 if TYPE_CHECKING:
-    import pandas
+    from io import FileIO
 
-_METRICS = ("anls", "exact", "relaxed", "vqa")
+    from rich.table import Table
+
+    from idefics_cli.results.read import StoredRow
+    from idefics_cli.results.stats import ScoreSum
 
 
+@from_settings()
 def evaluate(
-    answers: Annotated[Path, typer.Argument(metavar="ANSWERS.csv", help="An output of run.", show_default=False)],
+    answers: Annotated[Path, typer.Argument(metavar="OUTPUT", help="An output of run.", show_default=False)],
+    messages: MessageSettings,
     by: Annotated[
-        str | None, typer.Option("--by", help="A column whose values are scored apart.", show_default=False)
+        str | None, Option("A column each of whose values has scores of its own.", Panel.COMMON, metavar="COLUMN")
     ] = None,
-    full_stop: Annotated[
-        FullStop, typer.Option("--full-stop", help="What happens to a full stop at an answer's end.")
-    ] = FullStop.STRIP,
+    full_stop: Annotated[FullStop, Option("What is done to a full stop at an answer's end.", Panel.COMMON)] = (
+        FullStop.STRIP
+    ),
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the rows with their scores here.", rich_help_panel=options.OUTPUT),
+        Option("Write the rows with their scores here.", Panel.COMMON, ("--output", "-o"), metavar="FILE"),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=options.OUTPUT)
-    ] = False,
-    verbose: options.Verbose = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score answers against the accepted ones of their questions; failed rows score 0.
 
@@ -48,68 +49,123 @@ def evaluate(
 
     Example: [bold]idefics-cli eval answers.csv --by split[/bold]
     """
-    with exit_codes(verbose=verbose), results_on_stdout() as stdout:
-        rows = _read(answers)
-        if by is not None and by not in rows.columns:
-            raise InputError(f"{answers}: no column {by!r} to score by (found: {', '.join(rows.columns)})")
-        scored = [
-            (index, _score(row, full_stop)) for index, row in enumerate(rows.to_dict("records")) if row["answers"]
-        ]
-        if not scored:
-            raise InputError(f"{answers}: no row has accepted answers (column 'answers')")
-        if output is not None:
-            _write(rows, scored, output)
-        groups: dict[str, list[Scores]] = {}
-        for index, scores in scored:
-            groups.setdefault(str(rows.iloc[index][by]) if by else "all", []).append(scores)
-        if by:
-            groups["all"] = [scores for _, scores in scored]
-        report = {name: {"rows": len(group), **_rounded(mean(group))} for name, group in groups.items()}
+    set_up_messages(messages)
+    with results_on_stdout() as stdout:
+        if output is None:
+            sums = _sums(answers, by, full_stop)
+        else:
+            with _scores_file(answers, output) as write:
+                sums = _sums(answers, by, full_stop, write)
         if as_json:
+            report = {
+                name: {"rows": group.count, **{metric: round(mean, 4) for metric, mean in group.means.items()}}
+                for name, group in sums.items()
+            }
             print(json.dumps({"full_stop": full_stop, "scores": report}, ensure_ascii=False), file=stdout)
         else:
-            Console(file=stdout, width=None if stdout.isatty() else 100).print(_table(report, by, full_stop))
+            print_table(_table(sums, by, full_stop), stdout)
 
 
-def _read(path: Path) -> pandas.DataFrame:
-    import pandas  # half a second that `--help` does not wait for
+def _sums(
+    answers: Path,
+    by: str | None,
+    full_stop: FullStop,
+    write: Callable[[StoredRow, Scores | None, bool], None] | None = None,
+) -> dict[str, ScoreSum]:
+    """Score every row that has accepted answers, and add them up by the values of a column.
 
-    try:
-        rows = pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    missing = [column for column in ("answer", "answers", "status") if column not in rows.columns]
-    if missing:
-        raise InputError(
-            f"{path}: no column {missing[0]!r}; eval takes an output of run whose questions carried 'answers'"
-        )
-    return rows
+    Raises:
+        InputError: the output can't be read, or has nothing to score.
 
+    """
+    from idefics_cli.questions.read import accepted_answers
+    from idefics_cli.results.read import OutputReader
+    from idefics_cli.results.stats import ScoreSum
 
-def _score(row: dict[Any, Any], full_stop: FullStop) -> Scores:
-    accepted = accepted_answers(row["answers"])
-    return score(row["answer"], accepted, full_stop) if row["status"] == "ok" and accepted else NO_ANSWER
-
-
-def _rounded(scores: Scores) -> dict[str, float]:
-    return {name: round(getattr(scores, name), 4) for name in _METRICS}
-
-
-def _write(rows: pandas.DataFrame, scored: Sequence[tuple[int, Scores]], path: Path) -> None:
-    by_index = dict(scored)
-    for name in _METRICS:
-        rows[name] = [
-            f"{getattr(by_index[index], name):.4f}" if index in by_index else "" for index in range(len(rows))
-        ]
-    try:
-        rows.to_csv(path, index=False)
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}") from error
+    groups: dict[str, ScoreSum] = {}
+    total = ScoreSum()
+    for row in OutputReader(answers):
+        if by is not None and by not in row.values:
+            raise InputError(f"{answers}: no column {by!r} to score by (found: {', '.join(row.values)})")
+        accepted = accepted_answers(row.values.get("answers"))
+        scores = score(row.text("answer"), accepted, full_stop) if accepted and not row.is_failed else None
+        if accepted:
+            total.add(scores)
+            if by is not None:
+                groups.setdefault(row.text(by), ScoreSum()).add(scores)
+        if write is not None:
+            write(row, scores, bool(accepted))
+    if not total.count:
+        raise InputError(f"{answers}: no row has accepted answers; they come from a column 'answers' of the questions")
+    return {**groups, "all": total}
 
 
-def _table(report: dict[str, dict[str, float]], by: str | None, full_stop: FullStop) -> Table:
-    table = Table(by or "", "rows", "ANLS", "exact", "relaxed", "VQA", box=None, pad_edge=False)
-    table.caption = f"full stops at the end: {'stripped' if full_stop is FullStop.STRIP else 'kept'}"
-    for name, values in report.items():
-        table.add_row(name, str(values["rows"]), *(f"{values[metric]:.1%}" for metric in _METRICS))
+@contextmanager
+def _scores_file(answers: Path, output: Path) -> Iterator[Callable[[StoredRow, Scores | None, bool], None]]:
+    """Open a file for rows with scores: a new one, or one that `eval` wrote earlier, replaced once all is done.
+
+    Raises:
+        OutputError: something else is there, or it can't be written.
+
+    """
+    from idefics_cli.results.check import check_inputs, format_of
+    from idefics_cli.results.lock import locked
+    from idefics_cli.results.replace import open_unbuffered, output_errors, replacing
+
+    form, path = format_of(output), Path(os.path.realpath(output))
+    check_inputs(path, [answers])
+    if not path.exists():
+        with locked(path), open_unbuffered(path, "xb") as stream, output_errors(path):
+            yield _writer(stream, form)
+    elif path.is_file():
+        _check_is_ours(path, output)
+        with locked(path), replacing(path) as stream, output_errors(path):
+            yield _writer(stream, form)
+    else:
+        with open_unbuffered(path) as stream, output_errors(path):
+            yield _writer(stream, form)
+
+
+def _check_is_ours(path: Path, output: Path) -> None:
+    with path.open("rb") as stream:
+        first = stream.readline(1 << 16).decode("utf-8", "replace").strip()
+    is_csv = first.endswith("," + ",".join(METRICS)) and first.startswith("document,")
+    is_jsonl = first.startswith('{"document"') and all(f'"{name}": ' in first for name in METRICS)
+    if first and not is_csv and not is_jsonl:
+        raise OutputError(f"{output}: exists and holds no scores of eval; name another output")
+
+
+def _writer(stream: FileIO, form: Format) -> Callable[[StoredRow, Scores | None, bool], None]:
+    from idefics_cli.results.write import cell_text, csv_line, json_line
+
+    columns: list[str] = []
+
+    def put(line: str) -> None:
+        data = memoryview(line.encode("utf-8", "backslashreplace"))
+        while data:
+            data = data[stream.write(data) :]
+
+    def write(row: StoredRow, scores: Scores | None, is_scored: bool) -> None:
+        values: Mapping[str, Any] = row.values | {
+            name: (round(getattr(scores, name), 4) if scores else 0.0) if is_scored else None for name in METRICS
+        }
+        if form is Format.JSONL:
+            put(json_line(values))
+            return
+        if not columns:
+            columns.extend(values)
+            put(csv_line(columns))
+        put(csv_line(cell_text(values.get(name)) for name in columns))
+
+    return write
+
+
+def _table(sums: Mapping[str, ScoreSum], by: str | None, full_stop: FullStop) -> Table:
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    titles = ("rows", *(figure_name(name, full_stop) for name in METRICS))
+    table = Table(Column(Text(by or "")), *titles, box=None, pad_edge=False)
+    for name, group in sums.items():
+        table.add_row(Text(name), f"{group.count:,}", *(f"{group.means[metric]:.1%}" for metric in METRICS))
     return table

@@ -1,130 +1,178 @@
-"""Options that several commands share, declared once; their defaults stand in `config`."""
+"""Makes the options of a command from the settings records among its parameters.
+
+A parameter that is a settings record stands for one option for each field annotated with an `Option`; the command gets
+the record. One that is `Callable[..., Record]` gets the record with the fields that it lacks still to be given. Any
+other parameter annotated with an `Option` is an option of this command only.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from idefics_cli.config import (
-    DEFAULT_MODEL,
-    MODEL_VARIABLE,
-    Across,
-    Device,
-    Dtype,
-    Kernels,
-    ModelSettings,
-    PageSettings,
-    Quantize,
-    Rasterizer,
-    RunSettings,
-    Split,
-)
+from idefics_cli.config import Option, PageSettings, Panel
+from idefics_cli.errors import UsageError
 
-MODEL, PAGES, OUTPUT, MESSAGES = "Model", "Pages", "Output", "Messages"
+_PANELS = list(Panel)
+_PASSWORD_BYTES = 4096
+
+PasswordFile = Annotated[Path | None, Option("A file whose first line is the password.", Panel.PAGES, metavar="FILE")]
+AsJson = Annotated[bool, Option("Print JSON.", Panel.OUTPUT, ("--json",))]
 
 
-def parse_batch_size(value: str) -> int:
-    """Return the number, 0 for `auto`."""
-    if str(value) in ("auto", "0"):
-        return 0
-    if not str(value).isdecimal():
-        raise typer.BadParameter(f"{value!r} is neither auto nor a number above 0")
-    return int(value)
+class Command(TyperCommand):
+    """A command whose flags are shown without the type that some versions of typer give them."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters, those that typer adds by itself included."""
+        return _without_types(super().get_params(ctx))
 
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        envvar=MODEL_VARIABLE,
-        help="Checkpoint: a hub id, a folder with safetensors, or 'tiny' (embedded).",
-        rich_help_panel=MODEL,
-    ),
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.", rich_help_panel=MODEL)]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where the model runs.", rich_help_panel=MODEL)]
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option("--dtype", help="Number format; auto: bfloat16 on a GPU, float32 on the CPU.", rich_help_panel=MODEL),
-]
-BatchSizeOption = Annotated[
-    int,
-    typer.Option(
-        "--batch-size",
-        parser=parse_batch_size,
-        metavar="auto|N",
-        show_default="auto",
-        help="Questions decoded together.",
-        rich_help_panel=MODEL,
-    ),
-]
-MaxNewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.", rich_help_panel=MODEL)
-]
-Prompt = Annotated[
-    str,
-    typer.Option(
-        "--prompt", help="How a question is put, for example '{question} Answer briefly.'", rich_help_panel=MODEL
-    ),
-]
-QuantizeOption = Annotated[
-    Quantize,
-    typer.Option(
-        "--quantize", help="fp8: half the memory for weights, faster on new GPUs, less exact.", rich_help_panel=MODEL
-    ),
-]
-GpuMemory = Annotated[
-    float,
-    typer.Option(
-        "--gpu-memory", help="GB of the GPU to use at most.", show_default="all that is free", rich_help_panel=MODEL
-    ),
-]
-KernelsOption = Annotated[
-    Kernels,
-    typer.Option(
-        "--kernels", help="Compiled GPU kernels; auto: once there is work that pays for it.", rich_help_panel=MODEL
-    ),
-]
-Pages = Annotated[
-    str | None,
-    typer.Option(
-        "--pages", help="Pages from 1, as in 1-3,7,-1 (-1 is the last).", show_default="all", rich_help_panel=PAGES
-    ),
-]
-AcrossOption = Annotated[
-    Across,
-    typer.Option(
-        "--across",
-        help="Several pages: a row for each, the page whose answer is most probable (best), "
-        "or all in one prompt (together).",
-        rich_help_panel=PAGES,
-    ),
-]
-SplitOption = Annotated[
-    Split, typer.Option("--split", help="Cut pages with small text into sub-images.", rich_help_panel=PAGES)
-]
-RasterizerOption = Annotated[
-    Rasterizer, typer.Option("--rasterizer", help="What renders PDF pages.", rich_help_panel=PAGES)
-]
-Password = Annotated[str | None, typer.Option("--password", help="For encrypted PDFs.", rich_help_panel=PAGES)]
-PageTimeout = Annotated[
-    float, typer.Option("--page-timeout", help="Seconds a page may take to render.", rich_help_panel=PAGES)
-]
-MaxPixels = Annotated[int, typer.Option("--max-pixels", help="Refuse images with more pixels.", rich_help_panel=PAGES)]
-MaxPages = Annotated[
-    int,
-    typer.Option(
-        "--max-pages", help="Refuse documents with more pages.", show_default="no limit", rich_help_panel=PAGES
-    ),
-]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Page processes; 0: one a core.", rich_help_panel=PAGES)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=MESSAGES)]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say what is chosen, and show tracebacks.", rich_help_panel=MESSAGES)
-]
+class Group(TyperGroup):
+    """The commands together, likewise."""
 
-PAGE_DEFAULTS = PageSettings()
-MODEL_DEFAULTS = ModelSettings(DEFAULT_MODEL)
-ACROSS_DEFAULT = RunSettings().across
+    def get_params(self, ctx: Any) -> Any:
+        """See `Command`."""
+        return _without_types(super().get_params(ctx))
+
+
+def _without_types(parameters: Any) -> Any:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
+
+
+def from_settings(
+    *, without: Collection[str] = (), defaults: Mapping[str, object] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turn a command that takes settings records into one that typer can call.
+
+    Args:
+        without: fields of the records that are no option of this command.
+        defaults: other defaults than those of the records, by field.
+
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = typing.get_type_hints(command, include_extras=True)
+        records: dict[str, _Record] = {}
+        own: list[tuple[int, inspect.Parameter]] = []
+        shared: list[tuple[int, inspect.Parameter]] = []
+        for name, parameter in inspect.signature(command).parameters.items():
+            if (kind := _record_type(hints[name])) is not None:
+                records[name] = record = _Record(name, kind, without, defaults or {}, hints[name] is not kind)
+                shared += record.parameters
+            else:
+                own.append(_own_parameter(parameter, hints[name]))
+
+        def flat(**given: Any) -> None:
+            for name, record in records.items():
+                given[name] = record.taken_from(given)
+            command(**given)
+
+        ordered = [parameter for _, parameter in sorted(own + shared, key=lambda entry: entry[0])]
+        flat.__name__, flat.__doc__ = command.__name__, command.__doc__
+        flat.__annotations__ = {parameter.name: parameter.annotation for parameter in ordered}
+        flat.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+        return flat
+
+    return decorate
+
+
+class _Record:
+    """A settings record among the parameters of a command."""
+
+    def __init__(
+        self, name: str, kind: Any, without: Collection[str], defaults: Mapping[str, object], is_open: bool
+    ) -> None:
+        self._kind, self._is_open = kind, is_open
+        self._fields: dict[str, str] = {}  # by the name of the flat parameter
+        self._tuples: set[str] = set()
+        self.parameters: list[tuple[int, inspect.Parameter]] = []
+        hints = typing.get_type_hints(kind, include_extras=True)
+        for field in dataclasses.fields(kind):
+            option = _option_of(hints[field.name])
+            if option is None or field.name in without:
+                continue
+            flat = f"{name}_{field.name}"
+            names = option.names or (f"--{field.name.replace('_', '-')}",)
+            hint = typing.get_args(hints[field.name])[0]
+            default: Any = defaults.get(field.name, field.default)
+            if typing.get_origin(hint) is tuple:
+                self._tuples.add(field.name)
+                hint, default = list[str], list(default)
+            self._fields[flat] = field.name
+            self.parameters.append(_parameter(flat, hint, dataclasses.replace(option, names=names), default))
+
+    def taken_from(self, given: dict[str, Any]) -> Any:
+        """Take the record's values from those of all options, and make it; raises UsageError as the record does."""
+        values = {field: given.pop(flat) for flat, field in self._fields.items()}
+        values |= {field: tuple(values[field] or ()) for field in self._tuples}
+        return functools.partial(self._kind, **values) if self._is_open else self._kind(**values)
+
+
+def _record_type(hint: Any) -> Any:
+    """Return the settings record that a parameter is, or is to become; None where it is neither."""
+    if typing.get_origin(hint) is Callable:
+        hint = typing.get_args(hint)[1]
+    return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+
+
+def _option_of(hint: Any) -> Option | None:
+    return next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Option)), None)
+
+
+def _own_parameter(parameter: inspect.Parameter, hint: Any) -> tuple[int, inspect.Parameter]:
+    option = _option_of(hint)
+    if option is None:  # an argument
+        return -1, parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hint)
+    names = option.names or (f"--{parameter.name.replace('_', '-')}",)
+    option = dataclasses.replace(option, names=names)
+    return _parameter(parameter.name, typing.get_args(hint)[0], option, parameter.default)
+
+
+def _parameter(name: str, hint: Any, option: Option, default: Any) -> tuple[int, inspect.Parameter]:
+    """Return the parameter that typer makes an option of, and the position of its panel in `--help`."""
+    shows_default = bool(option.default) or (default is not None and default not in ([], "", False, 0.0))
+    info = typer.Option(
+        *option.names,
+        help=option.help,
+        rich_help_panel=None if option.panel is Panel.COMMON else str(option.panel),
+        metavar=option.metavar,
+        show_default=option.default or shows_default,
+        envvar=option.variable,
+        parser=option.parse,
+    )
+    annotation: Any = Annotated[str | None, info] if option.parse else Annotated[hint, info]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return _PANELS.index(option.panel), inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def checked_pages(pages: PageSettings, password_file: Path | None) -> PageSettings:
+    """Check the selection of pages, and read the password from its file.
+
+    Raises:
+        UsageError: the selection does not read as pages, or the file can't be read.
+
+    """
+    from idefics_cli.questions.pages import check_selection
+
+    if pages.selection is not None:
+        check_selection(pages.selection)
+    if password_file is None:
+        return pages
+    try:
+        with password_file.open("rb") as stream:
+            password = stream.read(_PASSWORD_BYTES).split(b"\n")[0].removesuffix(b"\r").decode()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--password-file {password_file}: {getattr(error, 'strerror', None) or error}") from error
+    return dataclasses.replace(pages, password=password)

@@ -1,57 +1,143 @@
-"""Progress on stderr: a tqdm bar on a terminal, one plain line a minute otherwise."""
+"""A progress line on a terminal's stderr, which moves by itself."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from rich.table import Table
 
-from idefics_cli.pipeline import Progress
+    from idefics_cli.pipeline import Progress
 
-_LINE_EVERY = 60.0  # seconds
+_REFRESHES_PER_SECOND = 2
+_BAR_WIDTH = 24
 
 
-class Reporter:
-    """Shows rows and pages as they are done."""
+@dataclass(slots=True)
+class RunState:
+    """How far a run is, as its threads know it."""
 
-    def __init__(self, total: int | None, *, quiet: bool) -> None:
-        self._total, self._quiet = total, quiet
-        self._bar: Any = None
-        if sys.stderr.isatty() and not quiet:
-            self._bar = tqdm(total=total, unit="question", file=sys.stderr, dynamic_ncols=True)
-        self._started = self._said = time.monotonic()
+    total: int | None = None
+    """Questions; None where that is not known."""
+    limit: int | None = None
+    """Rows that are asked at most."""
+    progress: Progress | None = None
+    """None before the first row."""
+    started: float = field(default_factory=time.monotonic)
 
-    def show(self, progress: Progress) -> None:
-        """Say how far the run is, if it is time to."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{progress.pages} pages", refresh=False)
-            self._bar.update(progress.rows + progress.skipped - self._bar.n)
-        elif not self._quiet and time.monotonic() - self._said > _LINE_EVERY:
-            self._said = time.monotonic()
-            of = f" of {self._total}" if self._total else ""
-            rate = progress.rows / max(1e-9, self._said - self._started)
-            print(
-                f"{progress.rows}{of} questions, {progress.pages} pages, {rate:.2f} questions/s, "
-                f"{progress.failed} failed",
-                file=sys.stderr,
-                flush=True,
+    @property
+    def done(self) -> int:
+        """Rows that are there, those of earlier runs included."""
+        return self.progress.rows + self.progress.skipped if self.progress else 0
+
+    @property
+    def goal(self) -> int | None:
+        """Rows that will be there."""
+        if self.total is None or self.limit is None:
+            return self.total
+        return min(self.total, (self.progress.skipped if self.progress else 0) + self.limit)
+
+    def words(self) -> str:
+        """Say it."""
+        seconds = time.monotonic() - self.started
+        words = [f"{self.done:,} rows" if self.goal is None else f"{self.done:,} of {self.goal:,} rows"]
+        if self.progress:
+            words += [f"{self.progress.pages:,} pages"]
+            words += [f"{self.progress.failed:,} failed"] * bool(self.progress.failed)
+        words.append(_clock(seconds))
+        if self.progress and self.progress.rows and self.goal:
+            left = seconds / self.progress.rows * max(0, self.goal - self.done)
+            words.append(f"about {_clock(left)} left")
+        return ", ".join(words)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+class ProgressLine:
+    """The line itself; nothing where stderr is no terminal."""
+
+    def __init__(self, words: Callable[[], str], state: RunState | None = None) -> None:
+        """Take what the line says.
+
+        Args:
+            words: asked for several times a second, from another thread.
+            state: for a bar before the words.
+
+        """
+        self._words, self._state = words, state
+        self._live: Any = None
+        self._is_shown = False
+        self._lock = threading.Lock()
+
+    def show(self) -> None:
+        """Show the line from now on."""
+        from rich.console import Console
+        from rich.live import Live
+
+        with self._lock:
+            self._live = Live(
+                console=Console(file=sys.stderr, highlight=False),
+                get_renderable=self._renderable,
+                refresh_per_second=_REFRESHES_PER_SECOND,
+                transient=True,
+                redirect_stdout=False,
             )
+            self._live.start()
+            self._is_shown = True
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take the line away while something else is printed on the terminal."""
+        with self._lock:
+            if self._is_shown:
+                self._live.stop()
+            try:
+                yield
+            finally:
+                if self._is_shown:
+                    self._live.start()
 
     def close(self) -> None:
-        """Leave the terminal tidy."""
-        if self._bar is not None:
-            self._bar.close()
+        """Take the line away."""
+        with self._lock:
+            if self._is_shown:
+                self._live.stop()
+            self._is_shown = False
+
+    def _renderable(self) -> Table:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        cells: list[Any] = [Text(self._words(), overflow="ellipsis", no_wrap=True)]
+        if self._state is not None and self._state.goal:
+            cells.insert(0, ProgressBar(self._state.goal, self._state.done, width=_BAR_WIDTH))
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(*cells)
+        return grid
 
 
 @contextmanager
-def reporting(total: int | None, *, quiet: bool) -> Iterator[Reporter]:
-    """Report progress while the block runs."""
-    reporter = Reporter(total, quiet=quiet)
+def progress_line(
+    words: Callable[[], str], *, state: RunState | None = None, delay: float = 0.0, quiet: bool = False
+) -> Iterator[ProgressLine]:
+    """Show a line while the block runs, on a terminal only, and from so many seconds on."""
+    line = ProgressLine(words, state)
+    timer = threading.Timer(delay, line.show)
+    timer.daemon = True
+    if sys.stderr.isatty() and not quiet:
+        timer.start()
     try:
-        yield reporter
+        yield line
     finally:
-        reporter.close()
+        timer.cancel()
+        line.close()

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
 
+import typer
+
+from idefics_cli.errors import OutputError
+
+_NOT_WRITTEN = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
+
 
 @contextmanager
 def results_on_stdout() -> Iterator[IO[str]]:
-    """Yield the real stdout; meanwhile descriptor 1, and with it every print, is stderr."""
+    """Yield the real stdout; meanwhile descriptor 1, and with it every print, is stderr.
+
+    Raises:
+        OutputError: what was printed can't be written.
+        typer.Exit: nobody reads stdout any more; no error.
+
+    """
+    if sys.stdout is None:  # as Python finds descriptor 1 closed
+        raise OutputError("stdout is closed, and results need it")
     sys.stdout.flush()
     real = os.dup(1)
     os.dup2(2, 1)
@@ -19,14 +34,13 @@ def results_on_stdout() -> Iterator[IO[str]]:
     try:
         yield stream
         stream.flush()
+    except BrokenPipeError as error:  # whoever read the rows has had enough
+        raise typer.Exit(0) from error
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN or error.filename is not None:
+            raise
+        raise OutputError(f"can't write to stdout: {error.strerror}") from error
     finally:
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             stream.close()
         sys.stdout.flush()
-
-
-def forget_stdout() -> None:
-    """Point descriptor 1 at nothing, so that a closed pipe raises nothing more at exit."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    os.close(nothing)

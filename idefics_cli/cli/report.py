@@ -1,0 +1,153 @@
+"""What `run` says of its rows: while they come, at the end, and beforehand."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import IO, TYPE_CHECKING
+
+from idefics_cli.cli.console import note, one_line, print_table, summary
+from idefics_cli.cli.progress import progress_line
+
+if TYPE_CHECKING:
+    from idefics_cli.batch import BatchResult
+    from idefics_cli.config import RunSettings
+    from idefics_cli.records import Row
+
+_SHOWN = 20  # failing documents
+_SHARES = (("document", 3), ("question", 3), ("answer", 4), ("error", 2))
+_PAGE, _CONFIDENCE = 5, 5
+
+
+class RowTable:
+    """Prints rows as they come, one line each, cut to the width of the terminal."""
+
+    def __init__(self, stdout: IO[str]) -> None:
+        self._stdout = stdout
+        try:
+            columns = int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(stdout.fileno()).columns
+        except (OSError, ValueError):
+            columns = 0
+        room = max(40, (columns or 80) - _PAGE - _CONFIDENCE - 6)
+        parts = sum(share for _, share in _SHARES)
+        self._widths = {name: max(5, room * share // parts) for name, share in _SHARES}
+        self._widths |= {"page": _PAGE, "conf.": _CONFIDENCE}
+        self._is_begun = False
+
+    def print(self, row: Row) -> None:
+        """Print a row, after the header if it is the first."""
+        if not self._is_begun:
+            self._line({name: name for name in self._widths})
+            self._is_begun = True
+        confidence = "" if row.confidence is None else f"{row.confidence:.2f}"
+        self._line(
+            {
+                "document": row.document,
+                "page": row.page,
+                "question": row.question,
+                "answer": row.answer,
+                "conf.": confidence,
+                "error": row.error,
+            }
+        )
+
+    def _line(self, cells: Mapping[str, str]) -> None:
+        from rich.cells import cell_len, set_cell_size
+
+        texts = []
+        for name in ("document", "page", "question", "answer", "conf.", "error"):
+            text, width = one_line(cells[name]), self._widths[name]
+            if cell_len(text) > width and name == "document":  # of a path the end tells documents apart
+                while cell_len(text) > width - 1:
+                    text = text[1:]
+                text = f"…{text}"
+            elif cell_len(text) > width:
+                text = f"{set_cell_size(text, width - 1)}…"
+            texts.append(set_cell_size(text, width))
+        print(" ".join(texts).rstrip(), file=self._stdout, flush=True)
+
+
+def report_run(result: BatchResult, first_failure: str, settings: RunSettings) -> None:
+    """Say what a run has come to: one line for a log, several figures on a terminal."""
+    stats, progress = result.stats, result.progress
+    for words in result.notes:
+        note(words)
+    if not sys.stderr.isatty():
+        summary(_log_line(result, first_failure, settings), is_failure=bool(stats.failed))
+        return
+    if settings.messages.quiet:
+        return
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    rows = [("rows", f"{stats.rows:,}" + f", {progress.skipped:,} already answered" * bool(progress.skipped))]
+    if stats.failed:
+        rows.append(("failed", f"{stats.failed:,}: {_kinds(stats.failures)}"))
+    rows.append(("pages", f"{progress.pages:,}, {progress.split_pages:,} of them split"))
+    rate = f", {stats.rows / result.seconds:.2f} rows/s" if result.seconds and stats.rows else ""
+    rows.append(("time", f"{result.seconds:.1f} s{rate}"))
+    if shares := stats.cost_shares():
+        rows.append(("spent on", ", ".join(f"{name} {share:.0%}" for name, share in shares.items())))
+    if stats.scores.count:
+        from idefics_cli.results.metrics import figure_name
+
+        figures = (f"{figure_name(name, stats.full_stop)} {value:.1%}" for name, value in stats.scores.means.items())
+        rows.append(("scores", ", ".join(figures)))
+    for name, words in rows:
+        table.add_row(name, words)
+    print_table(table, sys.stderr)
+
+
+def _log_line(result: BatchResult, first_failure: str, settings: RunSettings) -> str:
+    stats, path = result.stats, settings.output.path
+    words = [f"{stats.rows:,} rows"]
+    words += [f"{result.progress.skipped:,} already answered"] * bool(result.progress.skipped)
+    words.append(f"{stats.failed:,} failed ({_kinds(stats.failures)})" if stats.failed else "0 failed")
+    words.append(f"{result.seconds:.1f} s")
+    if stats.scores.count:
+        words.append(f"exact {stats.scores.means['exact']:.1%}")
+    line = f"{path if path is not None else 'stdout'}: {', '.join(words)}"
+    return f"{line}; first failure: {one_line(first_failure)}" if first_failure else line
+
+
+def _kinds(failures: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(failures.items(), key=lambda entry: -entry[1]))
+
+
+def report_dry_run(
+    documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings, stdout: IO[str]
+) -> bool:
+    """Print what a run would do; says whether rows would fail for their input.
+
+    Raises:
+        IdeficsCliError: what the run would be refused for.
+
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from idefics_cli import batch
+
+    with progress_line(lambda: "going through documents and questions", quiet=settings.messages.quiet):
+        found = batch.dry_run(documents, questions, settings)
+    for words in found.notes:
+        note(words)
+    progress, seconds = found.progress, found.seconds_per_row
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row("rows to ask", f"{progress.rows:,}")
+    table.add_row("rows already answered", f"{progress.skipped:,}")
+    table.add_row("pages", f"{progress.pages:,}, {progress.split_pages:,} of them split")
+    table.add_row("rows that fail for their input", f"{progress.failed:,}")
+    if seconds is None:
+        table.add_row("time", "no earlier rows to tell it from")
+    else:
+        left = timedelta(seconds=round(seconds * (progress.rows - progress.failed)))
+        table.add_row("time", f"about {left}, from {seconds:.2f} s per earlier row")
+    for words, count in found.failures.most_common(_SHOWN):
+        table.add_row("", Text(one_line(words) + (f" ({count} rows)" if count > 1 else "")))
+    if len(found.failures) > _SHOWN:
+        table.add_row("", f"... and {len(found.failures) - _SHOWN} more")
+    print_table(table, stdout)
+    return bool(progress.failed)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+from rich.cells import cell_len
+
+from idefics_cli.batch import BatchResult
+from idefics_cli.cli.console import set_up_messages
+from idefics_cli.cli.report import RowTable, report_run
+from idefics_cli.config import RunSettings
+from idefics_cli.errors import Failure, FailureKind
+from idefics_cli.pipeline import Progress
+from idefics_cli.records import Document, Job, Question, Row
+from idefics_cli.rows import PendingRow, finished_row
+
+
+def failed_row(document: str, question: str) -> Row:
+    job = Job(Question(question, "q.csv:2"), Document(document, document))
+    row = PendingRow(job, "0" * 32, (1,), failure=Failure(FailureKind.ENCRYPTED, "needs a password"))
+    return finished_row(row, "tiny", "none")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_the_table_of_a_terminal_is_cut_to_its_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stdout = io.StringIO()
+    stdout.fileno = lambda: 1  # type: ignore[method-assign]
+    table = RowTable(stdout)
+    row = failed_row("inbox/" * 20 + "日本語.pdf", "What is\nthe total? " * 20)
+    table.print(row)
+    table.print(dataclasses.replace(row, answer="12.50", confidence=0.5, status="ok", error=""))
+    lines = stdout.getvalue().splitlines()
+    assert len(lines) == 3
+    assert all(cell_len(line) <= max(columns, 56) for line in lines)
+    assert ".pdf" in lines[1]
+    assert "12.50" in lines[2]
+    assert "0.50" in lines[2]
+
+
+def test_a_run_is_one_line_off_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = RunSettings()
+    set_up_messages(settings.messages)
+    result = BatchResult(progress=Progress(skipped=1200), seconds=3.21)
+    report_run(result, "", settings)
+    assert capsys.readouterr().err == "stdout: 0 rows, 1,200 already answered, 0 failed, 3.2 s\n"
+    for document in ("a.pdf", "b.pdf"):
+        result.stats.add(failed_row(document, "q"))
+    report_run(result, "a.pdf: encrypted: needs a password", settings)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 rows, 1,200 already answered, 2 failed (2 encrypted), 3.2 s" in line
+    assert line.endswith("; first failure: a.pdf: encrypted: needs a password")
