@@ -1,42 +1,49 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
-from idefics_cli.canary import sing
 from idefics_cli.config import ModelSettings
-from idefics_cli.engine.idefics2 import Idefics2Engine
+from idefics_cli.diagnostics.canary import run_canary
+from idefics_cli.engine import open_engine
+from idefics_cli.errors import Failure, FailureKind
 from idefics_cli.records import Answer, Request
 from tests.fakes import FakeEngine
 
 
-def test_the_canary_is_well_with_the_tiny_model(tiny_settings: ModelSettings) -> None:
-    findings = list(sing(Idefics2Engine(tiny_settings)))
-    assert len(findings) == 2
-    assert all(finding.is_fine for finding in findings)
-    assert "2024-03-05" in findings[0].words
+def test_the_tiny_model_passes(tiny_settings: ModelSettings) -> None:
+    engine = open_engine(tiny_settings)
+    checks = list(run_canary(engine))
+    engine.close()
+    assert [check.passed for check in checks] == [True, True]
+    assert "2024-03-05" in checks[0].words
 
 
 class Blind(FakeEngine):
     """Answers from the question alone, as versions that lost the image did."""
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        return (Answer(request.number, request.question) for request in requests)
+    def answer(self, request: Request) -> Answer:
+        return Answer(request.question)
 
 
 class MixedUp(FakeEngine):
-    """Answers of a batch run into one another."""
+    """Answers change with what was asked before."""
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        some = list(requests)
-        return (Answer(r.number, f"{r.pages[0].crops[-1].mean()} {len(some)}") for r in some)
+    def answer(self, request: Request) -> Answer:
+        return Answer(f"{request.pages[0].crops[-1].mean()} {len(self.asked)}")
+
+
+class Uncertain(FakeEngine):
+    """The answer of a batch is the same, its confidence is not."""
+
+    def answer(self, request: Request) -> Answer:
+        return Answer(f"{request.pages[0].crops[-1].mean()}", confidence=1 / len(self.asked))
 
 
 class Failing(FakeEngine):
-    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        return (Answer(request.number, failure="model-error: no") for request in requests)
+    def answer(self, request: Request) -> Answer:
+        return Answer(failure=Failure(FailureKind.MODEL_ERROR, "no"))
 
 
-def test_a_model_that_is_not_well_is_found_out() -> None:
-    assert [finding.is_fine for finding in sing(Blind())] == [False, True]
-    assert [finding.is_fine for finding in sing(MixedUp())] == [True, False]
-    assert [finding.is_fine for finding in sing(Failing())] == [False]
+def test_models_that_do_not_see_their_images_or_mix_them_up_are_found_out() -> None:
+    assert [check.passed for check in run_canary(Blind())] == [False, True]
+    assert [check.passed for check in run_canary(MixedUp())] == [True, False]
+    assert [check.passed for check in run_canary(Uncertain())] == [True, False]
+    assert [check.passed for check in run_canary(Failing())] == [False]

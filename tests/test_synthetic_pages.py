@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pypdfium2
 
-from idefics_cli.letters import write_letters
+from idefics_cli.diagnostics.synthetic_pages import write_letters
 
 
 def test_letters_are_pdfs_of_one_page_full_of_text_no_two_alike(tmp_path: Path) -> None:
