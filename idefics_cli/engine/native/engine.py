@@ -171,13 +171,8 @@ def load_native(
     """
     device = torch_device(choice, settings.gpu_memory)
     dtype: torch.dtype = getattr(torch, choice.dtype)
-<<<<<<< HEAD
     if not random_weights:
-        family.check_weights(list(checkpoint.tensors()))
-=======
-    if source is None:
         family.check_weights({name: header.shape for name, header in checkpoint.tensors().items()})
->>>>>>> enginetests
     _check_room(family, settings, device, dtype)
     prompts = family.prompt_builder(settings.prompt)
     try:

@@ -57,10 +57,10 @@ class MemoryPlan:
     """Tokens of a prefill batch, to which it is padded; None computes each segment by itself."""
 
     def bytes(self, sizes: WorkSizes) -> int:
-        """Return the memory at the peak, weights aside: the cache, the graph of a split page, and a prefill."""
+        """Return the memory at the peak, weights aside: the cache, and the stage that takes most."""
         encoding = _CROPS * sizes.crop + self.max_projected_patches * sizes.patch
         prefill = (self.max_num_batched_tokens or 0) * sizes.token
-        return sizes.fixed + self.slots * sizes.slot + encoding + prefill
+        return sizes.fixed + self.slots * sizes.slot + max(encoding, prefill)
 
 
 def plan_memory(

@@ -17,7 +17,6 @@ from idefics_cli.config import Kernels, ModelSettings
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.decode import GreedyDecoder
 from idefics_cli.engine.native.encoder_cache import EncoderCache
-from idefics_cli.engine.native.image_encoder import ImageEncoder
 from idefics_cli.engine.native.kv_cache import Prefix
 from idefics_cli.engine.native.memory_plan import DECODE_SEQUENCES, MemoryPlan
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, Segment, to_device
@@ -60,9 +59,6 @@ class ModelRunner:
     def allocate(self, plan: MemoryPlan, slots: int) -> None:
         """Allocate a KV cache of so many slots, slot 0 for tokens of no sequence, and the state of decoding."""
         self.plan = plan
-        self._encoder = ImageEncoder(
-            self.vision, self.ops, self.device, max_projected_patches=plan.max_projected_patches
-        )
         self.cache: KVCache | None = None  # the old one goes before the new one comes
         self._greedy: GreedyDecoder | None = None
         self.cache = KVCache(self._family.config.text, slots, self.decoder.dtype, self.device)
@@ -96,8 +92,24 @@ class ModelRunner:
         _log.warning("no memory for a CUDA graph: decoding is launched kernel by kernel")
 
     def encode(self, crops: SequenceOf[Crop]) -> Tensor:
-        """Encode the crops of one page: (crops * latents, text width)."""
-        return self._encoder.encode(crops)
+        """Encode the crops of one page: (crops * latents, text width).
+
+        Crops of one shape go through together. That is the only company they ever have, so that an encoding depends on
+        its page alone.
+        """
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, crop in enumerate(crops):
+            by_shape.setdefault(crop.shape, []).append(index)
+        encoded: dict[int, Tensor] = {}
+        for shape, indices in by_shape.items():
+            host = torch.empty((len(indices), *shape), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            staged = host.numpy()
+            for row, index in enumerate(indices):
+                staged[row] = crops[index]
+            on_device = host.to(self.device, non_blocking=True)
+            features = self.vision.encode(on_device, self.ops, max_projected_patches=self.plan.max_projected_patches)
+            encoded.update(zip(indices, features, strict=True))
+        return torch.cat([encoded[index] for index in range(len(crops))])
 
     @torch.inference_mode()
     def prefill(self, admitted: Mapping[int, Sequence], sharing: Mapping[object, SequenceOf[Sequence]]) -> None:
