@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -130,6 +133,17 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+EXPECTED = {
+    "no-pages.pdf": {"unreadable"}, "zero-size.pdf": {"render-failed", "ok"}, "vast.pdf": {"render-failed", "ok"},
+    "nested.pdf": {"render-failed", "timed-out", "too-large", "ok"}, "missing-page.pdf": {"unreadable", "render-failed"},
+    "locked.pdf": {"encrypted"}, "bomb.png": {"too-large"}, "bomb.pdf": {"too-large"},
+    "cut.jpg": {"unreadable"}, "deep.png": {"ok"}, "ink.jpg": {"ok"}, "wrong.pdf": {"ok"},
+    "empty.pdf": {"unreadable"}, "folder.pdf": {"unreadable"}, "pipe.pdf": {"unreadable"},
+    # root may read everything
+    "forbidden.png": {"unreadable"} if os.geteuid() else {"unsupported"}, "good.bmp": {"ok"},
+}  # fmt: skip
+
+
 def test_hostile_documents_each_fail_as_what_they_are(hostile: list[Path]) -> None:
     started = time.monotonic()
     with Watch() as watch:
@@ -137,16 +151,24 @@ def test_hostile_documents_each_fail_as_what_they_are(hostile: list[Path]) -> No
     assert time.monotonic() - started < 120
     assert watch.largest < MEMORY
     assert len(found) == len(hostile)
-    expected = {
-        "no-pages.pdf": {"unreadable"}, "zero-size.pdf": {"render-failed", "ok"}, "vast.pdf": {"render-failed", "ok"},
-        "nested.pdf": {"render-failed", "timed-out", "too-large", "ok"}, "missing-page.pdf": {"unreadable", "render-failed"},
-        "locked.pdf": {"encrypted"}, "bomb.png": {"too-large"}, "bomb.pdf": {"too-large"},
-        "cut.jpg": {"unreadable"}, "deep.png": {"ok"}, "ink.jpg": {"ok"}, "wrong.pdf": {"ok"},
-        "empty.pdf": {"unreadable"}, "folder.pdf": {"unreadable"}, "pipe.pdf": {"unreadable"},
-        # root may read everything
-        "forbidden.png": {"unreadable"} if os.geteuid() else {"unsupported"}, "good.bmp": {"ok"},
-    }  # fmt: skip
-    assert {name: kind for name, kind in found.items() if kind not in expected[name]} == {}
+    assert {name: kind for name, kind in found.items() if kind not in EXPECTED[name]} == {}
+
+
+def test_a_run_over_hostile_documents_has_a_row_of_its_kind_for_each(hostile: list[Path], tmp_path: Path) -> None:
+    files = [path for path in hostile if not path.is_dir()]
+    assert len(files) == 16
+    output = tmp_path / "out.csv"
+    command = [sys.executable, "-m", "idefics_cli", "run", str(hostile[0].parent), "--ask", "Who?", "-o", str(output)]
+    done = subprocess.run(
+        [*command, "--model", "tiny", "--page-timeout", "20"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 6, done.stderr
+    assert "Traceback" not in done.stderr
+    with output.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["document"] for row in rows] == [str(path) for path in files]
+    kinds = {Path(row["document"]).name: row["error"].partition(":")[0] or row["status"] for row in rows}
+    assert {name: kind for name, kind in kinds.items() if kind not in EXPECTED[name]} == {}
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
