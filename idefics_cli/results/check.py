@@ -58,6 +58,8 @@ def output_file(settings: OutputSettings) -> Path | None:
         raise OutputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISDIR(mode):
         raise OutputError(f"{path}: a folder; name a file")
+    if resolved.is_symlink():
+        raise OutputError(f"{path}: a link that leads to itself; name a file")
     if stat.S_ISREG(mode) and not is_stdout(path):
         return resolved
     if settings.resume:

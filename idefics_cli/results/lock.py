@@ -68,6 +68,12 @@ def _locked_content(path: Path, deadline: float) -> Iterator[None]:
         yield
 
 
+def hold(descriptor: int) -> None:
+    """Lock an output that was made or replaced under the lock of its name, for whoever gives it another one."""
+    with contextlib.suppress(OSError):  # held already, or a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _wait_for(descriptor: int, path: Path, deadline: float) -> None:
     while True:
         try:

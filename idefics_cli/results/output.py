@@ -15,7 +15,7 @@ from idefics_cli.config import OutputSettings
 from idefics_cli.records import Row
 from idefics_cli.results.answered import Answered
 from idefics_cli.results.check import check_inputs, is_stdout, output_file, read_state
-from idefics_cli.results.lock import locked
+from idefics_cli.results.lock import hold, locked
 from idefics_cli.results.read import OutputReader
 from idefics_cli.results.replace import drop_rows, open_unbuffered, output_errors, replacing
 from idefics_cli.results.status import OutputStatus, is_to_retry
@@ -128,11 +128,13 @@ def _appending(
     """Go on with the rows of a file, if there is one."""
     is_new = not path.exists()
     earlier = read_state(settings, columns, values)
-    output = None
+    is_made, output = False, None
     try:
         if earlier.to_retry:
             earlier.end = drop_rows(path, lambda _, row: is_to_retry(row, settings.retry_failed))
-        with open_unbuffered(path, "ab") as stream:
+        with open_unbuffered(path, "xb" if is_new else "ab") as stream:
+            is_made = is_new
+            hold(stream.fileno())
             with output_errors(path):
                 if os.fstat(stream.fileno()).st_size > earlier.end:  # a torn row; else the file's time stays
                     os.ftruncate(stream.fileno(), earlier.end)
@@ -143,7 +145,7 @@ def _appending(
         if output.is_complete and output.answered.left:
             _settle(path, settings, output)
     finally:
-        if is_new and not (output and (output.rows or output.is_complete)):
+        if is_made and not (output and (output.rows or output.is_complete)):
             path.unlink(missing_ok=True)
 
 
