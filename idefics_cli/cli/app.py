@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from idefics_cli.cli.exit_codes import exit_code_of, exit_process, handle_signals
+from idefics_cli.cli.exit_codes import exit_code_of, exit_process, handle_signals, open_closed_streams
 
 TYPE_CHECKING = False  # typing, like all else, is imported once the handlers are there
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ _RETRY_FAILED = "--retry-failed"
 
 def main() -> None:
     """Run the command line and end the process."""
+    open_closed_streams()
     handle_signals()  # before the imports, so that an interrupt during them is no traceback
     exit_process(exit_code_of(_run))
 

@@ -91,7 +91,7 @@ def split_words(words: Sequence[str], questions: Sequence[str]) -> tuple[list[st
     """
     names, texts = list(words), list(questions)
     if not texts:
-        if _is_file(names[-1]):
+        if names[-1] and _is_file(names[-1]):
             raise UsageError(f"{names[-1]!r} is a file; the question comes last: ask DOCUMENT... QUESTION")
         if len(names) == 1:
             raise UsageError(f"no question for {names[0]!r}: ask DOCUMENT... QUESTION")

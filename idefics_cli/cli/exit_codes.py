@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
+NOT_WRITTEN = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EBADF)
+"""Errors of a stream that takes no more."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -26,6 +29,20 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         return ("interrupted" if self.number == signal.SIGINT else "terminated") + self.detail
+
+
+def open_closed_streams() -> None:
+    """Open the standard streams that are closed, before a file takes their descriptor and gets what is printed.
+
+    Reading stdin and writing to stdout then fail as they would; what is said on stderr is lost.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            is_wrong_way = os.O_RDONLY if number else os.O_WRONLY
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else is_wrong_way)  # takes the lowest free number
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: PTH123, SIM115
 
 
 def handle_signals() -> None:
@@ -51,7 +68,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
 
 
 def _exit_code_of(command: Callable[[], object]) -> int:
-    from idefics_cli.errors import IdeficsCliError
+    from idefics_cli.errors import IdeficsCliError, OutputError
 
     try:
         code = command()
@@ -60,18 +77,28 @@ def _exit_code_of(command: Callable[[], object]) -> int:
     except IdeficsCliError as error:
         _say(error, "error: ")
         return error.exit_code
+    except OSError as error:
+        if error.errno not in NOT_WRITTEN or error.filename is not None:
+            _print_traceback()
+            return 1
+        _say(f"can't write to stdout: {error.strerror}", "error: ")
+        return OutputError.exit_code
     except Exception as error:
         # The exceptions of typer's parser have these attributes; which class they are depends on its version.
         if not hasattr(error, "format_message"):
-            import traceback
-
-            traceback.print_exc()
+            _print_traceback()
             return 1
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context is not None else ""
         _say(error.format_message().rstrip(".") + hint, "error: ")
         return int(getattr(error, "exit_code", 2))
     return code if isinstance(code, int) else 0
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()
 
 
 def exit_process(code: int) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -11,9 +10,8 @@ from typing import IO
 
 import typer
 
+from idefics_cli.cli.exit_codes import NOT_WRITTEN
 from idefics_cli.errors import OutputError
-
-_NOT_WRITTEN = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
 
 
 @contextmanager
@@ -25,8 +23,6 @@ def results_on_stdout() -> Iterator[IO[str]]:
         typer.Exit: nobody reads stdout any more; no error.
 
     """
-    if sys.stdout is None:  # as Python finds descriptor 1 closed
-        raise OutputError("stdout is closed, and results need it")
     sys.stdout.flush()
     real = os.dup(1)
     os.dup2(2, 1)
@@ -37,7 +33,7 @@ def results_on_stdout() -> Iterator[IO[str]]:
     except BrokenPipeError as error:  # whoever read the rows has had enough
         raise typer.Exit(0) from error
     except OSError as error:
-        if error.errno not in _NOT_WRITTEN or error.filename is not None:
+        if error.errno not in NOT_WRITTEN or error.filename is not None:
             raise
         raise OutputError(f"can't write to stdout: {error.strerror}") from error
     finally:

@@ -29,6 +29,7 @@ from idefics_cli.errors import FailureKind, RowFailedError
 from idefics_cli.records import PreparedPage
 
 _START_SECONDS = 120.0
+_LONGEST_WAIT = 1e6  # seconds; the system's poll takes 24 days at most
 _MEMORY = 2_000_000_000  # bytes of a page process: an image of 250 megapixels in four bytes each, and what it becomes
 _OUT_OF_MEMORY = f"it needs more memory than a page process may use ({_MEMORY / 1e9:g} GB)"
 _ABORTED = (-signal.SIGABRT, -signal.SIGTRAP, -signal.SIGILL, -signal.SIGSEGV)  # how libraries end without memory
@@ -100,7 +101,7 @@ class PageProcess:
             raise self.end()
 
     def _receive(self, timeout: float) -> Any:
-        if not self._connection.poll(timeout):
+        if not self._connection.poll(min(timeout, _LONGEST_WAIT)):
             raise TimeoutError
         return self._connection.recv()
 

@@ -194,8 +194,9 @@ class EngineCore:
     def _allocate(self, plan: MemoryPlan, slots: int) -> bool:
         try:
             self._runner.allocate(plan, slots)
-        except torch.OutOfMemoryError:
-            pass
+        except RuntimeError as error:  # the allocator of the host raises no torch.OutOfMemoryError
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
         else:
             self._manager = KVCacheManager(1, slots)  # slot 0 belongs to no sequence
             return True

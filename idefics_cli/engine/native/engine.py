@@ -192,7 +192,7 @@ def load_native(
         WorkSizes.of(config, dtype.itemsize),
         batch_size=settings.batch_size,
         crop_tokens=config.perceiver.num_latents,
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=min(settings.max_new_tokens, config.text.max_positions),
     )
     with torch.inference_mode():
         core = EngineCore(runner, plan, settings.max_new_tokens)
