@@ -123,7 +123,9 @@ def test_killed_runs_end_like_one_that_was_left_alone(inbox: Path, tmp_path: Pat
 
 def test_page_processes_that_are_killed_between_pages_are_replaced(inbox: Path) -> None:
     process = subprocess.Popen(
-        [*RUN, "-q", "-", "-o", "-", "--format", "jsonl", "--workers", "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*RUN, "-q", "-", "-o", "-", "--format", "jsonl", "--workers", "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert process.stdin and process.stdout
     asked = [("notice.bmp", 1), ("invoice.pdf", 1), ("receipt.webp", 1), ("invoice.pdf", 2), ("price-list.gif", 1)]

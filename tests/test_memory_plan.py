@@ -37,6 +37,17 @@ def test_plans_of_hosts_of_large_cards_and_of_the_users_will() -> None:
     assert plan(10**9, 200).max_num_seqs == 200  # the engine halves it
 
 
+def test_a_batch_on_the_host_is_held_to_half_of_its_free_memory() -> None:
+    def on_host(batch_size: int | None) -> MemoryPlan:
+        sizes = {"crop_tokens": 64, "max_new_tokens": 64, "free_host": 16 * 10**9}
+        return plan_memory(None, EIGHT_BILLION, batch_size=batch_size, **sizes)
+
+    assert on_host(None).max_num_seqs == CPU_SEQUENCES
+    assert on_host(20).max_num_seqs == 20
+    assert 1 < on_host(10**6).max_num_seqs < 200
+    assert on_host(10**6).slots * EIGHT_BILLION.slot < 8.1e9
+
+
 def test_tokens_of_a_prefill_batch_never_depend_on_the_memory_or_the_batch() -> None:
     assert (
         len({plan(int(free * 1e9), size).max_num_batched_tokens for free in (2, 6, 120) for size in (None, 1, 7)}) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import queue
 import threading
@@ -54,7 +55,8 @@ class NativeEngine:
             if len(prompt.tokens) + self._max_new_tokens > self._max_positions:
                 raise RowFailedError(
                     FailureKind.TOO_LARGE,
-                    f"a prompt of {len(prompt.tokens)} tokens; the model takes {self._max_positions} with the answer",
+                    f"a prompt of {len(prompt.tokens)} tokens and an answer of up to {self._max_new_tokens} "
+                    f"(--max-new-tokens); the model takes {self._max_positions} together",
                 )
         except RowFailedError as error:
             future.set_result(Answer(failure=error.failure))
@@ -183,7 +185,9 @@ def load_native(
         )
         with torch.inference_mode():
             weights = Weights(source, settings.quantize, dtype, device)
-            runner = ModelRunner(weights, family, settings)
+            # No answer is longer than what the model takes: its questions fail one by one.
+            longest = min(settings.max_new_tokens, family.config.text.max_positions)
+            runner = ModelRunner(weights, family, dataclasses.replace(settings, max_new_tokens=longest))
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{checkpoint.name}: the weights do not fit the GPU's memory; {_SMALLER}") from error
     config = family.config
@@ -192,10 +196,11 @@ def load_native(
         WorkSizes.of(config, dtype.itemsize),
         batch_size=settings.batch_size,
         crop_tokens=config.perceiver.num_latents,
-        max_new_tokens=min(settings.max_new_tokens, config.text.max_positions),
+        max_new_tokens=longest,
+        free_host=free_host_memory(),
     )
     with torch.inference_mode():
-        core = EngineCore(runner, plan, settings.max_new_tokens)
+        core = EngineCore(runner, plan, longest)
     return NativeEngine(core, info, prompts, settings.max_new_tokens, config.text.max_positions)
 
 

@@ -64,7 +64,13 @@ class MemoryPlan:
 
 
 def plan_memory(
-    free: int | None, sizes: WorkSizes, *, batch_size: int | None, crop_tokens: int, max_new_tokens: int
+    free: int | None,
+    sizes: WorkSizes,
+    *,
+    batch_size: int | None,
+    crop_tokens: int,
+    max_new_tokens: int,
+    free_host: int | None = None,
 ) -> MemoryPlan:
     """Choose how much is done at once.
 
@@ -74,6 +80,7 @@ def plan_memory(
         batch_size: sequences decoded together as the user wants them; None chooses.
         crop_tokens: of one crop in a prompt.
         max_new_tokens: of an answer.
+        free_host: bytes of the host's memory that bound the cache where it lies there; None where they are unknown.
 
     """
     sequence = _CROPS * (crop_tokens + 2) + _QUESTION_TOKENS + max_new_tokens
@@ -83,6 +90,8 @@ def plan_memory(
         return MemoryPlan(wanted, wanted * sequence + 1, patches, tokens)
 
     if free is None:
+        if batch_size and free_host is not None:  # the system would end the process, not refuse the memory
+            batch_size = max(1, min(batch_size, free_host // 2 // (sequence * sizes.slot)))
         return plan(CPU_SEQUENCES, _CPU_PATCHES, None)
     candidates = [
         plan(sequences, patches, tokens)
