@@ -42,7 +42,7 @@ def open_closed_streams() -> None:
         except OSError:
             is_wrong_way = os.O_RDONLY if number else os.O_WRONLY
             os.open(os.devnull, os.O_WRONLY if name == "stderr" else is_wrong_way)  # takes the lowest free number
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: PTH123, SIM115
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def handle_signals() -> None:
