@@ -124,7 +124,7 @@ class _Stages:
         self._room.release()
 
     def submitted(self, jobs: Iterable[Job], workers: int, in_flight: deque[PendingRow]) -> Iterator[PendingRow]:
-        """Join the stages: jobs to rows whose requests are all submitted. No name keeps a stream alive after its reader."""
+        """Join the stages, from jobs to submitted rows; no name keeps a stream alive after its reader."""
         return prefetch(
             self.submit(
                 prefetch(

@@ -31,11 +31,11 @@ PLANS = {
 """The tight one has a KV cache that has to grow for the longer prompts."""
 
 
-class Faults(TorchDispatchMode):
+class Faults(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
     """Counts operations, and raises at those that `fails` picks by their number and result."""
 
     def __init__(self, fails: Callable[[int, Any], bool] = lambda number, result: False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
         self.count, self._fails = 0, fails
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -344,8 +344,10 @@ def test_what_is_answered_when_a_run_is_ended_leaves_though_rows_before_it_do_no
 ) -> None:
     path, rows = grey_png("a.png", 50), []
     with pytest.raises(type(error)):
-        for row in run([job(f"q{n}", path) for n in range(9)], Ended(error), pool, settings()):
-            rows.append((row.question, row.status))
+        rows.extend(
+            (row.question, row.status)
+            for row in run([job(f"q{n}", path) for n in range(9)], Ended(error), pool, settings())
+        )
     assert [row for row in rows if row[0] != "q8"] == [("q6", "ok"), ("q7", "ok")]
 
 
@@ -358,8 +360,7 @@ def test_an_engine_that_fails_mid_run_ends_it_after_the_rows_before(pool: PagePo
 
     before, path, rows = stage_threads(), grey_png("a.png", 50), []
     with pytest.raises(ModelError, match="the GPU failed"):
-        for row in run(endless(path, []), Failing(capacity=3), pool, settings()):
-            rows.append(row.question)
+        rows.extend(row.question for row in run(endless(path, []), Failing(capacity=3), pool, settings()))
     assert rows == [f"q{n}" for n in range(5)]
     wait_until(lambda: stage_threads() <= before)
 
@@ -377,6 +378,5 @@ def test_a_source_that_raises_ends_the_run_after_the_rows_before(
 
     rows = []
     with pytest.raises(type(error)):
-        for row in run(source(), FakeEngine(), pool, settings()):
-            rows.append(row.question)
+        rows.extend(row.question for row in run(source(), FakeEngine(), pool, settings()))
     assert rows == ["q0", "q1"]
