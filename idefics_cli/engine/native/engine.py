@@ -171,9 +171,9 @@ def load_engine(
     """
     device = torch_device(choice, settings.gpu_memory)
     dtype: torch.dtype = getattr(torch, choice.dtype)
+    _check_room(family, settings, device, dtype)
     if source is None:
         family.check_weights({name: header.shape for name, header in checkpoint.tensors().items()})
-    _check_room(family, settings, device, dtype)
     prompts = family.prompt_builder(settings.prompt)
     try:
         weights = Weights(source or CheckpointSource(checkpoint, dtype, device), settings.quantize, dtype, device)
