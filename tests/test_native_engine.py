@@ -132,7 +132,7 @@ def test_an_answer_is_bit_for_bit_the_same_in_any_company(
 ) -> None:
     settings, requests = case
     settings = dataclasses.replace(settings, dtype=dtype, quantize=quantize, max_new_tokens=10)
-    some = requests[:5] if len(requests) < 200 else requests
+    some = requests[:3] if len(requests) < 200 else requests
     alone = comparable(shuffled(dataclasses.replace(settings, batch_size=1), some, 0))
     for batch_size in (7, 64):
         together = shuffled(dataclasses.replace(settings, batch_size=batch_size), some, batch_size)
@@ -253,7 +253,7 @@ def test_closing_ends_what_is_on_its_way_at_once_and_silently(
 
 def test_a_bug_ends_every_future_with_a_model_error(small: ModelSettings) -> None:
     engine = loaded(small)
-    broken = dataclasses.replace(small_requests()[0].pages[0], crops=("no pixels",))
+    broken = dataclasses.replace(small_requests()[0].pages[0], crops=("no pixels",))  # type: ignore[arg-type]
     good = engine.submit(dataclasses.replace(small_requests()[1]))
     bad = engine.submit(Request("Who?", (broken,), ("broken",)))
     with pytest.raises(ModelError, match="the engine failed"):
@@ -272,7 +272,7 @@ def test_a_request_that_was_cancelled_is_let_go(engine: NativeEngine) -> None:
 
 
 def test_weights_that_cannot_fit_are_refused_at_once(small: ModelSettings) -> None:
-    checkpoint, _, choice = opened(small)
+    checkpoint, _, _choice = opened(small)
     text = {**checkpoint.config["text_config"], "vocab_size": 2_000_000_000_000}
     huge = dataclasses.replace(checkpoint, config={**checkpoint.config, "text_config": text})
     from idefics_cli.engine.families import family_of

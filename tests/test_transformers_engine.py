@@ -125,7 +125,7 @@ def test_a_poisoned_gpu_ends_every_request(scripted: TransformersEngine) -> None
     futures = [scripted.submit(ask(question)) for question in ("slow", "a", "poison", "b", "c", "d")]
     assert futures[0].result().text == "slow"
     for future in futures[2:]:
-        with pytest.raises(ModelError, match="the GPU failed and can't go on: device-side assert$"):
+        with pytest.raises(ModelError, match=r"the GPU failed and can't go on: device-side assert$"):
             future.result(timeout=5)
     with pytest.raises(ModelError, match="the GPU failed"):
         scripted.submit(ask("e"))

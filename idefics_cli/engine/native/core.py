@@ -6,6 +6,7 @@ start of the sequences concerned, and a sequence that does not fit by itself fai
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Iterator
@@ -162,10 +163,8 @@ class EngineCore:
 
     def _finished(self) -> Iterator[Sequence]:
         outputs = None
-        try:
+        with contextlib.suppress(torch.OutOfMemoryError):
             outputs = self._runner.finished(self._scheduler.running)
-        except torch.OutOfMemoryError:
-            pass  # its traceback holds tensors: recover outside of the handler
         if outputs is None:
             yield from self._restart()
             return

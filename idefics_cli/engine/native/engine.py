@@ -171,9 +171,9 @@ def load_native(
     """
     device = torch_device(choice, settings.gpu_memory)
     dtype: torch.dtype = getattr(torch, choice.dtype)
+    _check_room(family, settings, device, dtype)
     if not random_weights:
         family.check_weights({name: header.shape for name, header in checkpoint.tensors().items()})
-    _check_room(family, settings, device, dtype)
     prompts = family.prompt_builder(settings.prompt)
     try:
         source: Source = (
@@ -254,6 +254,6 @@ def _check_room(family: Idefics2Family, settings: ModelSettings, device: torch.d
         where = "of the GPU's memory are" if device.type == "cuda" else "of memory are"
         name = str(dtype).removeprefix("torch.")
         raise ModelError(
-            f"{settings.model}: the weights take {needed / 1e9:.1f} GB in {name}, and {free / 1e9:.1f} GB {where} free; "
-            f"{_SMALLER}"
+            f"{settings.model}: the weights take {needed / 1e9:.1f} GB in {name}, and {free / 1e9:.1f} GB {where} "
+            f"free; {_SMALLER}"
         )
