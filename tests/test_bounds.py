@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pypdfium2
 import pytest
-
 from idefics_cli.letters import letter
+
 from tests.conftest import SAMPLES
 
 pytestmark = pytest.mark.slow

@@ -61,7 +61,8 @@ def test_batches_give_the_answers_of_one_at_a_time_wherever_pixels_are_padded(
     on_host: bool, small: ModelSettings
 ) -> None:
     checkpoint, family, choice = opened(small)
-    model = TransformersModel(checkpoint, family, small, choice, on_host=on_host)
+    model = TransformersModel(checkpoint, family, small, choice)
+    model.is_on_host = on_host
     requests = small_requests()
     alone = [model.generate([request])[0].tokens for request in requests]
     assert [one.tokens for one in model.generate(requests[:3])] == alone[:3]

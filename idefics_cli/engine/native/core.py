@@ -136,6 +136,7 @@ class EngineCore:
         scheduler.preempt(admitted, self._manager)
         if tokens is not None and tokens > _LEAST_BATCHED_TOKENS:
             self.plan = dataclasses.replace(self.plan, max_num_batched_tokens=tokens // 2)
+            self._is_reduced = True  # other products from now on: answers say so
             self._runner.plan = self.plan
         elif is_alone:
             yield self._too_large(scheduler.ready.popleft())
