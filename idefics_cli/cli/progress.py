@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -88,7 +89,8 @@ class ProgressLine:
                 total=goal,
                 file=sys.stderr,
                 leave=False,
-                dynamic_ncols=True,
+                ncols=shutil.get_terminal_size().columns,
+                nrows=shutil.get_terminal_size().lines,
                 bar_format=f"|{{bar:{_BAR_WIDTH}}}| {{desc}}" if goal else "{desc}",
             )
         threading.Thread(target=self._move, name="progress", daemon=True).start()
@@ -119,6 +121,7 @@ class ProgressLine:
             with self._lock:
                 if self._bar is None:
                     return
+                self._bar.ncols = shutil.get_terminal_size().columns  # it may have been resized
                 self._bar.desc = self._words()
                 if self._state is not None and self._state.goal:
                     self._bar.n = min(self._state.done, self._state.goal)
