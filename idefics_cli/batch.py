@@ -56,8 +56,8 @@ def run(
     stdout: IO[str],
     *,
     engine: Engine | None = None,
-    on_start: Callable[[Inputs, Session], None] = lambda inputs, session: None,
-    on_row: Callable[[Row, Progress], None] = lambda row, progress: None,
+    on_start: Callable[[Inputs, Session], None] = lambda *_: None,
+    on_row: Callable[[Row, Progress], None] = lambda *_: None,
 ) -> BatchResult:
     """Answer questions and write their rows.
 
@@ -139,5 +139,6 @@ class NullEngine:
 def _check_failures(settings: RunSettings, stats: RunStats, row: Row) -> None:
     if settings.max_failures and settings.max_failures.are_exceeded(stats.failed, stats.rows):
         raise TooManyFailuresError(
-            f"stopped: {stats.failed} of {stats.rows} rows failed, more than --max-failures allows; the last: {row.error}"
+            f"stopped: {stats.failed} of {stats.rows} rows failed, more than --max-failures allows; "
+            f"the last: {row.error}"
         )

@@ -145,8 +145,8 @@ class PageSettings:
     across: Annotated[
         Across,
         Option(
-            "Several pages: a row for each page (each), the answer of the most certain page (best), or all pages in one "
-            "prompt (together).",
+            "Several pages: a row for each page (each), the answer of the most certain page (best), or all pages in "
+            "one prompt (together).",
             Panel.PAGES,
         ),
     ] = Across.BEST

@@ -57,7 +57,7 @@ def run(
         engine: answers the questions.
         pool: prepares the pages.
         settings: of the run.
-        take_answered: whether a row with this key is there already and not yet taken for another; such a row is skipped.
+        take_answered: whether a row with this key is there already, and not yet taken for another; it is skipped then.
         progress: kept up to date.
 
     Raises:
@@ -124,7 +124,7 @@ class _Stages:
         self._room.release()
 
     def submitted(self, jobs: Iterable[Job], workers: int, in_flight: deque[PendingRow]) -> Iterator[PendingRow]:
-        """Join the stages: jobs to rows whose requests are all submitted. No name keeps a stream alive after its reader."""
+        """Join the stages, from jobs to submitted rows; no name keeps a stream alive after its reader."""
         return prefetch(
             self.submit(
                 prefetch(

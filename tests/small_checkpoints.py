@@ -103,9 +103,8 @@ def save_checkpoint(
 
 
 def settings_of(folder: Path | str, **changes: Any) -> ModelSettings:
-    return ModelSettings(
-        str(folder), **({"device": Device.CPU, "dtype": Dtype.FLOAT32, "max_new_tokens": 12} | changes)
-    )
+    given: dict[str, Any] = {"device": Device.CPU, "dtype": Dtype.FLOAT32, "max_new_tokens": 12}
+    return ModelSettings(str(folder), **(given | changes))
 
 
 def opened(settings: ModelSettings) -> tuple[Checkpoint, Idefics2Family, DeviceChoice]:

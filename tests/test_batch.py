@@ -74,7 +74,7 @@ def test_a_resumed_run_asks_what_is_missing(documents: list[str], tmp_path: Path
 def test_too_many_failures_end_the_run_with_the_rows_so_far(documents: list[str], tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     strict = dataclasses.replace(settings(path), max_failures=MaxFailures(count=1))
-    with pytest.raises(TooManyFailuresError, match="2 of .* rows failed, .*unreadable"):
+    with pytest.raises(TooManyFailuresError, match=r"2 of .* rows failed, .*unreadable"):
         run(documents, ["one", "two", "three"], strict, io.StringIO(), engine=FakeEngine())
     written = rows_of(path)
     assert [row["status"] for row in written].count("failed") == 2

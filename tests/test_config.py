@@ -19,7 +19,7 @@ from idefics_cli.errors import UsageError
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
-        RunSettings().limit = 3  # type: ignore[misc]
+        RunSettings().max_failures = None  # type: ignore[misc]
 
 
 def test_contradictions_are_usage_errors_that_name_the_flag() -> None:

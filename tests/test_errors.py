@@ -21,4 +21,4 @@ def test_exit_codes_are_those_promised() -> None:
 
 def test_a_failed_row_crosses_processes_whole() -> None:
     failure = pickle.loads(pickle.dumps(RowFailedError(FailureKind.ENCRYPTED, "needs a password")))
-    assert (failure.kind, str(failure)) == (FailureKind.ENCRYPTED, "encrypted: needs a password")
+    assert (failure.failure.kind, str(failure)) == (FailureKind.ENCRYPTED, "encrypted: needs a password")

@@ -17,7 +17,7 @@ from idefics_cli.engine import open_engine
 from idefics_cli.engine.base import EngineInfo
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
-from idefics_cli.engine.native.engine import NativeEngine, load_engine
+from idefics_cli.engine.native.engine import NativeEngine, load_native
 from idefics_cli.engine.native.weights import CheckpointSource
 from idefics_cli.errors import FailureKind, ModelError
 from idefics_cli.records import Answer, Request
@@ -28,7 +28,7 @@ Comparable = tuple[str, float, float, int]
 
 def loaded(settings: ModelSettings) -> NativeEngine:
     checkpoint, family, choice = opened(settings)
-    return load_engine(checkpoint, family, settings, choice, EngineInfo("m", {}, 32, family.image_processor))
+    return load_native(checkpoint, family, settings, choice, EngineInfo("m", {}, 32, family.image_processor))
 
 
 def answers(settings: ModelSettings, requests: Sequence[Request]) -> list[Answer]:
@@ -132,7 +132,7 @@ def test_an_answer_is_bit_for_bit_the_same_in_any_company(
 ) -> None:
     settings, requests = case
     settings = dataclasses.replace(settings, dtype=dtype, quantize=quantize, max_new_tokens=10)
-    some = requests[:5] if len(requests) < 200 else requests
+    some = requests[:3] if len(requests) < 200 else requests
     alone = comparable(shuffled(dataclasses.replace(settings, batch_size=1), some, 0))
     for batch_size in (7, 64):
         together = shuffled(dataclasses.replace(settings, batch_size=batch_size), some, batch_size)
@@ -226,7 +226,7 @@ def test_an_output_that_is_not_a_number_is_a_model_error(small: ModelSettings) -
         return read(name) * float("nan") if name == "lm_head.weight" else read(name)
 
     info = EngineInfo("m", {}, 32, family.image_processor)
-    engine = load_engine(checkpoint, family, small, choice, info, source=poisoned)
+    engine = load_native(checkpoint, family, small, choice, info, source=poisoned)
     answer = engine.submit(small_requests()[0]).result()
     engine.close()
     assert str(answer.failure) == "model-error: the model's output is not a number"
@@ -253,7 +253,7 @@ def test_closing_ends_what_is_on_its_way_at_once_and_silently(
 
 def test_a_bug_ends_every_future_with_a_model_error(small: ModelSettings) -> None:
     engine = loaded(small)
-    broken = dataclasses.replace(small_requests()[0].pages[0], crops=("no pixels",))
+    broken = dataclasses.replace(small_requests()[0].pages[0], crops=("no pixels",))  # type: ignore[arg-type]
     good = engine.submit(dataclasses.replace(small_requests()[1]))
     bad = engine.submit(Request("Who?", (broken,), ("broken",)))
     with pytest.raises(ModelError, match="the engine failed"):
@@ -272,7 +272,7 @@ def test_a_request_that_was_cancelled_is_let_go(engine: NativeEngine) -> None:
 
 
 def test_weights_that_cannot_fit_are_refused_at_once(small: ModelSettings) -> None:
-    checkpoint, _, choice = opened(small)
+    checkpoint, _, _choice = opened(small)
     text = {**checkpoint.config["text_config"], "vocab_size": 2_000_000_000_000}
     huge = dataclasses.replace(checkpoint, config={**checkpoint.config, "text_config": text})
     from idefics_cli.engine.families import family_of
@@ -280,7 +280,7 @@ def test_weights_that_cannot_fit_are_refused_at_once(small: ModelSettings) -> No
     family = family_of(huge)
     started = time.monotonic()
     with pytest.raises(ModelError, match=r"the weights take [0-9.]+ GB in bfloat16, and [0-9.]+ GB of memory are free"):
-        load_engine(
+        load_native(
             huge, family, small, DeviceChoice("cpu", "bfloat16"), EngineInfo("m", {}, 1, family.image_processor)
         )
     assert time.monotonic() - started < 1

@@ -273,7 +273,7 @@ def test_jobs_are_read_little_further_than_the_engine_needs(pool: PagePool, grey
 
 def test_no_more_than_its_capacity_is_submitted_to_an_engine(pool: PagePool, grey_png: Png) -> None:
     engine = Scripted(capacity=3)
-    rows = run(endless(grey_png("a.png", 50), []), engine, pool, settings())
+    rows = run(endless(grey_png("a.png", 50), list[Any]()), engine, pool, settings())
     reader = threading.Thread(target=lambda: next(rows))
     reader.start()
     wait_until(lambda: len(engine.futures) == 3)
@@ -342,10 +342,12 @@ class Ended(FakeEngine):
 def test_what_is_answered_when_a_run_is_ended_leaves_though_rows_before_it_do_not(
     pool: PagePool, grey_png: Png, error: BaseException
 ) -> None:
-    path, rows = grey_png("a.png", 50), []
+    path, rows = grey_png("a.png", 50), list[Any]()
     with pytest.raises(type(error)):
-        for row in run([job(f"q{n}", path) for n in range(9)], Ended(error), pool, settings()):
-            rows.append((row.question, row.status))
+        rows.extend(
+            (row.question, row.status)
+            for row in run([job(f"q{n}", path) for n in range(9)], Ended(error), pool, settings())
+        )
     assert [row for row in rows if row[0] != "q8"] == [("q6", "ok"), ("q7", "ok")]
 
 
@@ -356,10 +358,9 @@ def test_an_engine_that_fails_mid_run_ends_it_after_the_rows_before(pool: PagePo
                 raise ModelError("the GPU failed")
             return super().submit(request)
 
-    before, path, rows = stage_threads(), grey_png("a.png", 50), []
+    before, path, rows = stage_threads(), grey_png("a.png", 50), list[Any]()
     with pytest.raises(ModelError, match="the GPU failed"):
-        for row in run(endless(path, []), Failing(capacity=3), pool, settings()):
-            rows.append(row.question)
+        rows.extend(row.question for row in run(endless(path, []), Failing(capacity=3), pool, settings()))
     assert rows == [f"q{n}" for n in range(5)]
     wait_until(lambda: stage_threads() <= before)
 
@@ -375,8 +376,7 @@ def test_a_source_that_raises_ends_the_run_after_the_rows_before(
         yield job("q1", path)
         raise error
 
-    rows = []
+    rows: list[str] = []
     with pytest.raises(type(error)):
-        for row in run(source(), FakeEngine(), pool, settings()):
-            rows.append(row.question)
+        rows.extend(row.question for row in run(source(), FakeEngine(), pool, settings()))
     assert rows == ["q0", "q1"]

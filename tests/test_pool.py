@@ -250,7 +250,7 @@ def test_what_was_kept_for_a_document_without_a_file_is_deleted_with_it() -> Non
 
 def hanging_poppler(folder: Path) -> str:
     (folder / "pdftoppm").write_text(f"#!/bin/sh\necho $$ > {folder}/pid\nexec sleep 600\n")
-    (folder / "pdfinfo").write_text("#!/bin/sh\nexit 1\n")
+    (folder / "pdfinfo").write_text("#!/bin/sh\necho Pages: 3\n")
     for name in ("pdftoppm", "pdfinfo"):
         (folder / name).chmod(0o755)
     return f"{folder}:/usr/bin:/bin"

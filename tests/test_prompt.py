@@ -85,7 +85,7 @@ def test_the_template_wraps_the_question(processor: Any) -> None:
 
 
 def test_decoding_is_that_of_transformers_and_stripped(processor: Any) -> None:
-    tokens = processor.tokenizer(" a total of 5 €\n").input_ids + [131]
+    tokens = [*processor.tokenizer(" a total of 5 €\n").input_ids, 131]
     assert builder().decode(tokens) == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 

@@ -144,7 +144,7 @@ def test_paged_attention_reads_prefix_and_suffix_and_nothing_else(segments: list
     counts = [segment[0] for segment in segments]
     queries = torch.randn(sum(counts), 4 * 16)
     found = torch_ops.paged_attention(queries, keys, values, metadata_of(segments), window)
-    for some, part, segment in zip(queries.split(counts), found.split(counts), segments, strict=True):
+    for some, part, segment in zip(torch.split(queries, counts), torch.split(found, counts), segments, strict=True):
         assert error(part, naive(some, keys, values, segment, window)) < 1e-5
 
 

@@ -61,7 +61,8 @@ def test_batches_give_the_answers_of_one_at_a_time_wherever_pixels_are_padded(
     on_host: bool, small: ModelSettings
 ) -> None:
     checkpoint, family, choice = opened(small)
-    model = TransformersModel(checkpoint, family, small, choice, on_host=on_host)
+    model = TransformersModel(checkpoint, family, small, choice)
+    model.is_on_host = on_host
     requests = small_requests()
     alone = [model.generate([request])[0].tokens for request in requests]
     assert [one.tokens for one in model.generate(requests[:3])] == alone[:3]
@@ -125,7 +126,7 @@ def test_a_poisoned_gpu_ends_every_request(scripted: TransformersEngine) -> None
     futures = [scripted.submit(ask(question)) for question in ("slow", "a", "poison", "b", "c", "d")]
     assert futures[0].result().text == "slow"
     for future in futures[2:]:
-        with pytest.raises(ModelError, match="the GPU failed and can't go on: device-side assert$"):
+        with pytest.raises(ModelError, match=r"the GPU failed and can't go on: device-side assert$"):
             future.result(timeout=5)
     with pytest.raises(ModelError, match="the GPU failed"):
         scripted.submit(ask("e"))

@@ -1,6 +1,6 @@
 """Writes a checkpoint of the 8B model's shape with random weights: what loading and starting are measured on.
 
-    python tools/write_full_shape.py FOLDER        16.8 GB in bfloat16; needs a GPU or as much memory
+`python tools/write_full_shape.py FOLDER` takes 16.8 GB in bfloat16, and a GPU or as much memory.
 """
 
 from __future__ import annotations

@@ -21,10 +21,10 @@ from idefics_cli.results.metrics import METRICS, FullStop, Scores, figure_name, 
 if TYPE_CHECKING:
     from io import FileIO
 
+    import pandas
     from rich.table import Table
 
     from idefics_cli.results.read import StoredRow
-    from idefics_cli.results.stats import ScoreSum
 
 
 @from_settings()
@@ -52,52 +52,58 @@ def evaluate(
     set_up_messages(messages)
     with results_on_stdout() as stdout:
         if output is None:
-            sums = _sums(answers, by, full_stop)
+            means = _means(answers, by, full_stop)
         else:
             with _scores_file(answers, output) as write:
-                sums = _sums(answers, by, full_stop, write)
+                means = _means(answers, by, full_stop, write)
         if as_json:
             report = {
-                name: {"rows": group.count, **{metric: round(mean, 4) for metric, mean in group.means.items()}}
-                for name, group in sums.items()
+                str(name): {"rows": int(row["rows"]), **{metric: round(float(row[metric]), 4) for metric in METRICS}}
+                for name, row in means.iterrows()
             }
             print(json.dumps({"full_stop": full_stop, "scores": report}, ensure_ascii=False), file=stdout)
         else:
-            print_table(_table(sums, by, full_stop), stdout)
+            print_table(_table(means, by, full_stop), stdout)
 
 
-def _sums(
+def _means(
     answers: Path,
     by: str | None,
     full_stop: FullStop,
     write: Callable[[StoredRow, Scores | None, bool], None] | None = None,
-) -> dict[str, ScoreSum]:
-    """Score every row that has accepted answers, and add them up by the values of a column.
+) -> pandas.DataFrame:
+    """Score every row that has accepted answers; returns `rows` and the mean of each metric by the values of a column.
+
+    The last line, `all`, is over all of them.
 
     Raises:
         InputError: the output can't be read, or has nothing to score.
 
     """
+    import pandas
+
     from idefics_cli.questions.read import accepted_answers
     from idefics_cli.results.read import OutputReader
-    from idefics_cli.results.stats import ScoreSum
 
-    groups: dict[str, ScoreSum] = {}
-    total = ScoreSum()
+    scored = []
     for row in OutputReader(answers):
         if by is not None and by not in row.values:
             raise InputError(f"{answers}: no column {by!r} to score by (found: {', '.join(row.values)})")
         accepted = accepted_answers(row.values.get("answers"))
         scores = score(row.text("answer"), accepted, full_stop) if accepted and not row.is_failed else None
         if accepted:
-            total.add(scores)
-            if by is not None:
-                groups.setdefault(row.text(by), ScoreSum()).add(scores)
+            metrics = [getattr(scores, name) if scores else 0.0 for name in METRICS]
+            scored.append([row.text(by) if by is not None else "all", 1, *metrics])
         if write is not None:
             write(row, scores, bool(accepted))
-    if not total.count:
+    if not scored:
         raise InputError(f"{answers}: no row has accepted answers; they come from a column 'answers' of the questions")
-    return {**groups, "all": total}
+    frame = pandas.DataFrame(scored, columns=["group", "rows", *METRICS])
+    sums = frame.groupby("group", sort=False).sum()
+    if by is not None:
+        sums = pandas.concat([sums, frame.drop(columns="group").sum().to_frame("all").T])
+    sums[list(METRICS)] = sums[list(METRICS)].div(sums["rows"], axis=0)
+    return sums
 
 
 @contextmanager
@@ -160,12 +166,12 @@ def _writer(stream: FileIO, form: Format) -> Callable[[StoredRow, Scores | None,
     return write
 
 
-def _table(sums: Mapping[str, ScoreSum], by: str | None, full_stop: FullStop) -> Table:
+def _table(means: pandas.DataFrame, by: str | None, full_stop: FullStop) -> Table:
     from rich.table import Column, Table
     from rich.text import Text
 
     titles = ("rows", *(figure_name(name, full_stop) for name in METRICS))
     table = Table(Column(Text(by or "")), *titles, box=None, pad_edge=False)
-    for name, group in sums.items():
-        table.add_row(Text(name), f"{group.count:,}", *(f"{group.means[metric]:.1%}" for metric in METRICS))
+    for name, row in means.iterrows():
+        table.add_row(Text(str(name)), f"{int(row['rows']):,}", *(f"{row[metric]:.1%}" for metric in METRICS))
     return table

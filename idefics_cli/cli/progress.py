@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -12,8 +13,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from idefics_cli.pipeline import Progress
 
 _REFRESHES_PER_SECOND = 2
@@ -63,7 +62,7 @@ def _clock(seconds: float) -> str:
 
 
 class ProgressLine:
-    """The line itself; nothing where stderr is no terminal."""
+    """The line itself, a tqdm bar; nothing where stderr is no terminal."""
 
     def __init__(self, words: Callable[[], str], state: RunState | None = None) -> None:
         """Take what the line says.
@@ -74,56 +73,61 @@ class ProgressLine:
 
         """
         self._words, self._state = words, state
-        self._live: Any = None
-        self._is_shown = False
+        self._bar: Any = None
         self._lock = threading.Lock()
+        self._is_closed = threading.Event()
 
     def show(self) -> None:
         """Show the line from now on."""
-        from rich.console import Console
-        from rich.live import Live
+        from tqdm import tqdm
 
+        goal = self._state.goal if self._state is not None else None
         with self._lock:
-            self._live = Live(
-                console=Console(file=sys.stderr, highlight=False),
-                get_renderable=self._renderable,
-                refresh_per_second=_REFRESHES_PER_SECOND,
-                transient=True,
-                redirect_stdout=False,
+            if self._is_closed.is_set():
+                return
+            self._bar = tqdm(
+                total=goal,
+                file=sys.stderr,
+                leave=False,
+                ncols=shutil.get_terminal_size().columns,
+                nrows=shutil.get_terminal_size().lines,
+                bar_format=f"|{{bar:{_BAR_WIDTH}}}| {{desc}}" if goal else "{desc}",
             )
-            self._live.start()
-            self._is_shown = True
+        threading.Thread(target=self._move, name="progress", daemon=True).start()
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
         """Take the line away while something else is printed on the terminal."""
         with self._lock:
-            if self._is_shown:
-                self._live.stop()
+            if self._bar is not None:
+                self._bar.clear()
             try:
                 yield
             finally:
-                if self._is_shown:
-                    self._live.start()
+                if self._bar is not None:
+                    self._bar.refresh()
 
     def close(self) -> None:
         """Take the line away."""
+        self._is_closed.set()
         with self._lock:
-            if self._is_shown:
-                self._live.stop()
-            self._is_shown = False
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
 
-    def _renderable(self) -> Table:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        cells: list[Any] = [Text(self._words(), overflow="ellipsis", no_wrap=True)]
-        if self._state is not None and self._state.goal:
-            cells.insert(0, ProgressBar(self._state.goal, self._state.done, width=_BAR_WIDTH))
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(*cells)
-        return grid
+    def _move(self) -> None:
+        """Refresh the line until it is closed: rows may be long in coming."""
+        while True:
+            with self._lock:
+                if self._bar is None:
+                    return
+                self._bar.ncols = shutil.get_terminal_size().columns  # it may have been resized
+                self._bar.desc = self._words()
+                if self._state is not None and self._state.goal:
+                    self._bar.n = min(self._state.done, self._state.goal)
+                self._bar.refresh()
+            if self._is_closed.wait(1 / _REFRESHES_PER_SECOND):
+                return
 
 
 @contextmanager

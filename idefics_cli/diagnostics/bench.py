@@ -21,7 +21,7 @@ from idefics_cli.engine.base import Engine
 from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.device import choose_device
 from idefics_cli.engine.families import family_of
-from idefics_cli.engine.native.engine import load_native
+from idefics_cli.engine.native.engine import load_native, random_source
 from idefics_cli.engine.transformers import TransformersModel
 from idefics_cli.errors import InputError, UsageError
 from idefics_cli.pipeline import run
@@ -164,7 +164,7 @@ class Benchmark:
             self._settings.model,
             self._choice,
             info,
-            random_weights=self._settings.random_weights,
+            source=random_source(self._family, self._choice) if self._settings.random_weights else None,
         )
 
     def _engine(self, engine: Engine, pages: Sequence[PreparedPage], questions: int) -> Measurement:

@@ -1,4 +1,4 @@
-"""Engines that answer questions about pages. `open_engine` alone knows which there are; torch comes with the first load."""
+"""Engines that answer questions about pages. Only `open_engine` knows which; torch is imported with the first load."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def reset_peak_memory(choice: DeviceChoice) -> None:
 
 
 def peak_memory_gb(choice: DeviceChoice) -> float | None:
-    """Return the peak of this process's GPU memory since `reset_peak_memory`, in GB; None where memory is the host's."""
+    """Return the peak of this process's GPU memory since `reset_peak_memory`, in GB; None on the CPU."""
     return torch.cuda.max_memory_allocated() / 1e9 if choice.device == "cuda" else None
 
 

@@ -1,4 +1,4 @@
-"""The engine over transformers' own `generate`: the reference, and what runs checkpoints that the native engine does not."""
+"""The engine over transformers' own `generate`: the reference, and what runs what the native engine does not."""
 
 from __future__ import annotations
 

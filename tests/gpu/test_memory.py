@@ -19,7 +19,7 @@ from idefics_cli.engine.base import EngineInfo
 from idefics_cli.engine.checkpoint import read_folder, samples_folder
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families import family_of
-from idefics_cli.engine.native.engine import load_engine
+from idefics_cli.engine.native.engine import load_native
 from idefics_cli.engine.native.weights import RandomSource
 from idefics_cli.records import PreparedPage, Request
 
@@ -38,7 +38,7 @@ for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
 checkpoint = read_folder("random", folder)
 family = family_of(checkpoint)
 source = RandomSource(family.config.weight_shapes(), torch.bfloat16, torch.device("cuda"))
-engine = load_engine(checkpoint, family, settings, DeviceChoice("cuda", "bfloat16"),
+engine = load_native(checkpoint, family, settings, DeviceChoice("cuda", "bfloat16"),
                      EngineInfo("random", {}, 128, family.image_processor), source=source)
 torch.cuda.empty_cache()
 if other:  # what another program takes meanwhile

@@ -173,7 +173,7 @@ class GenerationRules:
 
 
 def _settings_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the generation settings that older checkpoints hold in config.json, as transformers takes them from there."""
+    """Return the generation settings that older checkpoints hold in config.json, as transformers takes them."""
     settings: dict[str, Any] = {"eos_token_id": 2}  # MistralConfig's
     for part in (config.get("text_config") or {}, config):
         settings |= {name: value for name, value in part.items() if value is not None}

@@ -6,6 +6,7 @@ start of the sequences concerned, and a sequence that does not fit by itself fai
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Iterator
@@ -135,6 +136,7 @@ class EngineCore:
         scheduler.preempt(admitted, self._manager)
         if tokens is not None and tokens > _LEAST_BATCHED_TOKENS:
             self.plan = dataclasses.replace(self.plan, max_num_batched_tokens=tokens // 2)
+            self._is_reduced = True  # other products from now on: answers say so
             self._runner.plan = self.plan
         elif is_alone:
             yield self._too_large(scheduler.ready.popleft())
@@ -162,10 +164,8 @@ class EngineCore:
 
     def _finished(self) -> Iterator[Sequence]:
         outputs = None
-        try:
+        with contextlib.suppress(torch.OutOfMemoryError):
             outputs = self._runner.finished(self._scheduler.running)
-        except torch.OutOfMemoryError:
-            pass  # its traceback holds tensors: recover outside of the handler
         if outputs is None:
             yield from self._restart()
             return

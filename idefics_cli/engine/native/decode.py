@@ -1,4 +1,4 @@
-"""Greedy decoding of sequences that are each at a position of their own; a new one takes the index of one that ended."""
+"""Greedy decoding of sequences at positions of their own; a new one takes the index of one that has ended."""
 
 from __future__ import annotations
 

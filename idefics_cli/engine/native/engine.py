@@ -130,7 +130,7 @@ class NativeEngine:
         if math.isnan(output.logprob):
             failure = Failure(FailureKind.MODEL_ERROR, "the model's output is not a number")
         warnings = (
-            "restarted in a smaller batch for want of memory" if sequence.is_preempted else "",
+            "memory was short: answered in smaller batches" if sequence.is_preempted else "",
             "" if output.is_complete else f"answer cut at {self._max_new_tokens} tokens",
         )
         return Answer(
@@ -155,7 +155,7 @@ def load_native(
     choice: DeviceChoice,
     info: EngineInfo,
     *,
-    random_weights: bool = False,
+    source: Source | None = None,
 ) -> NativeEngine:
     """Load the weights to the device, plan its memory and start the engine.
 
@@ -165,7 +165,7 @@ def load_native(
         settings: of the model.
         choice: device and dtype.
         info: of the engine.
-        random_weights: whether weights are drawn instead: for measurements.
+        source: gives the weights instead of the checkpoint.
 
     Raises:
         ModelError: weights missing, damaged, or too large for the device.
@@ -173,16 +173,12 @@ def load_native(
     """
     device = torch_device(choice, settings.gpu_memory)
     dtype: torch.dtype = getattr(torch, choice.dtype)
-    if not random_weights:
-        family.check_weights({name: header.shape for name, header in checkpoint.tensors().items()})
     _check_room(family, settings, device, dtype)
+    if source is None:
+        family.check_weights({name: header.shape for name, header in checkpoint.tensors().items()})
     prompts = family.prompt_builder(settings.prompt)
     try:
-        source: Source = (
-            RandomSource(family.config.weight_shapes(), dtype, device)
-            if random_weights
-            else CheckpointSource(checkpoint, dtype, device)
-        )
+        source = source or CheckpointSource(checkpoint, dtype, device)
         with torch.inference_mode():
             weights = Weights(source, settings.quantize, dtype, device)
             # No answer is longer than what the model takes: its questions fail one by one.
@@ -202,6 +198,12 @@ def load_native(
     with torch.inference_mode():
         core = EngineCore(runner, plan, longest)
     return NativeEngine(core, info, prompts, settings.max_new_tokens, config.text.max_positions)
+
+
+def random_source(family: Idefics2Family, choice: DeviceChoice) -> Source:
+    """Return random weights of a family's shapes: for measurements."""
+    device = torch_device(choice, None)
+    return RandomSource(family.config.weight_shapes(), getattr(torch, choice.dtype), device)
 
 
 _SMALLER = "try --quantize fp8, --dtype bfloat16, a GPU with more memory, or --device cpu"
@@ -259,6 +261,6 @@ def _check_room(family: Idefics2Family, settings: ModelSettings, device: torch.d
         where = "of the GPU's memory are" if device.type == "cuda" else "of memory are"
         name = str(dtype).removeprefix("torch.")
         raise ModelError(
-            f"{settings.model}: the weights take {needed / 1e9:.1f} GB in {name}, and {free / 1e9:.1f} GB {where} free; "
-            f"{_SMALLER}"
+            f"{settings.model}: the weights take {needed / 1e9:.1f} GB in {name}, and {free / 1e9:.1f} GB {where} "
+            f"free; {_SMALLER}"
         )

@@ -94,7 +94,7 @@ class RandomSource:
         self._drawn = torch.randn(self._DRAW, device=device, generator=generator).to(dtype)
 
     def __call__(self, name: str) -> Tensor:
-        """Return a norm of ones, latents with deviation 1, or a weight with the deviation that transformers starts at."""
+        """Return a norm of ones, latents with deviation 1, or a weight as transformers would start it."""
         weight = self._drawn.new_empty(self._shapes[name])
         if "norm" in name:
             return weight.fill_(float(name.endswith("weight")))

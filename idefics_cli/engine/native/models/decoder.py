@@ -1,4 +1,4 @@
-"""A decoder of the Llama kind over packed tokens: segments of any length one after another, keys and values in a cache."""
+"""A decoder of the Llama kind over packed tokens: segments of any length in a row, keys and values in a cache."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def _store_row(values, out, scales, row, columns, inside, width, SCALED: tl.cons
 
 
 def _new_rows(rows: Tensor, width: int, out: InputFormat) -> tuple[Tensor, Tensor, Rows]:
-    """Allocate rows of a format: values, scales (any tensor where there are none), and both as operations return them."""
+    """Allocate rows of a format: values, scales (any tensor where there are none), and both as they are returned."""
     if out is InputFormat.PLAIN:
         values = rows.new_empty(len(rows), width)
         return values, values, values

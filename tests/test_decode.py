@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+import torch
+
+from idefics_cli.engine.native.decode import GreedyDecoder
+from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, Segment
+from idefics_cli.engine.native.ops import torch_ops
+from idefics_cli.engine.native.sequence import Output
+from tests.small_checkpoints import CPU, save_checkpoint, settings_of, weights_of
+
+ROOM = 60  # slots of a sequence
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("small"))
+
+
+@torch.inference_mode()
+def decode(
+    folder: Path,
+    *,
+    together: int,
+    rows: int,
+    ends: Collection[int] = (),
+    suppressed: Collection[int] = (),
+    count: int = 8,
+) -> list[Output]:
+    """Decode six prompts, so many together; the next takes the index of one that has ended."""
+    torch.manual_seed(0)
+    prompts = [torch.randn(length, 32) for length in (5, 40, 17, 33, 8, 21)]
+    weights, family = weights_of(settings_of(folder))
+    model = Decoder(weights, family.config.text, tie_word_embeddings=False)
+    cache = KVCache(family.config.text, 1 + together * ROOM, torch.float32, CPU)
+    greedy = GreedyDecoder(
+        model, cache, torch_ops, max_num_seqs=together, rows=rows, eos_token_ids=ends, suppressed_tokens=suppressed,
+        max_new_tokens=count,
+    )  # fmt: skip
+    waiting, running, done = list(range(6)), dict[int, int](), dict[int, Output]()
+    while waiting or running:
+        for index in [index for index in range(together) if index not in running and waiting]:
+            if waiting:
+                number = running[index] = waiting.pop(0)
+                segment = Segment(len(prompts[number]), suffix_start=1 + index * ROOM)
+                packed = PackedSegments([segment], CPU)
+                hidden = prompts[number].clone()
+                states = model.forward(hidden, packed.positions, packed.slots, packed.metadata, cache, torch_ops)
+                greedy.start([index], [segment], states[packed.last])
+        for index, output in greedy.finished(list(running)).items():
+            done[running.pop(index)] = output
+        if running:
+            greedy.step(list(running))
+    return [done[number] for number in range(6)]
+
+
+@pytest.mark.parametrize("together", [2, 3, 6])
+def test_sequences_are_decoded_alike_in_any_company(together: int, folder: Path) -> None:
+    assert decode(folder, together=together, rows=4) == decode(folder, together=1, rows=4)
+
+
+def test_a_sequence_ends_with_its_end_token_or_at_the_limit(folder: Path) -> None:
+    free = decode(folder, together=3, rows=4)
+    assert {len(output.tokens) for output in free} == {8}
+    assert not any(output.is_complete for output in free)
+    end = free[0].tokens[3]
+    for output, before in zip(decode(folder, together=3, rows=4, ends=[end]), free, strict=True):
+        ends = end in before.tokens
+        assert output.is_complete is ends
+        assert output.tokens == (before.tokens[: before.tokens.index(end) + 1] if ends else before.tokens)
+
+
+def test_suppressed_tokens_never_come(folder: Path) -> None:
+    suppressed = {output.tokens[0] for output in decode(folder, together=6, rows=8)}
+    found = decode(folder, together=6, rows=8, suppressed=suppressed)
+    assert suppressed.isdisjoint(token for output in found for token in output.tokens)
