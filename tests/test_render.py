@@ -86,7 +86,7 @@ def test_white_paper_for_what_pdfium_can_not_open_is_a_failure(tmp_path: Path) -
 
 def poppler_that_needs_no_password(folder: Path) -> None:
     (folder / "pdfinfo").write_text("#!/bin/sh\necho 'Pages:   2'\n")
-    (folder / "pdftoppm").write_text("#!/bin/sh\nprintf 'P6 2 1 255\\nabcdef'\n")
+    (folder / "pdftoppm").write_text("#!/bin/sh\nprintf 'P6\\n2 1\\n255\\nabcdef'\n")
     for name in ("pdfinfo", "pdftoppm"):
         (folder / name).chmod(0o755)
 

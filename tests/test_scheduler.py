@@ -46,15 +46,19 @@ def test_a_page_is_encoded_for_all_that_wait_for_it() -> None:
     ("waiting", "count", "running", "action"),
     [
         (5, 1, 0, Action.ENCODE),
-        (5, 2, 0, Action.PREFILL),  # a quarter of the batch
+        (5, 2, 0, Action.ENCODE),
+        (9, 8, 0, Action.PREFILL),  # all of the batch's room
         (0, 1, 0, Action.PREFILL),  # nothing is left to encode
-        (5, 1, 7, Action.PREFILL),  # all of the batch's room
+        (5, 1, 7, Action.DECODE),  # less than a quarter of the batch is free
+        (1, 0, 7, Action.ENCODE),  # there is room for all that are pending
+        (0, 1, 7, Action.PREFILL),
         (5, 1, 4, Action.ENCODE),
+        (5, 4, 4, Action.PREFILL),
         (5, 4, 8, Action.DECODE),  # no room
         (0, 0, 3, Action.DECODE),
     ],
 )
-def test_prefills_are_of_several_sequences(waiting: int, count: int, running: int, action: Action) -> None:
+def test_the_batch_is_filled_before_it_is_prefilled(waiting: int, count: int, running: int, action: Action) -> None:
     scheduler = Scheduler(8, 4)
     ready(scheduler, running)
     assert len(scheduler.admit(KVCacheManager(1, 1000))) == running
