@@ -8,7 +8,6 @@ import os
 # Page processes and other processes of tests want cores too: threads that wait for one another take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# ruff: noqa: E402
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

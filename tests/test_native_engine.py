@@ -66,7 +66,7 @@ def case(
 ) -> tuple[ModelSettings, list[Request]]:
     """A checkpoint and what it is asked: the random one is quick, the trained one is real."""
     name, count = request.param.split()
-    tiny = dataclasses.replace(tiny_settings, max_new_tokens=12)
+    tiny = dataclasses.replace(tiny_settings, max_new_tokens=14)
     return (small if name == "small" else tiny), sample_requests[: int(count)]
 
 
