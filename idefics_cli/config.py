@@ -251,9 +251,9 @@ class QuestionSettings:
         Path | None, Option("Questions may name documents below this folder only.", Panel.LIMITS, metavar="FOLDER")
     ] = None
     allow_urls: Annotated[bool, Option("Questions may name http(s) addresses on public hosts.", Panel.LIMITS)] = False
-    allow_empty: Annotated[bool, Option("No document, or no question, is no error: an empty output.", Panel.COMMON)] = (
-        False
-    )
+    allow_empty: Annotated[
+        bool, Option("Write an empty output, not an error, if there is no document or no question.", Panel.COMMON)
+    ] = False
 
     def __post_init__(self) -> None:
         _check_above_zero("--limit", self.limit)

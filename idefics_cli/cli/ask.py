@@ -45,7 +45,9 @@ def ask(
     ] = None,
     question: Annotated[
         str,
-        typer.Argument(metavar="QUESTION", help="What is asked of them; with -q another document.", show_default=False),
+        typer.Argument(
+            metavar="QUESTION", help="The question, last; with -q this is one more document.", show_default=False
+        ),
     ],
     pages: PageSettings,
     model: ModelSettings,

@@ -64,7 +64,7 @@ def _answer(output: Path, messages: MessageSettings, stdout: IO[str]) -> int:
     result = watch.run([str(samples / "documents")], str(samples / "questions.csv"), stdout)
     print_table(_answers(output, samples / "documents"), stdout)
     report_run(result, watch.first_failure, settings)
-    note(f"rows with what each one cost: {output}")
+    note(f"all columns, with the time each answer took: {output}")
     return result.stats.failed
 
 
