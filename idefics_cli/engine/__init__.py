@@ -29,7 +29,8 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
         UsageError: the prompt template is none for this checkpoint.
 
     """
-    # Threads of torch that spin while they wait take the cores of page processes: on a busy machine, seven times as long.
+    # Threads of torch that spin while they wait take the cores of page processes: on a busy machine that is what
+    # takes most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     checkpoint = open_checkpoint(settings)
     family = family_of(checkpoint)
