@@ -326,16 +326,18 @@ class Ended(FakeEngine):
     def __init__(self, error: BaseException) -> None:
         super().__init__(capacity=64)
         self._error, self._first = error, Future[Answer]()
+        self._given: list[Future[Answer]] = []
 
     def submit(self, request: Request) -> Future[Answer]:
         number = int(request.question[1:])
         if number < 6:
             return self._first if number == 0 else Future()
-        answer = super().submit(request)
+        self._given.append(super().submit(request))
         if number == 8:
-            answer.result()
+            for answer in self._given:
+                answer.result()
             self._first.set_exception(self._error)
-        return answer
+        return self._given[-1]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ModelError("now")], ids=["interrupt", "model"])
