@@ -100,9 +100,12 @@ class EngineCore:
         """Encode a page whole, or where memory does not suffice crop by crop; None where that does not fit either."""
         for parts in ([page.crops], [(crop,) for crop in page.crops]):
             try:
-                return torch.cat([self._runner.encode(part) for part in parts])
+                features = torch.cat([self._runner.encode(part) for part in parts])
             except torch.OutOfMemoryError:
                 pass  # its traceback holds tensors: recover outside of the handler
+            else:
+                self._is_reduced |= parts[0] is not page.crops  # other products: answers say so
+                return features
             self._release_memory()
         return None
 
