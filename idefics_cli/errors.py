@@ -107,3 +107,9 @@ class RowFailedError(Exception):
 
     def __str__(self) -> str:
         return str(self.failure)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of a library says; its name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

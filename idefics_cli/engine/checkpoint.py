@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from idefics_cli.config import TINY_MODEL, ModelSettings
-from idefics_cli.errors import ModelError
+from idefics_cli.errors import ModelError, first_line
 
 _TINY_FOLDER = "tiny-idefics2"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -222,13 +222,13 @@ def _download(name: str, revision: str | None) -> Path:
         HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
     except HFValidationError as error:
-        raise ModelError(f"{name}: not a hub id: {_first_line(error)}") from error
+        raise ModelError(f"{name}: not a hub id: {first_line(error)}") from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403, 404):
             words = "the hub has no such checkpoint, or it asks for a login (hf auth login)"
             raise ModelError(f"{place}: {words}") from error
-        raise ModelError(f"{place}: the hub failed: {_first_line(error)}") from error
+        raise ModelError(f"{place}: the hub failed: {first_line(error)}") from error
     except Exception as error:  # the kinds of connection errors differ between versions of the library
         raise ModelError(
             f"{place}: not on this machine, and the hub can't be reached ({type(error).__name__}); download it where "
@@ -252,7 +252,7 @@ def _read_json(path: Path, name: str, *, required: bool = True) -> dict[str, Any
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: {path.name} can't be read: {_first_line(error)}") from error
+        raise ModelError(f"{name}: {path.name} can't be read: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{name}: {path.name} is not a JSON object")
     return values
@@ -275,10 +275,5 @@ def _read_header(file: Path, name: str) -> dict[str, TensorHeader]:
                     file, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start
                 )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{name}: {file.name} is damaged: {_first_line(error)}") from error
+        raise ModelError(f"{name}: {file.name} is damaged: {first_line(error)}") from error
     return headers
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -24,7 +24,7 @@ from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.engine import torch_device
 from idefics_cli.engine.native.models.idefics2 import normalize
 from idefics_cli.engine.native.weights import RandomSource
-from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError
+from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError, first_line
 from idefics_cli.records import Answer, Crop, Request
 
 
@@ -239,7 +239,7 @@ class TransformersEngine:
         except torch.OutOfMemoryError:
             failure = Failure(FailureKind.OUT_OF_MEMORY, "the question and its pages do not fit the memory")
         except torch.AcceleratorError as error:
-            self._error = ModelError(f"the GPU failed and can't go on: {str(error).splitlines()[0]}")
+            self._error = ModelError(f"the GPU failed and can't go on: {first_line(error)}")
             for _, future in batch:
                 future.set_exception(self._error)
             return
@@ -287,10 +287,7 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        lines = str(error).strip().splitlines()
-        raise ModelError(
-            f"{name}: can't load this checkpoint: {lines[0] if lines else type(error).__name__}"
-        ) from error
+        raise ModelError(f"{name}: can't load this checkpoint: {first_line(error)}") from error
 
 
 def _random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:

@@ -83,7 +83,12 @@ class Idefics2Family:
             UsageError: the template holds a special token.
 
         """
-        return Idefics2PromptBuilder(self._checkpoint, self.config, template)
+        return Idefics2PromptBuilder(self._checkpoint, self._tokenizer, self.config, template)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """Read once: the template is checked before the weights are loaded, and used after."""
+        return Tokenizer(self._checkpoint)
 
     def check_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check the names and shapes of a checkpoint's weights.
@@ -111,9 +116,9 @@ class Idefics2Family:
 class Idefics2PromptBuilder:
     """Builds prompts with a checkpoint's own template and tokenizer."""
 
-    def __init__(self, checkpoint: Checkpoint, config: Idefics2Config, template: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, config: Idefics2Config, template: str) -> None:
         """Take the tokenizer; see `Idefics2Family.prompt_builder`."""
-        self._tokenizer, self._template = Tokenizer(checkpoint), template
+        self._tokenizer, self._template = tokenizer, template
         self._image_seq_len = config.perceiver.num_latents
         self._special_tokens = self._tokenizer.special_tokens | {_IMAGE, _FAKE}
         self._chat = ChatTemplate(checkpoint.chat_template, checkpoint.name) if checkpoint.chat_template else None

@@ -21,7 +21,7 @@ from idefics_cli.engine.native.memory_plan import WorkSizes, plan_memory
 from idefics_cli.engine.native.model_runner import ModelRunner
 from idefics_cli.engine.native.sequence import Sequence
 from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source, Weights
-from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError
+from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError, first_line
 from idefics_cli.records import Answer, Request
 
 _Submission = tuple[Sequence, "Future[Answer]"]
@@ -87,7 +87,7 @@ class NativeEngine:
                     if future.set_running_or_notify_cancel():
                         future.set_result(self._answer(sequence))
         except torch.AcceleratorError as cause:
-            error = ModelError(f"the GPU failed and can't go on: {str(cause).splitlines()[0]}")
+            error = ModelError(f"the GPU failed and can't go on: {first_line(cause)}")
         except ModelError as cause:
             error = cause
         except BaseException as cause:  # nobody may wait for ever

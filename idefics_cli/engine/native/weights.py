@@ -13,7 +13,7 @@ from torch import Tensor
 from idefics_cli.config import Quantize
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.native.ops.linear import Linear, linear_class
-from idefics_cli.errors import ModelError
+from idefics_cli.errors import ModelError, first_line
 
 _READERS = 4  # threads; more do not read faster from the page cache
 
@@ -66,7 +66,7 @@ class CheckpointSource:
                 for file in {header.file for header in headers.values()}
             }
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{self._name}: the weights can't be read: {_first_line(error)}") from error
+            raise ModelError(f"{self._name}: the weights can't be read: {first_line(error)}") from error
         self._files = {name: files[header.file] for name, header in headers.items()}
 
     def __call__(self, name: str) -> Tensor:
@@ -79,7 +79,7 @@ class CheckpointSource:
         try:
             tensor: Tensor = self._files[name].get_tensor(name)  # type: ignore[no-untyped-call]
         except SafetensorError as error:
-            raise ModelError(f"{self._name}: {name} can't be read: {_first_line(error)}") from error
+            raise ModelError(f"{self._name}: {name} can't be read: {first_line(error)}") from error
         return tensor.to(self._dtype)
 
 
@@ -106,8 +106,3 @@ class RandomSource:
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -68,9 +66,6 @@ class Fp8Linear(Linear):
 
 
 _FORMATS: dict[Quantize, type[Linear]] = {Quantize.NONE: Linear, Quantize.FP8: Fp8Linear}
-
-LinearFactory = Callable[[Sequence[str]], Linear]
-"""Joins the weights of these names, which share their input, into one product."""
 
 
 def linear_class(quantize: Quantize) -> type[Linear]:
