@@ -31,14 +31,15 @@ def test_a_page_is_encoded_for_all_that_wait_for_it() -> None:
     for one in (first, second, third):
         scheduler.add(one, one.page_ids)
     assert scheduler.next_action() is Action.ENCODE
-    page, users = scheduler.next_page()
-    assert (page, users) == ("a", [first])
-    scheduler.page_encoded(page, users)
-    page, users = scheduler.next_page()
-    assert (page, users) == ("b", [first, second])
-    scheduler.page_encoded(page, users)
+    assert scheduler.next_pages(1) == [("a", [first])]
+    assert scheduler.next_pages(2) == [("a", [first]), ("b", [first, second])]
+    scheduler.page_encoded("a", [first])
+    assert scheduler.next_pages(9) == [("b", [first, second]), ("c", [third])]
+    scheduler.page_encoded("b", [first, second])
     assert list(scheduler.ready) == [first, second]
-    scheduler.drop([third])
+    assert scheduler.drop([third, first]) == [third]
+    scheduler.page_encoded("c", [third])
+    assert list(scheduler.ready) == [first, second]
     assert scheduler.next_action() is Action.PREFILL
 
 

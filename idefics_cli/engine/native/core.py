@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 
 import torch
 from torch import Tensor
@@ -77,37 +78,44 @@ class EngineCore:
     # --- pages ---
 
     def _encode(self) -> Iterator[Sequence]:
-        """Encode the page that is needed next."""
-        page, users = self._scheduler.next_page()
+        """Encode the pages that are needed next."""
+        pages = self._scheduler.next_pages(self._runner.encoder.max_pages)
+        prepared = [users[0].pages[page] for page, users in pages]
         timer = Timer(self._runner.device)
-        features = self._encoded(users[0].pages[page])
+        encoded = self._encoded(prepared)
         timer.stop()
-        for sequence in users:
-            sequence.vision.append((timer, 1 / len(users)))
-            sequence.pages.pop(page, None)
-        if features is None:
-            self._scheduler.drop(users)
+        crops = sum(len(page.crops) for page in prepared)
+        for (page, users), pixels, features in zip(pages, prepared, encoded, strict=True):
             for sequence in users:
-                yield self._failed(sequence, "one crop of a page does not fit the memory")
-            return
-        self._runner.features.put(page, features)
-        self._scheduler.page_encoded(page, users)
+                sequence.vision.append((timer, len(pixels.crops) / crops / len(users)))
+                sequence.pages.pop(page, None)
+            if features is None:
+                yield from self._lost(users)
+            else:
+                self._runner.features.put(page, features)
+                self._scheduler.page_encoded(page, users)
         self._launched.append(timer)
         if len(self._launched) > _LAUNCHED_AHEAD:
             self._launched.popleft().wait()
 
-    def _encoded(self, page: PreparedPage) -> Tensor | None:
-        """Encode a page whole, or where memory does not suffice crop by crop; None where that does not fit either."""
-        for parts in ([page.crops], [(crop,) for crop in page.crops]):
-            try:
-                features = torch.cat([self._runner.encode(part) for part in parts])
-            except torch.OutOfMemoryError:
-                pass  # its traceback holds tensors: recover outside of the handler
-            else:
-                self._is_reduced |= parts[0] is not page.crops  # other products: answers say so
-                return features
-            self._release_memory()
-        return None
+    def _encoded(self, pages: SequenceOf[PreparedPage]) -> list[Tensor | None]:
+        """Encode pages together; where memory does not suffice, each by itself, then crop by crop; None lacks room."""
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return [*self._runner.encoder.encode([page.crops for page in pages])]
+        self._runner.release_memory()
+        if len(pages) > 1:
+            return [self._encoded([page])[0] for page in pages]
+        with contextlib.suppress(torch.OutOfMemoryError):
+            features = torch.cat([self._runner.encoder.encode([[crop]])[0] for crop in pages[0].crops])
+            self._is_reduced = True  # other products: answers say so
+            return [features]
+        self._runner.release_memory()
+        return [None]
+
+    def _lost(self, users: SequenceOf[Sequence]) -> Iterator[Sequence]:
+        """Fail the sequences that wait for a page that can't be encoded."""
+        for sequence in self._scheduler.drop(users):
+            yield self._failed(sequence, "one crop of a page does not fit the memory")
 
     # --- the batch ---
 
@@ -133,7 +141,7 @@ class EngineCore:
             return
         except torch.OutOfMemoryError:
             pass  # its traceback holds tensors: recover outside of the handler
-        self._release_memory()
+        self._runner.release_memory()
         is_alone = len(scheduler.running) == 1
         tokens = self.plan.max_num_batched_tokens
         scheduler.preempt(admitted, self._manager)
@@ -159,7 +167,7 @@ class EngineCore:
         A step that failed has changed the state of some of them, which a start from the prompt makes good.
         """
         scheduler = self._scheduler
-        self._release_memory()
+        self._runner.release_memory()
         is_alone = len(scheduler.running) == 1
         scheduler.preempt(list(scheduler.running), self._manager)
         if is_alone:
@@ -203,14 +211,8 @@ class EngineCore:
         else:
             self._manager = KVCacheManager(1, slots)  # slot 0 belongs to no sequence
             return True
-        self._release_memory()
+        self._runner.release_memory()
         return False
-
-    def _release_memory(self) -> None:
-        """Give back what no tensor holds, after memory ran out."""
-        self._runner.features.clear_unused()
-        if self._runner.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _release_pages(self, sequence: Sequence) -> None:
         for page in sequence.page_ids:

@@ -55,12 +55,14 @@ class MemoryPlan:
     """Patches whose widest activations exist together in the connector."""
     max_num_batched_tokens: int | None
     """Tokens of a prefill batch, to which it is padded; None computes each segment by itself."""
+    max_encoded_pages: int = 1
+    """Pages that go through the vision model side by side."""
 
     def bytes(self, sizes: WorkSizes) -> int:
-        """Return the memory at the peak, weights aside: the cache, and the stage that takes most."""
-        encoding = _CROPS * sizes.crop + self.max_projected_patches * sizes.patch
+        """Return the memory at the peak, weights aside: the cache, encoding, whose graphs keep theirs, and prefill."""
+        encoding = self.max_encoded_pages * (_CROPS * sizes.crop + self.max_projected_patches * sizes.patch)
         prefill = (self.max_num_batched_tokens or 0) * sizes.token
-        return sizes.fixed + self.slots * sizes.slot + max(encoding, prefill)
+        return sizes.fixed + self.slots * sizes.slot + encoding + prefill
 
 
 def plan_memory(
@@ -85,24 +87,24 @@ def plan_memory(
     """
     sequence = _CROPS * (crop_tokens + 2) + _QUESTION_TOKENS + max_new_tokens
 
-    def plan(sequences: int, patches: int, tokens: int | None) -> MemoryPlan:
+    def plan(sequences: int, patches: int, tokens: int | None, pages: int = 1) -> MemoryPlan:
         wanted = batch_size or sequences
-        return MemoryPlan(wanted, wanted * sequence + 1, patches, tokens)
+        return MemoryPlan(wanted, wanted * sequence + 1, patches, tokens, pages)
 
     if free is None:
         if batch_size and free_host is not None:  # the system would end the process, not refuse the memory
             batch_size = max(1, min(batch_size, free_host // 2 // (sequence * sizes.slot)))
         return plan(CPU_SEQUENCES, _CPU_PATCHES, None)
     candidates = [
-        plan(sequences, patches, tokens)
-        for sequences, patches, tokens in (
-            (GPU_SEQUENCES, 1 << 14, PREFILL_TOKENS),
-            (GPU_SEQUENCES, 1 << 13, PREFILL_TOKENS),
-            (GPU_SEQUENCES // 2, 1 << 12, PREFILL_TOKENS),
-            (GPU_SEQUENCES // 4, 1 << 12, PREFILL_TOKENS),
-            (GPU_SEQUENCES // 8, 1 << 11, PREFILL_TOKENS),
-            (GPU_SEQUENCES // 16, 1 << 11, PREFILL_TOKENS),
-            (1, 1 << 10, PREFILL_TOKENS),
+        plan(sequences, patches, PREFILL_TOKENS, pages)
+        for sequences, patches, pages in (
+            (GPU_SEQUENCES, 1 << 14, 2),
+            (GPU_SEQUENCES, 1 << 13, 1),
+            (GPU_SEQUENCES // 2, 1 << 12, 1),
+            (GPU_SEQUENCES // 4, 1 << 12, 1),
+            (GPU_SEQUENCES // 8, 1 << 11, 1),
+            (GPU_SEQUENCES // 16, 1 << 11, 1),
+            (1, 1 << 10, 1),
         )
     ]
     return next((one for one in candidates if one.bytes(sizes) <= free * _HEADROOM), candidates[-1])

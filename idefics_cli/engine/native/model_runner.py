@@ -17,6 +17,7 @@ from idefics_cli.config import Kernels, ModelSettings
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.decode import GreedyDecoder
 from idefics_cli.engine.native.encoder_cache import EncoderCache
+from idefics_cli.engine.native.image_encoder import ImageEncoder
 from idefics_cli.engine.native.kv_cache import Prefix
 from idefics_cli.engine.native.memory_plan import DECODE_SEQUENCES, MemoryPlan
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, Segment, to_device
@@ -26,7 +27,6 @@ from idefics_cli.engine.native.ops.base import Ops, has_triton
 from idefics_cli.engine.native.sequence import CostShare, Output, Sequence
 from idefics_cli.engine.native.timer import Timer
 from idefics_cli.engine.native.weights import Weights
-from idefics_cli.records import Crop
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +59,9 @@ class ModelRunner:
     def allocate(self, plan: MemoryPlan, slots: int) -> None:
         """Allocate a KV cache of so many slots, slot 0 for tokens of no sequence, and the state of decoding."""
         self.plan = plan
-        self.cache: KVCache | None = None  # the old one goes before the new one comes
+        self.cache: KVCache | None = None  # the old ones go before the new ones come
         self._greedy: GreedyDecoder | None = None
+        self._encoder: ImageEncoder | None = None
         self.cache = KVCache(self._family.config.text, slots, self.decoder.dtype, self.device)
         self._greedy = GreedyDecoder(
             self.decoder,
@@ -72,6 +73,19 @@ class ModelRunner:
             suppressed_tokens=self._family.suppressed_tokens,
             max_new_tokens=self._settings.max_new_tokens,
         )
+        self._encoder = ImageEncoder(
+            self.vision,
+            self.ops,
+            self.device,
+            max_projected_patches=plan.max_projected_patches,
+            lanes=plan.max_encoded_pages,
+        )
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        """Makes image features of pages."""
+        assert self._encoder is not None
+        return self._encoder
 
     @property
     def greedy(self) -> GreedyDecoder:
@@ -91,25 +105,13 @@ class ModelRunner:
         torch.cuda.empty_cache()
         _log.warning("no memory for a CUDA graph: decoding is launched kernel by kernel")
 
-    def encode(self, crops: SequenceOf[Crop]) -> Tensor:
-        """Encode the crops of one page: (crops * latents, text width).
-
-        Crops of one shape go through together. That is the only company they ever have, so that an encoding depends on
-        its page alone.
-        """
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for index, crop in enumerate(crops):
-            by_shape.setdefault(crop.shape, []).append(index)
-        encoded: dict[int, Tensor] = {}
-        for shape, indices in by_shape.items():
-            host = torch.empty((len(indices), *shape), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-            staged = host.numpy()
-            for row, index in enumerate(indices):
-                staged[row] = crops[index]
-            on_device = host.to(self.device, non_blocking=True)
-            features = self.vision.encode(on_device, self.ops, max_projected_patches=self.plan.max_projected_patches)
-            encoded.update(zip(indices, features, strict=True))
-        return torch.cat([encoded[index] for index in range(len(crops))])
+    def release_memory(self) -> None:
+        """Give back what no sequence needs, after memory ran out."""
+        self.features.clear_unused()
+        if self._encoder is not None:
+            self._encoder.release_memory()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def prefill(self, admitted: Mapping[int, Sequence], sharing: Mapping[object, SequenceOf[Sequence]]) -> None:

@@ -62,25 +62,31 @@ class Scheduler:
 
     # --- pages ---
 
-    def next_page(self) -> tuple[str, list[Sequence]]:
-        """Return the page that the first waiting sequence lacks, and the sequences that wait for it."""
-        first = next(iter(self._waiting))
-        page = next(page for page in first.page_ids if page in self._waiting[first])
-        return page, [sequence for sequence, missing in self._waiting.items() if page in missing]
+    def next_pages(self, count: int) -> list[tuple[str, list[Sequence]]]:
+        """Return the pages that the first waiting sequences lack, at most so many, and who waits for each."""
+        pages: dict[str, list[Sequence]] = {}
+        for sequence, missing in self._waiting.items():
+            for page in sequence.page_ids:
+                if page in missing and (page in pages or len(pages) < count):
+                    users = pages.setdefault(page, [])
+                    if sequence not in users:
+                        users.append(sequence)
+        return list(pages.items())
 
     def page_encoded(self, page: str, users: Iterable[Sequence]) -> None:
         """Note that a page is encoded; sequences that lack none any more become ready."""
         for sequence in users:
-            missing = self._waiting[sequence]
+            missing = self._waiting.get(sequence)  # None: dropped meanwhile, for another page's sake
+            if missing is None:
+                continue
             missing.discard(page)
             if not missing:
                 del self._waiting[sequence]
                 self.ready.append(sequence)
 
-    def drop(self, sequences: Iterable[Sequence]) -> None:
-        """Let go of waiting sequences."""
-        for sequence in sequences:
-            self._waiting.pop(sequence, None)
+    def drop(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+        """Let go of sequences; returns those of them that were waiting."""
+        return [sequence for sequence in sequences if self._waiting.pop(sequence, None) is not None]
 
     # --- the batch ---
 

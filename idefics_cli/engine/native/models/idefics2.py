@@ -138,7 +138,7 @@ class _Connector:
         """Turn normed patches (n * patches, width) into (n, latents, text width)."""
         config, parts = self._config, []
         # 1. projection, normed without weights: (n * patches, text width) -> keys and values of every layer
-        for part in torch.split(patches, max_projected_patches):
+        for part in patches.chunk(-(-len(patches) // max_projected_patches)):
             active = ops.silu_and_mul(self._gate_up(part, ops), self._down.input_format)
             projected = self._down(active, ops)
             _, normed = ops.fused_add_rms_norm(projected, None, self._ones, config.eps, self._context.input_format)
