@@ -62,4 +62,5 @@ def test_a_start_is_measured_stage_by_stage() -> None:
     start = next(measure_start(ModelSettings("tiny", device=Device.CPU)))
     stages = [start.interpreter_s, start.torch_s, start.weights_s, start.answer_s, start.second_answer_s, start.exit_s]
     assert stages == sorted(stages)
-    assert 0 < start.peak_host_gb < 8
+    assert (start.peak_host_gb is not None) == Path("/proc/self/status").exists()
+    assert start.peak_host_gb is None or 0.1 < start.peak_host_gb < 8

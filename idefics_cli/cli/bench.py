@@ -98,7 +98,8 @@ def _measure_start(settings: ModelSettings, stdout: IO[str], *, as_json: bool) -
     names = [field.name for field in dataclasses.fields(Start)]
     table = Table(*(name.replace("_", " ") for name in names), box=None, pad_edge=False)
     for measured in starts:
-        table.add_row(*(f"{getattr(measured, name):.2f}" for name in names))
+        values = [getattr(measured, name) for name in names]
+        table.add_row(*("" if value is None else f"{value:.2f}" for value in values))
     print_table(table, stdout)
 
 

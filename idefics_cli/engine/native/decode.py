@@ -127,7 +127,7 @@ class GreedyDecoder:
 
     def _choose(self, index: Tensor, hidden: Tensor) -> None:
         """Take the most probable token of each sequence and note it."""
-        logits = self._model.logits(hidden, self._ops).index_fill(1, self._suppressed, -torch.inf)
+        logits = self._model.logits(hidden, self._ops).index_fill_(1, self._suppressed, -torch.inf)
         best = logits.argmax(-1)
         logprob = logits.gather(1, best[:, None])[:, 0] - logits.logsumexp(-1)
         count = self._count[index].clamp(max=self._max_new_tokens - 1)

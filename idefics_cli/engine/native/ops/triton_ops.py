@@ -273,7 +273,8 @@ def paged_attention(queries: Tensor, keys: Tensor, values: Tensor, metadata: Att
     is_decode = metadata.max_query_length == 1
     size = max(_LEAST_QUERIES if is_decode else _MOST_QUERIES, triton.next_power_of_2(group))
     at_once = size // group
-    out = queries.new_zeros(len(queries), kv_heads * group * dim)  # rows of no segment stay zero
+    # In decoding every row is a segment; in prefill the rows of none stay zero.
+    out = (queries.new_empty if is_decode else queries.new_zeros)(len(queries), kv_heads * group * dim)
     grid = (len(metadata.query_start), kv_heads, triton.cdiv(metadata.max_query_length, at_once))
     _attend[grid](
         queries,
