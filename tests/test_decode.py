@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from idefics_cli.engine.native.decode import GreedyDecoder
+from idefics_cli.engine.families.generation import GenerationRules
+from idefics_cli.engine.native.decode import Start, TokenDecoder
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, Segment
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.sequence import Output
@@ -36,10 +37,8 @@ def decode(
     weights, family = weights_of(settings_of(folder))
     model = Decoder(weights, family.config.text, tie_word_embeddings=False)
     cache = KVCache(family.config.text, 1 + together * ROOM, torch.float32, CPU)
-    greedy = GreedyDecoder(
-        model, cache, torch_ops, max_num_seqs=together, rows=rows, eos_token_ids=ends, suppressed_tokens=suppressed,
-        max_new_tokens=count,
-    )  # fmt: skip
+    rules = GenerationRules(count, frozenset(ends), frozenset(suppressed))
+    decoder = TokenDecoder(model, cache, torch_ops, max_num_seqs=together, rows=rows, rules=rules)
     waiting, running, done = list(range(6)), dict[int, int](), dict[int, Output]()
     while waiting or running:
         for index in [index for index in range(together) if index not in running and waiting]:
@@ -49,11 +48,11 @@ def decode(
                 packed = PackedSegments([segment], CPU)
                 hidden = prompts[number].clone()
                 states = model.forward(hidden, packed.positions, packed.slots, packed.metadata, cache, torch_ops)
-                greedy.start([index], [segment], states[packed.last])
-        for index, output in greedy.finished(list(running)).items():
+                decoder.start([Start(index, segment, ())], states[packed.last])
+        for index, output in decoder.finished(list(running)).items():
             done[running.pop(index)] = output
         if running:
-            greedy.step(list(running))
+            decoder.step(list(running))
     return [done[number] for number in range(6)]
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from idefics_cli.config import Option, PageSettings, Panel
+from idefics_cli.config import GenerationSettings, Option, PageSettings, Panel
 from idefics_cli.errors import UsageError
 
 _PANELS = list(Panel)
@@ -26,6 +26,11 @@ _PASSWORD_BYTES = 4096
 
 PasswordFile = Annotated[Path | None, Option("A file whose first line is the password.", Panel.PAGES, metavar="FILE")]
 AsJson = Annotated[bool, Option("Print JSON.", Panel.OUTPUT, ("--json",))]
+
+
+def generation_fields() -> tuple[str, ...]:
+    """Return the fields of the generation settings, for commands that lack their options."""
+    return tuple(field.name for field in dataclasses.fields(GenerationSettings))
 
 
 class Command(TyperCommand):

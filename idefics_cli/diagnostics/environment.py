@@ -64,7 +64,8 @@ def choices(settings: ModelSettings) -> dict[str, str]:
     capability, free = compute_capability(), free_host_memory()
     has_kernels = choice.device == "cuda" and settings.kernels is Kernels.AUTO and (capability or (0, 0)) >= (8, 0)
     flash = "FlashAttention 4" if _FLASH_ATTENTION in versions() else "cuDNN (FlashAttention 4: extra fa4)"
-    engine = f"transformers, for {', '.join(family.native_gaps)}" if family.native_gaps else "native"
+    gaps = family.native_gaps + family.generation(settings).gaps
+    engine = f"transformers, for {', '.join(gaps)}" if gaps else "native"
     return {
         "engine": engine,
         "device": choice.device,

@@ -75,6 +75,7 @@ def _main(arguments: Sequence[str]) -> None:
     values = json.loads(arguments[0])
     for name, kind in (("device", Device), ("dtype", Dtype), ("quantize", Quantize), ("kernels", Kernels)):
         values[name] = kind(values[name])
+    values["stop"] = tuple(values["stop"])
     from idefics_cli.config import RunSettings
     from idefics_cli.engine import open_engine
     from idefics_cli.session import Session

@@ -97,7 +97,7 @@ def outputs(settings: ModelSettings, plan: MemoryPlan, requests: Sequence[Reques
 
     with torch.inference_mode():
         runner = (ModelRunner if graph else Launched)(weights, family, settings)
-    core = EngineCore(runner, plan, settings.max_new_tokens)
+    core = EngineCore(runner, plan)
     prompts = family.prompt_builder("{question}")
     asked = [
         Asked(
