@@ -116,7 +116,9 @@ class _Record:
                 self._tuples.add(field.name)
                 hint, default = list[str], list(default)
             self._fields[flat] = field.name
-            self.parameters.append(_parameter(flat, hint, dataclasses.replace(option, names=names), default))
+            shown = None if field.name in defaults else option.default
+            option = dataclasses.replace(option, names=names, default=shown)
+            self.parameters.append(_parameter(flat, hint, option, default))
 
     def taken_from(self, given: dict[str, Any]) -> Any:
         """Take the record's values from those of all options, and make it; raises UsageError as the record does."""

@@ -112,6 +112,9 @@ class GenerationRules:
         bad = frozenset(word[0] for word in words if len(word) == 1 and word[0] not in eos)
         own_least = values.get("min_new_tokens") if settings.min_new_tokens is None else settings.min_new_tokens
         beams = int(_first(settings.num_beams, values.get("num_beams"), 1))
+        penalty = float(_first(settings.repetition_penalty, values.get("repetition_penalty"), 1.0))
+        if penalty <= 0:
+            raise ValueError(f"repetition_penalty {penalty} is not above 0")
         stop = values.get("stop_strings") or ()
         return cls(
             max_new_tokens=settings.max_new_tokens or _default_max_new_tokens(checkpoint, values),
@@ -121,8 +124,8 @@ class GenerationRules:
             bad_words=tuple(word for word in words if len(word) > 1),
             min_new_tokens=int(own_least or 0),
             min_length=int(values.get("min_length") or 0) if own_least is None else 0,
-            repetition_penalty=float(_first(settings.repetition_penalty, values.get("repetition_penalty"), 1.0)),
-            no_repeat_ngram_size=int(values.get("no_repeat_ngram_size") or 0),
+            repetition_penalty=penalty,
+            no_repeat_ngram_size=max(0, int(values.get("no_repeat_ngram_size") or 0)),
             forced_eos_token_ids=_ids(values.get("forced_eos_token_id")),
             temperature=settings.temperature or 0.0,
             top_p=_first(settings.top_p, 1.0),

@@ -44,7 +44,7 @@ class StepDecoder(ABC):
         self._model, self._cache, self._ops, self._rows = model, cache, ops, rows
         self._max_new_tokens, self._filler = rules.max_new_tokens, max_num_seqs
         device, self._size = model.device, max_num_seqs + 1
-        suppressed = sorted(token for token in rules.suppressed_tokens if token < model.logits_width)
+        suppressed = sorted(token for token in rules.suppressed_tokens if 0 <= token < model.logits_width)
         self._suppressed = torch.tensor(suppressed, device=device, dtype=torch.long)
         self._location = torch.zeros(4, self._size, dtype=torch.int32, device=device)
         """Prefix start and length, suffix start and length."""

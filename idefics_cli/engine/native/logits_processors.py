@@ -200,7 +200,7 @@ def logits_processors(rules: GenerationRules, model: Decoder, size: int) -> list
         found.append(RepetitionPenalty(rules.repetition_penalty, size, width, device))
     if rules.no_repeat_ngram_size:
         found.append(NoRepeatNgram(rules.no_repeat_ngram_size, size, model.config.max_positions, device))
-    if words := [word for word in rules.bad_words if max(word) < model.config.vocab_size]:
+    if words := [word for word in rules.bad_words if min(word) >= 0 and max(word) < model.config.vocab_size]:
         found.append(BadWords(words, size, device))
     if (rules.min_new_tokens or rules.min_length) and rules.eos_token_ids:
         found.append(MinNewTokens(rules, size, width, device))
@@ -218,7 +218,7 @@ def logits_processors(rules: GenerationRules, model: Decoder, size: int) -> list
 def _is_among(tokens: Collection[int], width: int, device: torch.device) -> Tensor:
     """Return which columns of logits belong to these tokens, bool (width,)."""
     found = torch.zeros(width, dtype=torch.bool)
-    found[[token for token in tokens if token < width]] = True
+    found[[token for token in tokens if 0 <= token < width]] = True
     return found.to(device)
 
 
