@@ -306,9 +306,10 @@ class GenerationSettings:
             raise UsageError("--stop takes a text of one character or more")
 
     def _check_choices(self, choices: tuple[str, ...]) -> None:
-        if len(choices) < 2 or not all(choice.strip() for choice in choices):
+        if len(choices) < 2 or not all(map(str.strip, choices)):
             raise UsageError("--choices takes two answers or more, as in --choices Yes,No")
-        if twice := next((one for one in choices if choices.count(one) > 1), None):
+        texts = [choice.strip() for choice in choices]
+        if twice := next((one for one in texts if texts.count(one) > 1), None):
             raise UsageError(f"--choices holds {twice!r} twice")
         for flag, given in (
             ("--max-new-tokens", self.max_new_tokens),

@@ -48,12 +48,13 @@ def _tree(choices: Sequence[Choice], eos_token_ids: Collection[int]) -> _Node:
     return root
 
 
-def _depth_first(node: _Node) -> Iterator[_Node]:
-    """Yield the nodes that have children, each before what is below it."""
-    if node.children:
+def _depth_first(root: _Node) -> Iterator[_Node]:
+    """Yield all nodes, each before what is below it."""
+    pending = [root]
+    while pending:
+        node = pending.pop()
         yield node
-        for child in node.children.values():
-            yield from _depth_first(child)
+        pending += reversed(node.children.values())
 
 
 class ChoiceDecoder(StepDecoder):
@@ -65,7 +66,7 @@ class ChoiceDecoder(StepDecoder):
         """See `StepDecoder`."""
         super().__init__(model, cache, ops, max_num_seqs=max_num_seqs, rows=rows, rules=rules)
         root = _tree(rules.choices, rules.eos_token_ids)
-        nodes = list(_depth_first(root))
+        nodes = [node for node in _depth_first(root) if node.children]
         columns = {(): 0} | {
             path: at for at, path in enumerate((c.path for n in nodes for c in n.children.values()), 1)
         }
@@ -77,7 +78,7 @@ class ChoiceDecoder(StepDecoder):
         def table(rows: Sequence[object]) -> Tensor:
             return torch.tensor(rows, dtype=torch.long, device=device)
 
-        self._answers = [(node, columns[node.path]) for node in _answers(root)]
+        self._answers = [(node, columns[node.path]) for node in _depth_first(root) if node.text is not None]
         self._own = table([columns[node.path] for node in nodes])
         """The column of each node's score (nodes,); `_children` likewise those of its children (nodes, most)."""
         self._children = table(
@@ -119,14 +120,6 @@ class ChoiceDecoder(StepDecoder):
         self._token[index] = self._next_token[node]
         # The row of no sequence stays where it is, at slot 0: its limit is 0.
         self._location[3, index] = torch.minimum(self._prompt_end[index] + self._next_depth[node], self._limit[index])
-
-
-def _answers(node: _Node) -> Iterator[_Node]:
-    """Yield the answers at and below a node."""
-    if node.text is not None:
-        yield node
-    for child in node.children.values():
-        yield from _answers(child)
 
 
 def step_decoder(
