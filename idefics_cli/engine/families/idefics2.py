@@ -97,7 +97,7 @@ class Idefics2Family:
             UsageError: the checkpoint can't do what the user asks for.
 
         """
-        is_base = self._checkpoint.chat_template is None
+        is_base = not self._checkpoint.chat_template
         ids = (self.config.image_token_id, self._tokenizer.id_of(_FAKE)) if is_base else ()
         rules = GenerationRules.of(self._checkpoint, settings, [token for token in ids if token is not None])
         for text in rules.stop:
