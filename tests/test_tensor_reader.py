@@ -55,7 +55,7 @@ def test_a_file_that_was_cut_short_after_its_header_was_read(headers: dict[str, 
 def test_headers_that_cannot_be_right(headers: dict[str, TensorHeader]) -> None:
     matrix = headers["matrix"]
     for header, words in (
-        (TensorHeader(matrix.file, "F4", (2,), matrix.start, 1), "in F4: not supported"),
+        (TensorHeader(matrix.file, "F4", (2,), matrix.start, 1), "in F4, which is not supported"),
         (TensorHeader(matrix.file, "F32", (2,), matrix.start, 9), "a tensor's size is not that of its shape"),
     ):
         with pytest.raises(ModelError, match=words):

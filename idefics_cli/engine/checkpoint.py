@@ -83,13 +83,12 @@ class Checkpoint:
 
     def read_ahead(self) -> None:
         """Ask the system to bring the weights into memory, where there is room, while torch is being imported."""
-        files = self.weight_files()
-        free = free_host_memory()
-        if not hasattr(os, "posix_fadvise") or free is None or free < sum(file.stat().st_size for file in files):
-            return
-        for file in files:
-            with contextlib.suppress(OSError), file.open("rb") as stream:
-                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        with contextlib.suppress(OSError, ModelError):  # reading will tell
+            files, free = self.weight_files(), free_host_memory()
+            if hasattr(os, "posix_fadvise") and free and free > sum(file.stat().st_size for file in files):
+                for file in files:
+                    with file.open("rb") as stream:
+                        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def digest(self) -> str:
         """Return a digest of the content: settings whole, weights by their headers and the start of each tensor.
