@@ -23,7 +23,7 @@ class FurnitureWriter(GridWriter):
             self._edge(flow.bottom + 0.6 * self.em, above=False)
         if rng.random() < 0.12:
             self._logo()
-        if rng.random() < 0.08 and flow.x1 - flow.x0 > 24 * self.em:
+        if rng.random() < 0.08 and flow.bottom > flow.top and flow.x1 - flow.x0 > 24 * self.em:
             self._side_bar()
 
     def _edge(self, y: float, *, above: bool) -> None:

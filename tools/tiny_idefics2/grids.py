@@ -190,11 +190,12 @@ class GridWriter(PanelWriter):
         starts = [flow.x0 + inset + sum(widths[:n]) + gap * n for n in range(len(columns))]
         end = starts[-1] + widths[-1] + inset
         boxes: list[list[Box]] = []
+        column, foot = flow.column, flow.y
         rows = [tuple(c.head for c in columns), *zip(*(c.cells for c in columns), strict=True)]
         right = [ruling.aligned == "right" or (ruling.aligned == "mixed" and c.counted) for c in columns]
         top = None
         for number, row in enumerate(rows):
-            if (y := flow.take(pitch)) is None:
+            if (y := flow.take(pitch)) is None or flow.column != column:
                 break
             top = y if top is None else top
             ink = None
@@ -215,8 +216,9 @@ class GridWriter(PanelWriter):
             self._rule(ruling, number, y, pitch, starts, end, gap)
             if number:
                 boxes.append(line)
+            foot = flow.y
         if ruling.frame == "outer" and top is not None:
-            self.page.items.append(Rule((flow.x0, top - 2, end, flow.y), ruling.grey, outline=True))
+            self.page.items.append(Rule((starts[0] - inset, top - 2, end, foot), ruling.grey, outline=True))
         return boxes
 
     def _rule(

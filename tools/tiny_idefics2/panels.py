@@ -129,17 +129,19 @@ class PanelWriter(Writer):
             for n in range(look.columns)
         ]
         height = self.em * max(look.pitch, 1.25 * look.value.scale + (0 if look.place == "left" else 1.0))
-        written, first = 0, None
+        written, first, foot, column = 0, None, flow.y, flow.column
         for start in range(0, len(pairs), look.columns):
-            if (y := flow.take(height)) is None:
+            if (y := flow.take(height)) is None or flow.column != column:
                 break
             first = y if first is None else first
             row = self._row(pairs[start : start + look.columns], look, y, height, width, tabs, start)
             written += row
             if not row:
                 flow.y = y
-        if look.frame == "outer" and first is not None and first < flow.y:
-            frame = (flow.x0 - 3, first - 2, flow.x1 + 2, flow.y - 1)
+            foot = flow.y
+        if look.frame == "outer" and written and first is not None:
+            x0, x1 = flow.columns[column]
+            frame = (x0 - 3, first - 2, x1 + 2, foot - 1)
             self.page.items.append(Rule(frame, look.grey, outline=True))
         return written
 
@@ -209,7 +211,7 @@ class PanelWriter(Writer):
             case "zebra" if row % 2:
                 return [Rule((x0, y0, x1, y1), 232)]
             case "shade" if look.place == "left":
-                return [Rule((x0, y0, min(label.box[2] + 4, value.x - 2), y1 - 2), 222)]
+                return [Rule((x0, y0, max(x0, min(label.box[2] + 4, value.x - 2)), y1 - 2), 222)]
             case "shade":
                 return [Rule((x0, label.y - 1, x1, label.box[3]), 222)]
             case _:

@@ -25,14 +25,14 @@ def write_sheet(page: Page, rng: Random, held_out: bool, fullest: int) -> None:
     writer = PageWriter(page, values, columns)
     if rng.random() < 0.3:
         writer.stretch = rng.uniform(0.0, 0.25)
-    if rng.random() < 0.3:  # content that begins far down
+    if rng.random() < 0.2:  # content that begins far down
         writer.flow.top = page.height * rng.uniform(0.2, 0.6)
         writer.flow.y = writer.flow.top
     writer.furnish()
     if rng.random() < 0.6:
         writer.title(labels.heading(values))
     blocks, weights = _BLOCKS[page.kind]
-    left = rng.randint(3, fullest) if rng.random() < 0.8 else fullest
+    left = rng.randint(3, fullest) if rng.random() < 0.65 else fullest
     tables = 0
     for _ in range(14):
         block = rng.choices(blocks, weights)[0]

@@ -96,8 +96,11 @@ def _step(state: State, batch: Batch, world: int, device: torch.device) -> Tenso
         scrap = batch.images.shape[3] < 200
         torch.compiler.set_stance("force_eager" if scrap else "default")
     found = find_losses(state.reader, batch, device, settling=state.settling)
-    answered = state.level > Level.SPELLING
-    loss = found.spelling * (0.3 if answered else 1.0) + (found.recall + found.answers) * float(answered)
+    heads = 1 - 0.5 * state.share if state.level == Level.ALL else 1.0  # towards the end the answers count most
+    if state.level > Level.SPELLING:
+        loss = found.answers + heads * (0.3 * found.spelling + found.recall)
+    else:
+        loss = found.spelling
     loss.backward()
     _average_gradients(state.reader, world)
     nn.utils.clip_grad_norm_(state.reader.parameters(), 1.0)
