@@ -13,7 +13,7 @@ from random import Random
 
 from tools.tiny_idefics2 import lexicon
 from tools.tiny_idefics2.fields import FIELDS, Field, ask
-from tools.tiny_idefics2.lexicon import any_word
+from tools.tiny_idefics2.lexicon import any_label_word
 from tools.tiny_idefics2.values import Values
 
 
@@ -91,7 +91,7 @@ def invent(values: Values) -> Pair:
     rng = values.rng
     chance = rng.random()
     if chance < 0.45:
-        about = rng.choice(_ABOUT) if rng.random() < 0.6 else any_word(rng, "words").lower()
+        about = rng.choice(_ABOUT) if rng.random() < 0.6 else any_label_word(rng)
         labels, nouns, kind = rng.choice(_ENDINGS)
         label = rng.choice(labels.split("|")).format(about)
         called = tuple(noun.format(about) for noun in nouns.split("|"))
@@ -99,7 +99,7 @@ def invent(values: Values) -> Pair:
             kind = rng.choice(_KINDS)
     else:
         words = [
-            rng.choice(_ABOUT) if rng.random() < 0.25 else any_word(rng, "words").lower()
+            rng.choice(_ABOUT) if rng.random() < 0.25 else any_label_word(rng)
             for _ in range(rng.choices((1, 2, 3, 4), (35, 42, 16, 7))[0])
         ]
         if len(words) > 2 and rng.random() < 0.6:
@@ -194,7 +194,7 @@ def question(rng: Random, pair: Pair) -> str:
 def near_miss(rng: Random, pair: Pair) -> Pair:
     """A pair like this one that is another: one word of its label changed or added."""
     words = pair.nouns[0].split()
-    other = rng.choice(_ABOUT) if rng.random() < 0.5 else any_word(rng, "words").lower()
+    other = rng.choice(_ABOUT) if rng.random() < 0.5 else any_label_word(rng)
     if len(words) > 1:
         words[rng.randrange(len(words))] = other
     else:
@@ -210,9 +210,7 @@ def any_usual(rng: Random) -> Field:
 def heading(values: Values) -> str:
     """Some words to head a section with."""
     rng = values.rng
-    words = [
-        rng.choice(_ABOUT) if rng.random() < 0.4 else any_word(rng, "words").lower() for _ in range(rng.randint(1, 3))
-    ]
+    words = [rng.choice(_ABOUT) if rng.random() < 0.4 else any_label_word(rng) for _ in range(rng.randint(1, 3))]
     if rng.random() < 0.3:
         words.append(rng.choice(("details", "data", "information", "summary", "overview", "record", "section")))
     text = recased(rng, " ".join(words))

@@ -157,6 +157,14 @@ def letters(rng: Random, low: int = 3, high: int = 9) -> str:
     return "".join(rng.choices(alphabet, k=rng.randint(low, high)))
 
 
+def any_label_word(rng: Random) -> str:
+    """A word of a label, in lower case: from the list of words (75 %), made up, or of letters in no order (5 %)."""
+    chance = rng.random()
+    if chance < 0.75:
+        return rng.choice(words("words")).lower()
+    return pronounceable(rng) if chance < 0.95 else letters(rng)
+
+
 def any_word(rng: Random, name: str) -> str:
     """A word with a capital: from an open list (45 %), made up (40 %) or of letters in no order (15 %)."""
     chance = rng.random()

@@ -245,7 +245,7 @@ class Values:
         rng = self.rng
 
         def make() -> str:
-            words = [any_word(rng, rng.choice(("words", "words", "cities"))).lower() for _ in range(rng.randint(1, 4))]
+            words = [lexicon.any_label_word(rng) for _ in range(rng.randint(1, 4))]
             text = " ".join(words)
             chance = rng.random()
             return text if chance < 0.3 else text.title() if chance < 0.5 else text[0].upper() + text[1:]
