@@ -217,8 +217,8 @@ class Values:
         rng = self.rng
 
         def make() -> str:
-            groups = rng.choice(
-                ((5,), (6,), (7,), (8,), (3, 3), (3, 6), (4, 4), (2, 3, 3), (3, 4), (4, 3, 3), (2,), (4,))
+            groups = (
+                [rng.randint(2, 8)] if rng.random() < 0.5 else [rng.randint(2, 6) for _ in range(rng.randint(2, 3))]
             )
             mark = rng.choice("  -./")
             return mark.join("".join(rng.choices(string.digits, k=size)) for size in groups)
