@@ -41,6 +41,10 @@ def _parse() -> argparse.Namespace:
     threshold.add_argument("--pages", type=int, default=240)
     threshold.add_argument("--seed", type=int, default=4242)
     threshold.add_argument("--model", type=Path, default=MODEL)
+    several = commands.add_parser("several", help="documents of several pages, through the package")
+    several.add_argument("--documents", type=int, default=18)
+    several.add_argument("--seed", type=int, default=90_000)
+    several.add_argument("--model", default="tiny")
     commands.add_parser("samples", help="write samples/documents and their questions anew")
     return parser.parse_args()
 
@@ -62,6 +66,11 @@ def main() -> None:
             from tools.tiny_idefics2.threshold import evidence
 
             print(evidence(**given))
+        case "several":
+            from tools.tiny_idefics2.several import several_pages
+
+            for way, (asked, exact, page) in several_pages(**given).items():
+                print(f"{way}: {exact} of {asked} exact, {page} from the right page")
         case _:
             from tools.tiny_idefics2.samples import write_samples
 
