@@ -41,6 +41,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
     info = engine_info(settings, checkpoint, family, choice)
 
     def load(is_closed: Callable[[], bool]) -> Engine:
+        threading.Thread(target=checkpoint.read_ahead, name="read ahead", daemon=True).start()
         if gaps:
             from idefics_cli.engine.transformers import TransformersEngine
 

@@ -5,6 +5,7 @@ Only safetensors are taken, and never code. Torch is not imported here, so that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.resources
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from idefics_cli.config import TINY_MODEL, ModelSettings
+from idefics_cli.engine.device import free_host_memory
 from idefics_cli.errors import ModelError, first_line
 
 _TINY_FOLDER = "tiny-idefics2"
@@ -78,6 +80,15 @@ class Checkpoint:
         for file in self.weight_files():
             found |= _read_header(file, self.name)
         return found
+
+    def read_ahead(self) -> None:
+        """Ask the system to bring the weights into memory, where there is room, while torch is being imported."""
+        with contextlib.suppress(OSError, ModelError):  # reading will tell
+            files, free = self.weight_files(), free_host_memory()
+            if hasattr(os, "posix_fadvise") and free and free > sum(file.stat().st_size for file in files):
+                for file in files:
+                    with file.open("rb") as stream:
+                        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def digest(self) -> str:
         """Return a digest of the content: settings whole, weights by their headers and the start of each tensor.
