@@ -108,6 +108,13 @@ class Quantize(StrEnum):
     FP8 = "fp8"
 
 
+class AdapterBase(StrEnum):
+    """Which checkpoints an adapter is merged into."""
+
+    SAME = "same"
+    ANY = "any"
+
+
 class Kernels(StrEnum):
     """Whether kernels compiled for the GPU take the place of torch's own operations."""
 
@@ -200,6 +207,19 @@ class ModelSettings:
         ),
     ] = DEFAULT_MODEL
     revision: Annotated[str | None, Option("Branch, tag or commit of a hub checkpoint.", Panel.MODEL)] = None
+    adapter: Annotated[
+        str | None,
+        Option(
+            "Adapter (LoRA, rsLoRA, QLoRA, DoRA): a hub id or a folder; merged into the weights as they are loaded.",
+            Panel.MODEL,
+            metavar="ADAPTER",
+            default="none",
+        ),
+    ] = None
+    adapter_base: Annotated[
+        AdapterBase,
+        Option("The checkpoint must be the one that the adapter was trained on (same), or any.", Panel.MODEL),
+    ] = AdapterBase.SAME
     device: Annotated[Device, Option("Where the model runs.", Panel.MODEL)] = Device.AUTO
     dtype: Annotated[Dtype, Option("Number format; auto: bfloat16 on a GPU, float32 on the CPU.", Panel.MODEL)] = (
         Dtype.AUTO
@@ -228,6 +248,10 @@ class ModelSettings:
             raise UsageError("--prompt must contain {question}, for example --prompt '{question} Answer briefly.'")
         if not self.model.strip():
             raise UsageError("--model takes a hub id, a folder with safetensors, or 'tiny'")
+        if self.adapter is not None and not self.adapter.strip():
+            raise UsageError("--adapter takes a hub id or a folder with adapter_config.json")
+        if self.adapter is None and self.adapter_base is not AdapterBase.SAME:
+            raise UsageError("--adapter-base goes with --adapter")
         _check_above_zero("--batch-size", self.batch_size)
         _check_above_zero("--gpu-memory", self.gpu_memory, "a number of GB")
         _check_above_zero("--max-new-tokens", self.max_new_tokens)

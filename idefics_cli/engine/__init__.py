@@ -118,6 +118,7 @@ def _answer_settings(
         backend = f"transformers {version('transformers')}"
     return {
         "--model (its content)": checkpoint.digest(),
+        "--adapter (its content)": checkpoint.adapter.digest() if checkpoint.adapter else "none",
         "--dtype": choice.dtype,
         "--quantize": str(settings.quantize),
         "--prompt": settings.prompt,

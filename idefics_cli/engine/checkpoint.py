@@ -5,24 +5,22 @@ Only safetensors are taken, and never code. Torch is not imported here, so that 
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import importlib.resources
-import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idefics_cli.config import TINY_MODEL, ModelSettings
-from idefics_cli.errors import ModelError, first_line
+from idefics_cli.config import TINY_MODEL, AdapterBase, ModelSettings
+from idefics_cli.engine import hub
+from idefics_cli.engine.adapter import Adapter, open_adapter
+from idefics_cli.engine.base_check import check_base
+from idefics_cli.engine.files import TensorHeader, digest_of, read_headers, read_json
+from idefics_cli.errors import ModelError
 
 _TINY_FOLDER = "tiny-idefics2"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _FILES = ("*.json", "*.jinja", "*.safetensors")
-_SAMPLE = 4096  # bytes of each tensor that enter the digest
-_HUB_TIMEOUT = 10.0  # seconds for the hub's first answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,8 @@ class Checkpoint:
     """Of the image processor and the processor, in one mapping."""
     tokenizer_config: Mapping[str, Any]
     chat_template: str | None
+    adapter: Adapter | None = None
+    """Merged into the weights while they are loaded."""
 
     @property
     def tokenizer_file(self) -> Path:
@@ -53,7 +53,7 @@ class Checkpoint:
         """
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
-            files_of = _read_json(index, self.name).get("weight_map")
+            files_of = read_json(index, self.name).get("weight_map")
             if not isinstance(files_of, dict):
                 raise ModelError(f"{self.name}: {index.name} names no weights")
             names = sorted({Path(str(name)).name for name in files_of.values()})
@@ -76,7 +76,7 @@ class Checkpoint:
         """
         found: dict[str, TensorHeader] = {}
         for file in self.weight_files():
-            found |= _read_header(file, self.name)
+            found |= read_headers(file, self.name)
         return found
 
     def digest(self) -> str:
@@ -84,32 +84,9 @@ class Checkpoint:
 
         New weights under an old path are noticed in milliseconds: training changes every tensor.
         """
-        digest = hashlib.blake2b(digest_size=16)
         settings = (self.config, self.generation_config, self.processor_config, self.chat_template)
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        digest.update(self.tokenizer_file.read_bytes())
-        for file in self.weight_files():
-            headers = _read_header(file, self.name)
-            with file.open("rb") as stream:
-                for name, header in sorted(headers.items()):
-                    digest.update(f"{name} {header.dtype} {header.shape}".encode())
-                    stream.seek(header.start)
-                    digest.update(stream.read(min(_SAMPLE, header.size)))
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class TensorHeader:
-    """Where a tensor lies in its file."""
-
-    file: Path
-    dtype: str
-    """As safetensors names it: F32, BF16 ..."""
-    shape: tuple[int, ...]
-    start: int
-    """Offset in the file, in bytes."""
-    size: int
-    """Bytes."""
+        files = {file: read_headers(file, self.name) for file in self.weight_files()}
+        return digest_of(settings, files, self.tokenizer_file)
 
 
 def samples_folder() -> Path:
@@ -134,10 +111,14 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
 
     """
     name = settings.model
-    folder = find_locally(settings)
-    if folder is None:
-        folder = _download(name, settings.revision)
-    return read_folder(name, folder)
+    folder = find_locally(settings) or hub.find_or_download(_wanted(settings))
+    checkpoint = read_folder(name, folder)
+    if settings.adapter is None:
+        return checkpoint
+    adapter = open_adapter(settings.adapter)
+    if settings.adapter_base is AdapterBase.SAME:
+        check_base(adapter, name, settings.revision, folder)
+    return dataclasses.replace(checkpoint, adapter=adapter)
 
 
 def read_folder(name: str, folder: Path) -> Checkpoint:
@@ -147,17 +128,22 @@ def read_folder(name: str, folder: Path) -> Checkpoint:
         ModelError: it is not complete, or damaged.
 
     """
+    if (folder / "adapter_config.json").is_file():
+        # Where transformers runs it, an adapter beside weights would be taken up without being asked for.
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name}: an adapter, not a checkpoint: name its base, and --adapter {name}")
+        raise ModelError(f"{name}: adapter_config.json beside weights: move the adapter to a folder for --adapter")
     for required in ("config.json", "tokenizer.json"):
         if not (folder / required).is_file():
             raise ModelError(f"{name}: {required} is missing in {folder}")
-    config = _read_json(folder / "config.json", name)
+    config = read_json(folder / "config.json", name)
     quantization = config.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise ModelError(f"{name}: weights quantized by {method} can't be loaded; use the unquantized checkpoint")
     # Saved by version 5 as one file, before as two, the image processor's under its own name.
-    processor = _read_json(folder / "processor_config.json", name, required=False)
-    images = _read_json(folder / "preprocessor_config.json", name, required=False)
+    processor = read_json(folder / "processor_config.json", name, required=False)
+    images = read_json(folder / "preprocessor_config.json", name, required=False)
     own = processor.get("image_processor") or {}
     if not isinstance(own, dict):
         raise ModelError(f"{name}: processor_config.json: image_processor is not a JSON object")
@@ -165,9 +151,9 @@ def read_folder(name: str, folder: Path) -> Checkpoint:
         name,
         folder,
         config,
-        _read_json(folder / "generation_config.json", name, required=False),
+        read_json(folder / "generation_config.json", name, required=False),
         {**images, **processor, **own},
-        _read_json(folder / "tokenizer_config.json", name, required=False),
+        read_json(folder / "tokenizer_config.json", name, required=False),
         _chat_template(folder, processor, name),
     )
 
@@ -179,61 +165,23 @@ def find_locally(settings: ModelSettings) -> Path | None:
         ModelError: the name is neither a folder that is there nor a hub id.
 
     """
-    name = settings.model
-    if name == TINY_MODEL:
+    if settings.model == TINY_MODEL:
         return samples_folder() / _TINY_FOLDER
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if name.startswith((".", "~", os.sep)) or path.exists():
-        raise ModelError(f"{name}: {'not a folder' if path.exists() else 'no such folder'}")
-    if not _HUB_ID.fullmatch(name):
-        near = f"; did you mean {TINY_MODEL!r}?" if name.lower().strip() == TINY_MODEL else ""
-        raise ModelError(f"{name}: neither a folder here nor a hub id (owner/name){near}")
-    return _find_in_cache(name, settings.revision)
+    return hub.find_locally(_wanted(settings))
 
 
-def _find_in_cache(name: str, revision: str | None) -> Path | None:
-    """Return the snapshot in the hub's cache, if all its files are there."""
-    from huggingface_hub import snapshot_download  # not needed for a folder
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        read_folder(name, folder).weight_files()
-    except (LocalEntryNotFoundError, ModelError, OSError):
-        return None
-    return folder
-
-
-def _download(name: str, revision: str | None) -> Path:
-    """Download a checkpoint into the hub's cache.
-
-    Raises:
-        ModelError: the hub can't be reached, or has no such checkpoint.
-
-    """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    place = f"{name}{f' at revision {revision}' if revision else ''}"
-    try:
-        # One request with a time limit first: the library itself tries an unreachable hub for minutes.
-        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
-    except HFValidationError as error:
-        raise ModelError(f"{name}: not a hub id: {first_line(error)}") from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403, 404):
-            words = "the hub has no such checkpoint, or it asks for a login (hf auth login)"
-            raise ModelError(f"{place}: {words}") from error
-        raise ModelError(f"{place}: the hub failed: {first_line(error)}") from error
-    except Exception as error:  # the kinds of connection errors differ between versions of the library
-        raise ModelError(
-            f"{place}: not on this machine, and the hub can't be reached ({type(error).__name__}); download it where "
-            f"there is a network (hf download {name}) and name the folder: --model FOLDER"
-        ) from error
+def _wanted(settings: ModelSettings) -> hub.Wanted:
+    name = settings.model
+    near = f"; did you mean {TINY_MODEL!r}?" if name.lower().strip() == TINY_MODEL else ""
+    return hub.Wanted(
+        name,
+        settings.revision,
+        "checkpoint",
+        "--model",
+        _FILES,
+        lambda folder: read_folder(name, folder).weight_files(),
+        near,
+    )
 
 
 def _chat_template(folder: Path, processor: Mapping[str, Any], name: str) -> str | None:
@@ -241,39 +189,6 @@ def _chat_template(folder: Path, processor: Mapping[str, Any], name: str) -> str
     plain = folder / "chat_template.jinja"
     if plain.is_file():
         return plain.read_text(encoding="utf-8")
-    saved = _read_json(folder / "chat_template.json", name, required=False) or processor
+    saved = read_json(folder / "chat_template.json", name, required=False) or processor
     template = saved.get("chat_template")
     return template if isinstance(template, str) else None
-
-
-def _read_json(path: Path, name: str, *, required: bool = True) -> dict[str, Any]:
-    if not required and not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: {path.name} can't be read: {first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{name}: {path.name} is not a JSON object")
-    return values
-
-
-def _read_header(file: Path, name: str) -> dict[str, TensorHeader]:
-    """Read the header of a safetensors file: its length in 8 bytes, then JSON, then the tensors."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            entries = json.loads(stream.read(length) if length < file.stat().st_size else b"")
-            total = file.stat().st_size - 8 - length
-        headers = {}
-        for tensor, entry in entries.items():
-            if tensor != "__metadata__":
-                start, end = entry["data_offsets"]
-                if end > total:
-                    raise ValueError(f"{tensor} lies beyond the end of the file")
-                headers[tensor] = TensorHeader(
-                    file, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start
-                )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{name}: {file.name} is damaged: {first_line(error)}") from error
-    return headers

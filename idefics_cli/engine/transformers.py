@@ -23,7 +23,7 @@ from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.engine import torch_device
 from idefics_cli.engine.native.models.idefics2 import normalize
-from idefics_cli.engine.native.weights import RandomSource
+from idefics_cli.engine.native.weights import CheckpointSource, RandomSource
 from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError, first_line
 from idefics_cli.records import Answer, Crop, Request
 
@@ -283,11 +283,30 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
             found = sorted(one if isinstance(one, str) else one[0] for one in report[key])
             if found:
                 raise ModelError(f"{name}: the checkpoint {words} {len(found)} weights, {found[0]} among them")
-        return model.to(device).eval()
+        model = model.to(device).eval()
+        _merge_adapter(checkpoint, model, device, dtype)
+        return model
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name}: can't load this checkpoint: {first_line(error)}") from error
+
+
+@torch.no_grad()
+def _merge_adapter(checkpoint: Checkpoint, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Read the weights that an adapter changes anew, from the files: those of the model may have been cast.
+
+    Raises:
+        ModelError: the adapter changes a weight that the model lacks.
+
+    """
+    if checkpoint.adapter is None:
+        return
+    source, weights = CheckpointSource(checkpoint, dtype, device), model.state_dict()
+    for name in checkpoint.adapter.updates:
+        if name not in weights:
+            raise ModelError(f"{checkpoint.adapter.name}: the adapter changes {name}, which the model does not have")
+        weights[name].copy_(source(name))
 
 
 def _random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:

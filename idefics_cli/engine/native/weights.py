@@ -1,4 +1,4 @@
-"""Weights on their way to the device: read, joined and quantized, tensor by tensor."""
+"""Weights on their way to the device: read, adapted, joined and quantized, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from idefics_cli.config import Quantize
 from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.native.merge import AdapterMerger
 from idefics_cli.engine.native.ops.linear import Linear, linear_class
 from idefics_cli.errors import ModelError, first_line
 
@@ -49,7 +50,7 @@ class Weights:
 
 
 class CheckpointSource:
-    """Reads the tensors of a checkpoint from the mapped files straight to the device."""
+    """Reads the tensors of a checkpoint from the mapped files straight to the device, and merges its adapter."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         """Map the files.
@@ -68,18 +69,21 @@ class CheckpointSource:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{self._name}: the weights can't be read: {first_line(error)}") from error
         self._files = {name: files[header.file] for name, header in headers.items()}
+        self._merge = AdapterMerger(checkpoint.adapter, device) if checkpoint.adapter else None
 
     def __call__(self, name: str) -> Tensor:
-        """Read a tensor.
+        """Read a tensor; what an adapter changes is changed in float32, and then cast.
 
         Raises:
-            ModelError: it is damaged.
+            ModelError: it, or its update, is damaged.
 
         """
         try:
             tensor: Tensor = self._files[name].get_tensor(name)  # type: ignore[no-untyped-call]
         except SafetensorError as error:
             raise ModelError(f"{self._name}: {name} can't be read: {first_line(error)}") from error
+        if self._merge is not None:
+            tensor = self._merge(name, tensor)
         return tensor.to(self._dtype)
 
 

@@ -1,0 +1,64 @@
+"""Merges an adapter into the weights that it changes, in float32, whatever they are stored in or cast to after."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from idefics_cli.engine.adapter import Adapter, Update
+from idefics_cli.errors import ModelError, first_line
+
+
+class AdapterMerger:
+    """The tensors of an adapter, read when their weight is."""
+
+    def __init__(self, adapter: Adapter, device: torch.device) -> None:
+        """Map the file.
+
+        Raises:
+            ModelError: it is damaged.
+
+        """
+        self._adapter = adapter
+        try:
+            self._file = safe_open(adapter.file, framework="pt", device=str(device))
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{adapter.name}: {adapter.file.name} can't be read: {first_line(error)}") from error
+
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        """Return a weight with its update merged, in float32; one that has none as it is.
+
+        Raises:
+            ModelError: a tensor of the adapter is damaged.
+
+        """
+        update = self._adapter.updates.get(name)
+        if update is None:
+            return weight
+        if update.replacement is not None:
+            weight = self._tensor(update.replacement)
+        weight = weight.float()
+        if update.a is None or update.b is None:
+            return weight
+        return (
+            self._merged(weight.t(), update).t().contiguous() if update.is_embedding else self._merged(weight, update)
+        )
+
+    def _merged(self, weight: Tensor, update: Update) -> Tensor:
+        """Return float32 W + s B A of (out, in ...), of DoRA with each output scaled to its magnitude."""
+        assert update.a is not None
+        assert update.b is not None
+        change = self._tensor(update.b).flatten(1) @ self._tensor(update.a).flatten(1)
+        merged = weight.flatten(1) + change * update.scale
+        if update.magnitude is not None:
+            magnitude = self._tensor(update.magnitude).flatten()
+            merged = merged * (magnitude / torch.linalg.vector_norm(merged, dim=1))[:, None]
+        return merged.view(weight.shape)
+
+    def _tensor(self, key: str) -> Tensor:
+        try:
+            tensor: Tensor = self._file.get_tensor(key)  # type: ignore[no-untyped-call]
+        except SafetensorError as error:
+            raise ModelError(f"{self._adapter.name}: {key} can't be read: {first_line(error)}") from error
+        return tensor.float()
