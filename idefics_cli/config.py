@@ -220,6 +220,15 @@ class ModelSettings:
         AdapterBase,
         Option("The checkpoint must be the one that the adapter was trained on (same), or any.", Panel.MODEL),
     ] = AdapterBase.SAME
+    processor: Annotated[
+        str | None,
+        Option(
+            "Take processor, tokenizer and chat template from another hub id or folder.",
+            Panel.MODEL,
+            metavar="MODEL",
+            default="those of the checkpoint",
+        ),
+    ] = None
     device: Annotated[Device, Option("Where the model runs.", Panel.MODEL)] = Device.AUTO
     dtype: Annotated[Dtype, Option("Number format; auto: bfloat16 on a GPU, float32 on the CPU.", Panel.MODEL)] = (
         Dtype.AUTO
@@ -250,6 +259,8 @@ class ModelSettings:
             raise UsageError("--model takes a hub id, a folder with safetensors, or 'tiny'")
         if self.adapter is not None and not self.adapter.strip():
             raise UsageError("--adapter takes a hub id or a folder with adapter_config.json")
+        if self.processor is not None and not self.processor.strip():
+            raise UsageError("--processor takes a hub id or a folder with tokenizer.json and processor_config.json")
         if self.adapter is None and self.adapter_base is not AdapterBase.SAME:
             raise UsageError("--adapter-base goes with --adapter")
         _check_above_zero("--batch-size", self.batch_size)

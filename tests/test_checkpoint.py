@@ -161,6 +161,15 @@ def test_an_adapter_in_the_cache_needs_no_network_and_its_base_is_known_by_its_i
     assert "an adapter of someone/checkpoint" in open_in_a_process("someone/second", home, given)[0]
 
 
+def test_a_processor_in_the_cache_needs_no_network(small: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    cached(home, small, name="whole")
+    (small / "tokenizer.json").unlink()
+    cached(home, small)
+    assert open_in_a_process("someone/checkpoint", home, "processor=someone/whole")[0] == "opened native"
+    assert "--processor FOLDER" in open_in_a_process("someone/checkpoint", home, "processor=someone/nothing")[0]
+
+
 def test_a_snapshot_that_lacks_weights_is_completed_from_the_hub(small: Path, tmp_path: Path) -> None:
     snapshot = cached(tmp_path / "home", small)
     (snapshot / "model.safetensors").unlink()

@@ -14,11 +14,12 @@ def full_shape_checkpoint(settings: ModelSettings) -> Checkpoint:
     """Return a checkpoint of the published 8B model's shape, with the tiny model's tokenizer.
 
     Raises:
-        UsageError: an adapter is to be merged: there are no weights.
+        UsageError: an adapter or a processor is given, which this checkpoint does not take.
 
     """
-    if settings.adapter is not None:
-        raise UsageError("--random-weights has no weights to merge --adapter into")
+    for option, given in (("--adapter", settings.adapter), ("--processor", settings.processor)):
+        if given is not None:
+            raise UsageError(f"--random-weights goes without {option}: it has a processor of its own, and no weights")
     tiny = open_checkpoint(dataclasses.replace(settings, model=TINY_MODEL))
     config = {**IDEFICS2_8B, "image_token_id": tiny.config["image_token_id"]}
     processor = {**tiny.processor_config, "size": IDEFICS2_8B_EDGES}

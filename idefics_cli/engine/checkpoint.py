@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idefics_cli.config import TINY_MODEL, AdapterBase, ModelSettings
+from idefics_cli.config import DEFAULT_MODEL, TINY_MODEL, AdapterBase, ModelSettings
 from idefics_cli.engine import hub
 from idefics_cli.engine.adapter import Adapter, open_adapter
 from idefics_cli.engine.base_check import check_base
 from idefics_cli.engine.files import TensorHeader, digest_of, read_headers, read_json
 from idefics_cli.errors import ModelError
 
+GENERATION_CONFIG = "generation_config.json"
 _TINY_FOLDER = "tiny-idefics2"
 _FILES = ("*.json", "*.jinja", "*.safetensors")
 
@@ -36,13 +37,10 @@ class Checkpoint:
     """Of the image processor and the processor, in one mapping."""
     tokenizer_config: Mapping[str, Any]
     chat_template: str | None
+    tokenizer_file: Path
+    """The tokenizer, as the tokenizers library reads it."""
     adapter: Adapter | None = None
     """Merged into the weights while they are loaded."""
-
-    @property
-    def tokenizer_file(self) -> Path:
-        """The tokenizer, as the tokenizers library reads it."""
-        return self.folder / "tokenizer.json"
 
     def weight_files(self) -> tuple[Path, ...]:
         """Return the files with weights.
@@ -51,21 +49,7 @@ class Checkpoint:
             ModelError: there are none, or one of them is missing.
 
         """
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            files_of = read_json(index, self.name).get("weight_map")
-            if not isinstance(files_of, dict):
-                raise ModelError(f"{self.name}: {index.name} names no weights")
-            names = sorted({Path(str(name)).name for name in files_of.values()})
-        else:
-            names = ["model.safetensors"]
-        files = tuple(self.folder / name for name in names)
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            others = sorted(file.name for file in self.folder.glob("*.bin"))
-            hint = f"; {others[0]} is a pickle, which is never loaded: convert it to safetensors" if others else ""
-            raise ModelError(f"{self.name}: {missing[0]} is missing in {self.folder}{hint}")
-        return files
+        return _weight_files(self.name, self.folder)
 
     def tensors(self) -> dict[str, TensorHeader]:
         """Return what the files' headers say of each tensor.
@@ -112,7 +96,7 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
     """
     name = settings.model
     folder = find_locally(settings) or hub.find_or_download(_wanted(settings))
-    checkpoint = read_folder(name, folder)
+    checkpoint = read_folder(name, folder, settings.processor)
     if settings.adapter is None:
         return checkpoint
     adapter = open_adapter(settings.adapter)
@@ -121,41 +105,81 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
     return dataclasses.replace(checkpoint, adapter=adapter)
 
 
-def read_folder(name: str, folder: Path) -> Checkpoint:
+def read_folder(name: str, folder: Path, processor: str | None = None) -> Checkpoint:
     """Read the settings of a checkpoint in a folder.
+
+    Args:
+        name: as it was asked for.
+        folder: of the weights.
+        processor: a folder or hub id that has processor, tokenizer and chat template in the place of the folder, and
+            generation settings where the folder has none.
 
     Raises:
         ModelError: it is not complete, or damaged.
 
     """
+    config = _read_config(name, folder)
+    beside = _processor_folder(name, folder, processor)
+    owner = processor or name
+    # Saved by version 5 as one file, before as two, the image processor's under its own name.
+    settings = read_json(beside / "processor_config.json", owner, required=False)
+    images = read_json(beside / "preprocessor_config.json", owner, required=False)
+    own = settings.get("image_processor") or {}
+    if not isinstance(own, dict):
+        raise ModelError(f"{owner}: processor_config.json: image_processor is not a JSON object")
+    generation = next((one for one in (folder, beside) if (one / GENERATION_CONFIG).is_file()), folder)
+    return Checkpoint(
+        name,
+        folder,
+        config,
+        read_json(generation / GENERATION_CONFIG, name, required=False),
+        {**images, **settings, **own},
+        read_json(beside / "tokenizer_config.json", owner, required=False),
+        _chat_template(beside, settings, owner),
+        beside / "tokenizer.json",
+    )
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:
+    """Read config.json; raises ModelError where it is missing or speaks of weights that can't be loaded."""
+    has_config = (folder / "config.json").is_file()
     if (folder / "adapter_config.json").is_file():
         # Where transformers runs it, an adapter beside weights would be taken up without being asked for.
-        if not (folder / "config.json").is_file():
+        if not has_config:
             raise ModelError(f"{name}: an adapter, not a checkpoint: name its base, and --adapter {name}")
         raise ModelError(f"{name}: adapter_config.json beside weights: move the adapter to a folder for --adapter")
-    for required in ("config.json", "tokenizer.json"):
-        if not (folder / required).is_file():
-            raise ModelError(f"{name}: {required} is missing in {folder}")
+    if not has_config:
+        raise ModelError(f"{name}: config.json is missing in {folder}")
     config = read_json(folder / "config.json", name)
     quantization = config.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise ModelError(f"{name}: weights quantized by {method} can't be loaded; use the unquantized checkpoint")
-    # Saved by version 5 as one file, before as two, the image processor's under its own name.
-    processor = read_json(folder / "processor_config.json", name, required=False)
-    images = read_json(folder / "preprocessor_config.json", name, required=False)
-    own = processor.get("image_processor") or {}
-    if not isinstance(own, dict):
-        raise ModelError(f"{name}: processor_config.json: image_processor is not a JSON object")
-    return Checkpoint(
-        name,
-        folder,
-        config,
-        read_json(folder / "generation_config.json", name, required=False),
-        {**images, **processor, **own},
-        read_json(folder / "tokenizer_config.json", name, required=False),
-        _chat_template(folder, processor, name),
-    )
+    return config
+
+
+def _processor_folder(name: str, folder: Path, processor: str | None) -> Path:
+    """Return the folder of processor and tokenizer; raises ModelError where it lacks them."""
+    if processor is None:
+        way = f": take them from elsewhere, for example with --processor {DEFAULT_MODEL}"
+        _check_processor(name, folder, way)
+        return folder
+    files = tuple(pattern for pattern in _FILES if not pattern.endswith("safetensors"))
+
+    def check(found: Path) -> None:
+        _check_processor(processor, found, "")
+
+    found = hub.find_or_download(hub.Wanted(processor, None, "processor", "--processor", files, check))
+    check(found)
+    return found
+
+
+def _check_processor(name: str, folder: Path, way_out: str) -> None:
+    missing = [] if (folder / "tokenizer.json").is_file() else ["tokenizer.json"]
+    if not any((folder / f"{start}processor_config.json").is_file() for start in ("", "pre")):
+        missing.append("processor_config.json (or preprocessor_config.json)")
+    if missing:
+        raise ModelError(f"{name}: {' and '.join(missing)} is missing in {folder}{way_out}")
 
 
 def find_locally(settings: ModelSettings) -> Path | None:
@@ -172,6 +196,13 @@ def find_locally(settings: ModelSettings) -> Path | None:
 
 def _wanted(settings: ModelSettings) -> hub.Wanted:
     name = settings.model
+
+    def check(folder: Path) -> None:
+        _read_config(name, folder)
+        _weight_files(name, folder)
+        if settings.processor is None:
+            _check_processor(name, folder, "")
+
     near = f"; did you mean {TINY_MODEL!r}?" if name.lower().strip() == TINY_MODEL else ""
     return hub.Wanted(
         name,
@@ -179,9 +210,27 @@ def _wanted(settings: ModelSettings) -> hub.Wanted:
         "checkpoint",
         "--model",
         _FILES,
-        lambda folder: read_folder(name, folder).weight_files(),
+        check,
         near,
     )
+
+
+def _weight_files(name: str, folder: Path) -> tuple[Path, ...]:
+    """See `Checkpoint.weight_files`."""
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        files_of = read_json(index, name).get("weight_map")
+        if not isinstance(files_of, dict):
+            raise ModelError(f"{name}: {index.name} names no weights")
+        names = sorted({Path(str(file)).name for file in files_of.values()})
+    files = tuple(folder / file for file in names)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        others = sorted(file.name for file in folder.glob("*.bin"))
+        hint = f"; {others[0]} is a pickle, which is never loaded: convert it to safetensors" if others else ""
+        raise ModelError(f"{name}: {missing[0]} is missing in {folder}{hint}")
+    return files
 
 
 def _chat_template(folder: Path, processor: Mapping[str, Any], name: str) -> str | None:

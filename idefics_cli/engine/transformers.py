@@ -18,7 +18,7 @@ from torch import Tensor
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.engine.base import EngineInfo
-from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.checkpoint import GENERATION_CONFIG, Checkpoint
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.engine import torch_device
@@ -259,7 +259,7 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
         ModelError: weights missing, damaged, or too large for the device.
 
     """
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, GenerationConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -285,6 +285,8 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> A
                 raise ModelError(f"{name}: the checkpoint {words} {len(found)} weights, {found[0]} among them")
         model = model.to(device).eval()
         _merge_adapter(checkpoint, model, device, dtype)
+        if checkpoint.generation_config and not (checkpoint.folder / GENERATION_CONFIG).is_file():
+            model.generation_config = GenerationConfig.from_dict(dict(checkpoint.generation_config))  # --processor's
         return model
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
