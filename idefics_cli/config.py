@@ -106,6 +106,8 @@ class Quantize(StrEnum):
 
     NONE = "none"
     FP8 = "fp8"
+    INT8 = "int8"
+    INT4 = "int4"
 
 
 class AdapterBase(StrEnum):
@@ -234,7 +236,11 @@ class ModelSettings:
         Dtype.AUTO
     )
     quantize: Annotated[
-        Quantize, Option("fp8: half the memory for weights, faster on new GPUs, less exact.", Panel.MODEL)
+        Quantize,
+        Option(
+            "Weights in fewer bits, less exact: fp8 is faster on new GPUs; int8 and int4 run on any.",
+            Panel.MODEL,
+        ),
     ] = Quantize.NONE
     prompt: Annotated[str, Option("Prompt template, for example '{question} Answer briefly.'", Panel.MODEL)] = (
         "{question}"

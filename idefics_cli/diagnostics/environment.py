@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import platform
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from idefics_cli.config import Kernels, ModelSettings, Quantize
+from idefics_cli.config import Kernels, ModelSettings
 from idefics_cli.engine.checkpoint import find_locally, open_checkpoint
 from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory
 from idefics_cli.engine.families import family_of
+from idefics_cli.engine.native.memory_plan import weight_bytes
 
 _FLASH_ATTENTION = "flash-attn-4"  # older packages share its module, not its kernels
 _PACKAGES = (
@@ -59,8 +59,7 @@ def choices(settings: ModelSettings) -> dict[str, str]:
 
     """
     family, choice = family_of(open_checkpoint(settings)), choose_device(settings)
-    weights = sum(math.prod(shape) for shape in family.config.weight_shapes().values())
-    weights *= _ITEM_BYTES[choice.dtype] if settings.quantize is Quantize.NONE else 1
+    weights = weight_bytes(family.config, settings.quantize, _ITEM_BYTES[choice.dtype])
     capability, free = compute_capability(), free_host_memory()
     has_kernels = choice.device == "cuda" and settings.kernels is Kernels.AUTO and (capability or (0, 0)) >= (8, 0)
     flash = "FlashAttention 4" if _FLASH_ATTENTION in versions() else "cuDNN (FlashAttention 4: extra fa4)"

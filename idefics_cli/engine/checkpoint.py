@@ -17,6 +17,7 @@ from idefics_cli.engine import hub
 from idefics_cli.engine.adapter import Adapter, open_adapter
 from idefics_cli.engine.base_check import check_base
 from idefics_cli.engine.files import TensorHeader, digest_of, read_headers, read_json
+from idefics_cli.engine.quantization import AwqFormat, stored_format
 from idefics_cli.errors import ModelError
 
 GENERATION_CONFIG = "generation_config.json"
@@ -39,6 +40,8 @@ class Checkpoint:
     chat_template: str | None
     tokenizer_file: Path
     """The tokenizer, as the tokenizers library reads it."""
+    stored: AwqFormat | None = None
+    """How weights are quantized in the files; None where they are not."""
     adapter: Adapter | None = None
     """Merged into the weights while they are loaded."""
 
@@ -62,6 +65,18 @@ class Checkpoint:
         for file in self.weight_files():
             found |= read_headers(file, self.name)
         return found
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of weights as they are loaded, by name.
+
+        Raises:
+            ModelError: a file is damaged, or parts of quantized weights do not go together.
+
+        """
+        headers = self.tensors()
+        if self.stored is not None:
+            return self.stored.weight_shapes(headers, self.name)
+        return {name: header.shape for name, header in headers.items()}
 
     def digest(self) -> str:
         """Return a digest of the content: settings whole, weights by their headers and the start of each tensor.
@@ -137,11 +152,12 @@ def read_folder(name: str, folder: Path, processor: str | None = None) -> Checkp
         read_json(beside / "tokenizer_config.json", owner, required=False),
         _chat_template(beside, settings, owner),
         beside / "tokenizer.json",
+        stored_format(config, name),
     )
 
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
-    """Read config.json; raises ModelError where it is missing or speaks of weights that can't be loaded."""
+    """Read config.json; raises ModelError where it is missing, or is that of an adapter."""
     has_config = (folder / "config.json").is_file()
     if (folder / "adapter_config.json").is_file():
         # Where transformers runs it, an adapter beside weights would be taken up without being asked for.
@@ -150,12 +166,7 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
         raise ModelError(f"{name}: adapter_config.json beside weights: move the adapter to a folder for --adapter")
     if not has_config:
         raise ModelError(f"{name}: config.json is missing in {folder}")
-    config = read_json(folder / "config.json", name)
-    quantization = config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise ModelError(f"{name}: weights quantized by {method} can't be loaded; use the unquantized checkpoint")
-    return config
+    return read_json(folder / "config.json", name)
 
 
 def _processor_folder(name: str, folder: Path, processor: str | None) -> Path:

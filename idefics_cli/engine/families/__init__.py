@@ -24,6 +24,5 @@ def family_of(checkpoint: Checkpoint) -> Idefics2Family:
         raise ModelError(f"{checkpoint.name}: its settings can't be understood: {error}") from error
     if checkpoint.adapter is not None:
         tied = ("lm_head.weight", "model.text_model.embed_tokens.weight") if family.config.tie_word_embeddings else ()
-        shapes = {name: header.shape for name, header in checkpoint.tensors().items()}
-        checkpoint.adapter.check(shapes, tied)
+        checkpoint.adapter.check(checkpoint.weight_shapes(), tied)
     return family

@@ -26,6 +26,10 @@ class AdapterMerger:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{adapter.name}: {adapter.file.name} can't be read: {first_line(error)}") from error
 
+    def changes(self, name: str) -> bool:
+        """Whether it changes a weight."""
+        return name in self._adapter.updates
+
     def __call__(self, name: str, weight: Tensor) -> Tensor:
         """Return a weight with its update merged, in float32; one that has none as it is.
 

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from idefics_cli.config import Quantize
 from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.native import awq
 from idefics_cli.engine.native.merge import AdapterMerger
-from idefics_cli.engine.native.ops.linear import Linear, linear_class
+from idefics_cli.engine.native.ops.groupwise import GroupedWeight, join
+from idefics_cli.engine.native.ops.linear import Int4Linear, Linear, linear_class
 from idefics_cli.errors import ModelError, first_line
 
 _READERS = 4  # threads; more do not read faster from the page cache
@@ -28,6 +30,7 @@ class Weights:
 
     def __init__(self, source: Source, quantize: Quantize, dtype: torch.dtype, device: torch.device) -> None:
         self._source, self._linear = source, linear_class(quantize)
+        self._stored = source.grouped if isinstance(source, CheckpointSource) and quantize is Quantize.INT4 else None
         self.dtype, self.device = dtype, device
 
     def tensor(self, name: str) -> Tensor:
@@ -35,9 +38,16 @@ class Weights:
         return self._source(name)
 
     def linear(self, names: Sequence[str], *, bias: bool = False) -> Linear:
-        """Join products that share their input, by their names without `.weight`, into one."""
-        weight = _joined([self._source(f"{name}.weight") for name in names])
-        return self._linear(weight, _joined([self._source(f"{name}.bias") for name in names]) if bias else None)
+        """Join products that share their input, by their names without `.weight`, into one.
+
+        Levels that are stored in the format of the layer are taken as they are.
+        """
+        joined_bias = _joined([self._source(f"{name}.bias") for name in names]) if bias else None
+        stored = [self._stored(f"{name}.weight") for name in names] if self._stored else []
+        kept = [one for one in stored if one is not None]
+        if stored and len(kept) == len(stored):
+            return Int4Linear.of(join(kept), joined_bias, self.dtype)
+        return self._linear(_joined([self._source(f"{name}.weight") for name in names]), joined_bias)
 
     def linear_of(self, weight: Tensor) -> Linear:
         """Return a product with a weight that was computed from others."""
@@ -72,19 +82,44 @@ class CheckpointSource:
         self._merge = AdapterMerger(checkpoint.adapter, device) if checkpoint.adapter else None
 
     def __call__(self, name: str) -> Tensor:
-        """Read a tensor; what an adapter changes is changed in float32, and then cast.
+        """Read a tensor, of AWQ words unpacked; what an adapter changes is changed in float32, and then cast.
 
         Raises:
             ModelError: it, or its update, is damaged.
 
         """
+        tensor = self._dense(name)
+        if self._merge is not None:
+            tensor = self._merge(name, tensor)
+        return tensor.to(self._dtype)
+
+    def grouped(self, name: str) -> GroupedWeight | None:
+        """Return a weight with the integer levels that are stored; None where there are none that could be kept.
+
+        Raises:
+            ModelError: it is damaged.
+
+        """
+        if not self._is_awq(name) or (self._merge is not None and self._merge.changes(name)):
+            return None
+        return awq.grouped_weight(*self._awq_parts(name))
+
+    def _dense(self, name: str) -> Tensor:
+        return awq.dense_weight(*self._awq_parts(name)) if self._is_awq(name) else self._read(name)
+
+    def _is_awq(self, name: str) -> bool:
+        return name.removesuffix("weight") + "qweight" in self._files
+
+    def _awq_parts(self, name: str) -> list[Tensor]:
+        """Return words, zeros and scales."""
+        return [self._read(name.removesuffix("weight") + part) for part in ("qweight", "qzeros", "scales")]
+
+    def _read(self, name: str) -> Tensor:
         try:
             tensor: Tensor = self._files[name].get_tensor(name)  # type: ignore[no-untyped-call]
         except SafetensorError as error:
             raise ModelError(f"{self._name}: {name} can't be read: {first_line(error)}") from error
-        if self._merge is not None:
-            tensor = self._merge(name, tensor)
-        return tensor.to(self._dtype)
+        return tensor
 
 
 class RandomSource:

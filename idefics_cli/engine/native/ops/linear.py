@@ -9,6 +9,8 @@ from torch.nn import functional
 from idefics_cli.config import Quantize
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.base import InputFormat, Ops, Rows
+from idefics_cli.engine.native.ops.groupwise import GroupedWeight
+from idefics_cli.engine.native.ops.groupwise import quantize as quantize_groups
 
 
 class Linear:
@@ -65,7 +67,60 @@ class Fp8Linear(Linear):
         return ops.gelu(self(rows, ops), out)
 
 
-_FORMATS: dict[Quantize, type[Linear]] = {Quantize.NONE: Linear, Quantize.FP8: Fp8Linear}
+class GroupedLinear(Linear):
+    """A weight in integer levels with a scale for each group of 128 inputs, times rows in the dtype of the model."""
+
+    bits: int
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._take(quantize_groups(weight, self.bits), bias, weight.dtype)
+
+    @classmethod
+    def of(cls, grouped: GroupedWeight, bias: Tensor | None, dtype: torch.dtype) -> GroupedLinear:
+        """Take a weight that is quantized already."""
+        layer = cls.__new__(cls)
+        layer._take(grouped, bias, dtype)  # noqa: SLF001 - its own
+        return layer
+
+    def _take(self, grouped: GroupedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(grouped.words, bias)
+        self._grouped, self._dtype = grouped, dtype
+
+    def __call__(self, rows: Rows, ops: Ops) -> Tensor:
+        """Return rows (tokens, in) times the weight: (tokens, out).
+
+        A few rows, such as a decoding step has, read the packed words. Many are worth writing the weight out in the
+        dtype of the model for a plain product.
+        """
+        assert isinstance(rows, Tensor)
+        if len(rows) <= _FEW_ROWS:
+            return ops.group_product(rows, self._grouped, self.bias)
+        return functional.linear(rows, ops.dequantize(self._grouped, self._dtype), self.bias)
+
+    def with_gelu(self, rows: Rows, ops: Ops, out: InputFormat) -> Rows:
+        """See `Linear`."""
+        return ops.gelu(self(rows, ops), out)
+
+
+class Int8Linear(GroupedLinear):
+    """Levels of 8 bits."""
+
+    bits = 8
+
+
+class Int4Linear(GroupedLinear):
+    """Levels of 4 bits."""
+
+    bits = 4
+
+
+_FEW_ROWS = 64
+_FORMATS: dict[Quantize, type[Linear]] = {
+    Quantize.NONE: Linear,
+    Quantize.FP8: Fp8Linear,
+    Quantize.INT8: Int8Linear,
+    Quantize.INT4: Int4Linear,
+}
 
 
 def linear_class(quantize: Quantize) -> type[Linear]:
