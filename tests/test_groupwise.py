@@ -64,7 +64,7 @@ def test_products_are_those_of_the_weight_that_is_kept(
     assert layer.input_format is InputFormat.PLAIN
     wanted = functional.linear(rows, dequantize(quantize(weight, kind.bits), dtype), bias)
     assert torch.equal(layer(rows, torch_ops), wanted)
-    assert torch.equal(kind.of(quantize(weight, kind.bits), bias, dtype)(rows, torch_ops), wanted)
+    assert torch.equal(kind.of_stored([quantize(weight, kind.bits)], bias, dtype)(rows, torch_ops), wanted)
     through = layer.with_gelu(rows, torch_ops, InputFormat.PLAIN)
     assert isinstance(through, torch.Tensor)
     assert torch.equal(through, functional.gelu(wanted, approximate="tanh"))

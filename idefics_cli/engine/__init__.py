@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import DeviceChoice, choose_device
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.errors import ModelError
 from idefics_cli.records import Answer, Request
 
@@ -33,6 +35,8 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
     # takes most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     checkpoint = open_checkpoint(settings)
+    quantize = effective_quantize(settings.quantize, checkpoint.stored, settings.model)
+    settings = dataclasses.replace(settings, quantize=quantize)
     family = family_of(checkpoint)
     choice = choose_device(settings)
     family.prompt_builder(settings.prompt)
@@ -49,8 +53,8 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
 
     if family.native_gaps and settings.quantize is not Quantize.NONE:
         raise ModelError(
-            f"{settings.model}: --quantize {settings.quantize} is for what the native engine runs, which does not do "
-            f"{', '.join(family.native_gaps)}"
+            f"{settings.model}: weights in {settings.quantize} (--quantize) are for what the native engine runs, "
+            f"which does not do {', '.join(family.native_gaps)}"
         )
     return DeferredEngine(info, load)
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idefics_cli.config import DEFAULT_MODEL, TINY_MODEL, AdapterBase, ModelSettings
+from idefics_cli.config import TINY_MODEL, AdapterBase, ModelSettings
 from idefics_cli.engine import hub
 from idefics_cli.engine.adapter import Adapter, open_adapter
 from idefics_cli.engine.base_check import check_base
 from idefics_cli.engine.files import TensorHeader, digest_of, read_headers, read_json
-from idefics_cli.engine.quantization import AwqFormat, stored_format
+from idefics_cli.engine.processor_files import check_processor, processor_folder
+from idefics_cli.engine.quantization import CompressedFormat, StoredFormat, stored_format
 from idefics_cli.errors import ModelError
 
 GENERATION_CONFIG = "generation_config.json"
@@ -40,7 +41,7 @@ class Checkpoint:
     chat_template: str | None
     tokenizer_file: Path
     """The tokenizer, as the tokenizers library reads it."""
-    stored: AwqFormat | None = None
+    stored: StoredFormat | None = None
     """How weights are quantized in the files; None where they are not."""
     adapter: Adapter | None = None
     """Merged into the weights while they are loaded."""
@@ -114,6 +115,10 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
     checkpoint = read_folder(name, folder, settings.processor)
     if settings.adapter is None:
         return checkpoint
+    if isinstance(checkpoint.stored, CompressedFormat):
+        raise ModelError(
+            f"{name}: --adapter can't be merged into weights in {checkpoint.stored.kind}: prepare it with it"
+        )
     adapter = open_adapter(settings.adapter)
     if settings.adapter_base is AdapterBase.SAME:
         check_base(adapter, name, settings.revision, folder)
@@ -134,7 +139,7 @@ def read_folder(name: str, folder: Path, processor: str | None = None) -> Checkp
 
     """
     config = _read_config(name, folder)
-    beside = _processor_folder(name, folder, processor)
+    beside = processor_folder(name, folder, processor)
     owner = processor or name
     # Saved by version 5 as one file, before as two, the image processor's under its own name.
     settings = read_json(beside / "processor_config.json", owner, required=False)
@@ -169,30 +174,6 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json", name)
 
 
-def _processor_folder(name: str, folder: Path, processor: str | None) -> Path:
-    """Return the folder of processor and tokenizer; raises ModelError where it lacks them."""
-    if processor is None:
-        way = f": take them from elsewhere, for example with --processor {DEFAULT_MODEL}"
-        _check_processor(name, folder, way)
-        return folder
-    files = tuple(pattern for pattern in _FILES if not pattern.endswith("safetensors"))
-
-    def check(found: Path) -> None:
-        _check_processor(processor, found, "")
-
-    found = hub.find_or_download(hub.Wanted(processor, None, "processor", "--processor", files, check))
-    check(found)
-    return found
-
-
-def _check_processor(name: str, folder: Path, way_out: str) -> None:
-    missing = [] if (folder / "tokenizer.json").is_file() else ["tokenizer.json"]
-    if not any((folder / f"{start}processor_config.json").is_file() for start in ("", "pre")):
-        missing.append("processor_config.json (or preprocessor_config.json)")
-    if missing:
-        raise ModelError(f"{name}: {' and '.join(missing)} is missing in {folder}{way_out}")
-
-
 def find_locally(settings: ModelSettings) -> Path | None:
     """Return the folder of a checkpoint on this machine; None where a hub id has to be downloaded.
 
@@ -212,7 +193,7 @@ def _wanted(settings: ModelSettings) -> hub.Wanted:
         _read_config(name, folder)
         _weight_files(name, folder)
         if settings.processor is None:
-            _check_processor(name, folder, "")
+            check_processor(name, folder)
 
     near = f"; did you mean {TINY_MODEL!r}?" if name.lower().strip() == TINY_MODEL else ""
     return hub.Wanted(

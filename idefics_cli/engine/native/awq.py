@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from idefics_cli.engine.native.ops.groupwise import GROUP, GroupedWeight, pack
+from idefics_cli.engine.native.ops.groupwise import GroupedWeight, pack
+from idefics_cli.engine.quantization import GROUP
 
 # Outputs 0 to 7 of a word stand at these bits: the order in which AWQ's own kernels take them apart.
 _SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)

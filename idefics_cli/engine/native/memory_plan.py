@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from idefics_cli.config import Quantize
 from idefics_cli.engine.families.idefics2 import Idefics2Config
+from idefics_cli.engine.quantization import GROUP
 
 CPU_SEQUENCES = 8
 GPU_SEQUENCES = 64
@@ -14,14 +15,13 @@ _QUESTION_TOKENS = 64  # a question of about 40 words
 _CROPS = 5  # of a split page
 _HEADROOM = 0.9  # of free memory; the rest is the allocator's gaps and the libraries' workspaces
 _CPU_PATCHES = 1 << 14
-_GROUP = 128  # inputs that share a scale in int8 and int4
 _GROUPED = (Quantize.INT8, Quantize.INT4)
 _FIXED = 1 << 29
 _PRODUCT_BYTES = {
     # of one weight of a product, with its part of scales (float16) and zeros (a byte); fp8's are one for an output
     Quantize.FP8: 1.0,
-    Quantize.INT8: 1 + 2 / _GROUP,
-    Quantize.INT4: 0.5 + 3 / _GROUP,
+    Quantize.INT8: 1 + 2 / GROUP,
+    Quantize.INT4: 0.5 + 3 / GROUP,
 }
 
 
@@ -92,7 +92,7 @@ def weight_bytes(config: Idefics2Config, quantize: Quantize, item: int) -> int:
     total = 0.0
     for name, shape in config.weight_shapes().items():
         is_product = len(shape) == 2 and name.endswith(("_proj.weight", "fc1.weight", "fc2.weight"))
-        width = -(-shape[-1] // _GROUP) * _GROUP if quantize in _GROUPED else shape[-1]
+        width = -(-shape[-1] // GROUP) * GROUP if quantize in _GROUPED else shape[-1]
         each = _PRODUCT_BYTES.get(quantize, item) if is_product else item
         total += math.prod(shape[:-1]) * (width if is_product else shape[-1]) * each
     return int(total)

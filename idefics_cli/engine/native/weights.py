@@ -12,10 +12,11 @@ from torch import Tensor
 
 from idefics_cli.config import Quantize
 from idefics_cli.engine.checkpoint import Checkpoint
-from idefics_cli.engine.native import awq
+from idefics_cli.engine.native import awq, compressed
+from idefics_cli.engine.native.compressed import QuantizedWeight
 from idefics_cli.engine.native.merge import AdapterMerger
-from idefics_cli.engine.native.ops.groupwise import GroupedWeight, join
-from idefics_cli.engine.native.ops.linear import Int4Linear, Linear, linear_class
+from idefics_cli.engine.native.ops.linear import Linear, QuantizedLinear, linear_class
+from idefics_cli.engine.quantization import CompressedFormat
 from idefics_cli.errors import ModelError, first_line
 
 _READERS = 4  # threads; more do not read faster from the page cache
@@ -30,7 +31,10 @@ class Weights:
 
     def __init__(self, source: Source, quantize: Quantize, dtype: torch.dtype, device: torch.device) -> None:
         self._source, self._linear = source, linear_class(quantize)
-        self._stored = source.grouped if isinstance(source, CheckpointSource) and quantize is Quantize.INT4 else None
+        is_stored = isinstance(source, CheckpointSource) and quantize is source.quantize
+        self._stored = source.quantized if isinstance(source, CheckpointSource) and is_stored else None
+        # A prepared folder says what is quantized: the rest stays as it is.
+        self._is_prepared = isinstance(source, CheckpointSource) and source.is_prepared
         self.dtype, self.device = dtype, device
 
     def tensor(self, name: str) -> Tensor:
@@ -44,14 +48,17 @@ class Weights:
         """
         joined_bias = _joined([self._source(f"{name}.bias") for name in names]) if bias else None
         stored = [self._stored(f"{name}.weight") for name in names] if self._stored else []
-        kept = [one for one in stored if one is not None]
-        if stored and len(kept) == len(stored):
-            return Int4Linear.of(join(kept), joined_bias, self.dtype)
-        return self._linear(_joined([self._source(f"{name}.weight") for name in names]), joined_bias)
+        parts = [part for part in stored if part is not None]
+        if parts and len(parts) == len(stored) and issubclass(self._linear, QuantizedLinear):
+            return self._linear.of_stored(parts, joined_bias, self.dtype)
+        return self._new(_joined([self._source(f"{name}.weight") for name in names]), joined_bias)
 
     def linear_of(self, weight: Tensor) -> Linear:
         """Return a product with a weight that was computed from others."""
-        return self._linear(weight)
+        return self._new(weight, None)
+
+    def _new(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return (Linear if self._is_prepared else self._linear)(weight, bias)
 
     def layers(self, build: Callable[[int], Layer], count: int) -> list[Layer]:
         """Build layers 0 to `count` - 1, several at a time: reading is what takes the time."""
@@ -69,7 +76,7 @@ class CheckpointSource:
             ModelError: one of them is damaged.
 
         """
-        self._name, self._dtype = checkpoint.name, dtype
+        self._name, self._dtype, self._stored = checkpoint.name, dtype, checkpoint.stored
         headers = checkpoint.tensors()
         try:
             files = {
@@ -82,7 +89,7 @@ class CheckpointSource:
         self._merge = AdapterMerger(checkpoint.adapter, device) if checkpoint.adapter else None
 
     def __call__(self, name: str) -> Tensor:
-        """Read a tensor, of AWQ words unpacked; what an adapter changes is changed in float32, and then cast.
+        """Read a tensor, unpacked where it is stored quantized; an adapter is merged in float32 before it is cast.
 
         Raises:
             ModelError: it, or its update, is damaged.
@@ -93,26 +100,45 @@ class CheckpointSource:
             tensor = self._merge(name, tensor)
         return tensor.to(self._dtype)
 
-    def grouped(self, name: str) -> GroupedWeight | None:
-        """Return a weight with the integer levels that are stored; None where there are none that could be kept.
+    @property
+    def is_prepared(self) -> bool:
+        """Whether weights are stored in a format of the engine."""
+        return isinstance(self._stored, CompressedFormat)
+
+    @property
+    def quantize(self) -> Quantize:
+        """The format of the engine in which weights are stored; AWQ words may be int4 of it."""
+        if isinstance(self._stored, CompressedFormat):
+            return self._stored.kind
+        return Quantize.NONE if self._stored is None else Quantize.INT4
+
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """Return a weight as it is stored, in a format of the engine; None where it is not.
 
         Raises:
             ModelError: it is damaged.
 
         """
-        if not self._is_awq(name) or (self._merge is not None and self._merge.changes(name)):
+        if self._merge is not None and self._merge.changes(name):
             return None
-        return awq.grouped_weight(*self._awq_parts(name))
+        module = name.removesuffix("weight")
+        if isinstance(self._stored, CompressedFormat) and f"{module}weight_scale" in self._files:
+            return compressed.from_parts(self._stored.kind, lambda part: self._read(module + part))
+        if f"{module}qweight" in self._files:
+            return awq.grouped_weight(*self._awq_parts(module))
+        return None
 
     def _dense(self, name: str) -> Tensor:
-        return awq.dense_weight(*self._awq_parts(name)) if self._is_awq(name) else self._read(name)
+        """Return a tensor; of one that is stored quantized what it stands for, in float32."""
+        module = name.removesuffix("weight")
+        if isinstance(self._stored, CompressedFormat) and f"{module}weight_scale" in self._files:
+            weight = compressed.from_parts(self._stored.kind, lambda part: self._read(module + part))
+            return compressed.dense_weight(weight)
+        return awq.dense_weight(*self._awq_parts(module)) if f"{module}qweight" in self._files else self._read(name)
 
-    def _is_awq(self, name: str) -> bool:
-        return name.removesuffix("weight") + "qweight" in self._files
-
-    def _awq_parts(self, name: str) -> list[Tensor]:
+    def _awq_parts(self, module: str) -> list[Tensor]:
         """Return words, zeros and scales."""
-        return [self._read(name.removesuffix("weight") + part) for part in ("qweight", "qzeros", "scales")]
+        return [self._read(module + part) for part in ("qweight", "qzeros", "scales")]
 
     def _read(self, name: str) -> Tensor:
         try:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GROUP = 128
-"""Inputs that share a scale."""
+from idefics_cli.engine.quantization import GROUP
+
 _OUTPUTS_AT_ONCE = 2048  # so that what is computed in float32 on the way takes little memory beside the weight
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)  # of a group's range: what lies outside is clipped, the rest is finer
 _LEAST_SCALE = 6e-8  # of float16

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from idefics_cli.engine.native.ops.groupwise import GROUP, GroupedWeight
+from idefics_cli.engine.native.ops.groupwise import GroupedWeight
+from idefics_cli.engine.quantization import GROUP
 
 _ROWS = 64  # of a tile: what is decoded together
 _OUTPUTS = 64
