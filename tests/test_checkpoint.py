@@ -292,3 +292,13 @@ def test_the_digest_of_the_embedded_model_takes_milliseconds() -> None:
     started = time.monotonic()
     checkpoint.digest()
     assert time.monotonic() - started < 0.5
+
+
+def test_reading_ahead_changes_nothing_and_leaves_errors_to_the_reader(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "m")
+    checkpoint = open_checkpoint(settings_of(folder))
+    before = checkpoint.digest()
+    checkpoint.read_ahead()
+    assert checkpoint.digest() == before
+    (folder / "model.safetensors").unlink()
+    checkpoint.read_ahead()

@@ -169,6 +169,19 @@ def test_a_page_that_hangs_is_ended_at_the_time_limit(
     assert prepared(pool, sample("notice.bmp")).crops
 
 
+def test_a_document_whose_opening_hangs_has_a_time_limit_of_its_own() -> None:
+    before = {process.pid for process in children()}
+    with PagePool(PageSettings(workers=1, page_timeout=600), open_timeout=2) as pool:
+        assert prepared(pool, sample("notice.bmp")).crops
+        (idle,) = [process for process in children() if process.pid not in before]
+        idle.suspend()
+        with pytest.raises(RowFailedError) as caught:
+            result_of(pool.open(sample("invoice.pdf")), DocumentInfo)
+        words = "opening the document took longer than 2 seconds; its process was ended"
+        assert caught.value.failure == Failure(FailureKind.TIMED_OUT, words)
+        assert result_of(pool.open(sample("invoice.pdf")), DocumentInfo).pages == 3
+
+
 def test_a_page_that_breaks_a_library_in_a_new_way_has_a_failure(pool: PagePool, doing: Callable[[str], Doing]) -> None:
     failure = failure_of(pool, sample("notice.bmp"), doing("break"))
     assert failure == Failure(FailureKind.RENDER_FAILED, "RecursionError: in a new way")
@@ -261,6 +274,7 @@ def test_a_rasterizer_that_hangs_is_ended_with_its_page_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_by: str
 ) -> None:
     monkeypatch.setenv("PATH", hanging_poppler(tmp_path))
+    before = {process.pid for process in children()}
     seconds = 1.0 if ended_by == "time limit" else 60.0
     with PagePool(PageSettings(workers=1, rasterizer=Rasterizer.POPPLER, page_timeout=seconds)) as pool:
         info = result_of(pool.open(sample("letter.pdf")), DocumentInfo)
@@ -272,7 +286,8 @@ def test_a_rasterizer_that_hangs_is_ended_with_its_page_process(
             with pytest.raises(RowFailedError, match="--page-timeout"):
                 result_of(future, PreparedPage)
         elif ended_by.startswith("death"):
-            children()[0].kill()
+            (page_process,) = [process for process in children() if process.pid not in before]
+            page_process.kill()
             assert wait_until(lambda: has_ended(rasterizer))
     assert wait_until(lambda: has_ended(rasterizer))
 

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from tools.tiny_idefics2 import lexicon, second_set
+from tools.tiny_idefics2 import labels, lexicon, second_set
 from tools.tiny_idefics2.__main__ import MODEL
 from tools.tiny_idefics2.data import SHAPES, Encoder
 from tools.tiny_idefics2.draw import Scan, characters, draw
 from tools.tiny_idefics2.evaluate import sample_pages
+from tools.tiny_idefics2.fonts import families
 from tools.tiny_idefics2.layout import make_page
 from tools.tiny_idefics2.lexicon import NOT_FOUND
 from tools.tiny_idefics2.model import position_ids
-from tools.tiny_idefics2.page import Text
+from tools.tiny_idefics2.page import Page, Text
 from tools.tiny_idefics2.reading import TinyReader
 from tools.tiny_idefics2.values import Values, is_held_out
 
@@ -107,3 +108,81 @@ def test_the_shipped_model_reads_a_sample() -> None:
     pages = [page for page in sample_pages() if page.questions[0][2] == "documents/notice.bmp"]
     (answers,) = reader.answer(pages, [False])
     assert [answer for _, answer, _ in pages[0].questions] == answers
+
+
+KINDS = ["sheet", "list", "note"]
+
+
+def pages(kind: str, count: int, *, held_out: bool) -> list[Page]:
+    return [
+        make_page(Random(seed), size=SHAPES[seed % 4], em=14, held_out=held_out, kind=kind) for seed in range(count)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_of_any_words_and_their_values_are_drawn_where_they_are_said_to_be(kind: str) -> None:
+    for page in pages(kind, 60, held_out=False):
+        boxes = {item.box: item.text for item in page.items if isinstance(item, Text)}
+        for one in page.asked:
+            if one.kind == "absent":
+                continue
+            assert one.answer in " ".join(boxes[box] for box in one.evidence), one
+            assert all(
+                x0 >= 0 and y0 >= 0 and x1 <= page.width + 1 and y1 <= page.height + 1
+                for x0, y0, x1, y1 in one.evidence
+            )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_question_about_any_labels_has_two_answers(kind: str) -> None:
+    for page in pages(kind, 100, held_out=False):
+        answers: dict[str, str] = {}
+        for one in page.asked:
+            assert answers.setdefault(one.question.lower(), one.answer) == one.answer, (one, answers)
+
+
+def test_what_is_not_found_is_on_no_label_of_the_page() -> None:
+    asked = 0
+    for page in pages("sheet", 150, held_out=False):
+        shown = [labels.words_of(item.text) for item in page.items if isinstance(item, Text)]
+        for one in (one for one in page.asked if one.kind == "absent"):
+            asked += 1
+            words = labels.words_of(one.question)
+            assert not [text for text in shown if len(text) > 1 and text <= words], one
+    assert 20 < asked < 250
+
+
+def test_few_questions_are_about_what_is_absent() -> None:
+    asked = [one for seed in range(150) for one in make_page(Random(seed), size=SHAPES[0], em=14, held_out=False).asked]
+    assert 0.03 < sum(one.kind == "absent" for one in asked) / len(asked) < 0.12
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_values_of_any_labels_are_from_their_side_of_the_hash(held_out: bool) -> None:
+    values = Values(Random(3), held_out, capitals=True)
+    for kind in ("person", "code", "date", "amount", "figures", "measure", "phrase", "email"):
+        assert {is_held_out(labels.draw_value(values, kind)) for _ in range(60)} == {held_out}, kind
+
+
+def test_most_labels_are_from_no_list() -> None:
+    values = Values(Random(5), held_out=False)
+    invented = {labels.invent(values).nouns[0] for _ in range(500)}
+    assert len(invented) > 480
+
+
+def test_stretched_words_are_drawn_where_their_characters_are_said_to_be() -> None:
+    for seed in range(6):
+        page = make_page(Random(seed), size=SHAPES[0], em=18, held_out=False, kind="note")
+        page.items = [item for item in page.items if isinstance(item, Text) and item.ink < 200]
+        ink = np.asarray(draw(page, Scan())) < 160
+        names, centres, _ = characters(page, 0.0)
+        points = (centres * [page.width, page.height]).astype(int)
+        found = sum(bool(ink[max(0, y - 7) : y + 8, max(0, x - 4) : x + 5].any()) for x, y in points)
+        assert found >= 0.97 * len(names), seed
+
+
+def test_no_family_of_the_second_set_is_trained_on() -> None:
+    names = " ".join(family.name.lower() for family in families())
+    assert not [
+        face for face in ("lato", "red hat", "noto", "ubuntu", "space mono", "fira", "computer modern") if face in names
+    ]

@@ -22,7 +22,8 @@ from idefics_cli.documents.shared_memory import read_crops, shared_memory
 from idefics_cli.errors import FailureKind, RowFailedError
 from idefics_cli.records import Document, PreparedPage
 
-_OPEN_SECONDS = 120.0  # to fetch, hash and open one document
+OPEN_TIMEOUT = 120.0
+"""Seconds that fetching, hashing and opening one document may take."""
 _ATTEMPTS = 2  # at a page whose process dies: it may have been killed for another's sake
 
 _Result = TypeVar("_Result")
@@ -32,8 +33,8 @@ PageFuture = Future[PreparedPage]
 class PagePool:
     """Opens documents and prepares pages, so many at a time; its processes are started when they are first needed."""
 
-    def __init__(self, settings: PageSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: PageSettings, *, open_timeout: float = OPEN_TIMEOUT) -> None:
+        self._settings, self._open_timeout = settings, open_timeout
         self._memory = shared_memory()
         self._folder = _temporary_folder()
         self._delete_folder = weakref.finalize(self, shutil.rmtree, self._folder or "", ignore_errors=True)
@@ -78,8 +79,8 @@ class PagePool:
         return self._threads.submit(self._prepare, dataclasses.replace(document, data=None), info, page, processor)
 
     def _open(self, document: Document) -> DocumentInfo:
-        limit = f"opening the document took longer than {_OPEN_SECONDS:g} seconds; its process was ended"
-        info = self._call(_OPEN_SECONDS, limit, None, open_document, document, self._settings, self._folder)
+        limit = f"opening the document took longer than {self._open_timeout:g} seconds; its process was ended"
+        info = self._call(self._open_timeout, limit, None, open_document, document, self._settings, self._folder)
         assert isinstance(info, DocumentInfo)
         if document.path is None:
             weakref.finalize(info, _delete, info.path)

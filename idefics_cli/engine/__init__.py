@@ -43,6 +43,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
     info = engine_info(settings, checkpoint, family, choice)
 
     def load() -> Engine:
+        threading.Thread(target=checkpoint.read_ahead, name="read ahead", daemon=True).start()
         if family.native_gaps:
             from idefics_cli.engine.transformers import TransformersEngine
 

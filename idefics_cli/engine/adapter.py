@@ -62,13 +62,14 @@ class Adapter:
             pickle = folder / "adapter_model.bin"
             hint = f"; {pickle.name} is a pickle, which is never loaded: save it anew with safe_serialization"
             raise ModelError(f"{name}: {self.file.name} is missing in {folder}{hint if pickle.is_file() else ''}")
-        self._headers = read_headers(self.file, name)
+        self.headers = read_headers(self.file, name)
+        """Of its tensors, by their names in the file."""
         self.updates: Mapping[str, Update] = self._updates()
         """By the name of the weight in the checkpoint."""
 
     def digest(self) -> str:
         """Return a digest of the content: what is honoured of the settings, and the weights."""
-        return digest_of(self.config.honoured(), {self.file: self._headers})
+        return digest_of(self.config.honoured(), {self.file: self.headers})
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: Collection[str]) -> None:
         """Check that every part has its weight in the checkpoint, of the shape that it needs.
@@ -104,7 +105,7 @@ class Adapter:
             if update.magnitude is not None:
                 wanted[update.magnitude] = (outputs,)
         for tensor, expected in wanted.items():
-            given = self._headers[tensor].shape
+            given = self.headers[tensor].shape
             # Of a convolution, lora_B is (out, rank, 1, 1) and the magnitude (1, out, 1, 1).
             allowed = [expected, (*expected, 1, 1), (1, *expected, 1, 1)]
             if given not in (allowed[:1] if tensor == update.replacement else allowed):
@@ -121,7 +122,7 @@ class Adapter:
 
         """
         updates: dict[str, Update] = {}
-        for key, header in self._headers.items():
+        for key, header in self.headers.items():
             if not key.startswith(_PREFIX):
                 raise ModelError(f"{self.name}: a weight named {key}, where an adapter of PEFT has {_PREFIX}...")
             if header.dtype not in _DTYPES:

@@ -5,8 +5,10 @@ Only safetensors are taken, and never code. Torch is not imported here, so that 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.resources
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from idefics_cli.config import TINY_MODEL, AdapterBase, ModelSettings
 from idefics_cli.engine import hub
 from idefics_cli.engine.adapter import Adapter, open_adapter
 from idefics_cli.engine.base_check import check_base
+from idefics_cli.engine.device import free_host_memory
 from idefics_cli.engine.files import TensorHeader, digest_of, read_headers, read_json
 from idefics_cli.engine.processor_files import check_processor, processor_folder
 from idefics_cli.engine.quantization import CompressedFormat, StoredFormat, stored_format
@@ -78,6 +81,15 @@ class Checkpoint:
         if self.stored is not None:
             return self.stored.weight_shapes(headers, self.name)
         return {name: header.shape for name, header in headers.items()}
+
+    def read_ahead(self) -> None:
+        """Ask the system to bring the weights into memory, where there is room, while torch is being imported."""
+        with contextlib.suppress(OSError, ModelError):  # reading will tell
+            files, free = self.weight_files(), free_host_memory()
+            if hasattr(os, "posix_fadvise") and free and free > sum(file.stat().st_size for file in files):
+                for file in files:
+                    with file.open("rb") as stream:
+                        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def digest(self) -> str:
         """Return a digest of the content: settings whole, weights by their headers and the start of each tensor.

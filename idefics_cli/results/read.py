@@ -20,6 +20,7 @@ _BOM = b"\xef\xbb\xbf"
 _OURS = frozenset(COLUMNS)
 _ROW_END = re.compile(rb",[0-9a-f]{32}\r?\n")
 _CSV_START = ",".join(BEFORE).encode()
+_decode = json.JSONDecoder().raw_decode  # what json.loads calls, without what it does around it: there may be millions
 _JSONL_START = json.dumps({COLUMNS[0]: ""}).removesuffix('""}').encode()
 
 
@@ -154,8 +155,11 @@ class OutputReader:
                 return
             self.rows += 1
             try:
-                values = json.loads(line.removeprefix(_BOM).decode() if self.rows == 1 else line.decode())
+                text = (line.removeprefix(_BOM) if self.rows == 1 else line).decode().strip()
+                values, end = _decode(text)
             except (ValueError, RecursionError):
+                self._refuse(f"line {self.rows} is no JSON")
+            if end != len(text):
                 self._refuse(f"line {self.rows} is no JSON")
             if not isinstance(values, dict) or not values.keys() >= _OURS:
                 missing = [name for name in COLUMNS if not isinstance(values, dict) or name not in values]

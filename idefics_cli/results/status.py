@@ -54,19 +54,23 @@ def read_status(path: Path, retry_failed: RetryFailed | None = None) -> OutputSt
 
     """
     status, keys, reader = OutputStatus(), KeyList(), OutputReader(path)
+    last, fingerprints = "", status.fingerprints
     for row in reader:
         try:
-            status.cost_ms += 0.0 if row.is_failed else row.cost_ms
+            if row.is_failed:
+                status.failures[row.failure_kind] += 1
+            else:
+                status.cost_ms += row.cost_ms
             if is_to_retry(row, retry_failed):
                 status.to_retry += 1
             else:
                 keys.add(row.text("key"))
         except (ValueError, TypeError) as error:
             raise InputError(f"{path}: row {reader.rows} was changed: {error}") from error
-        if row.is_failed:
-            status.failures[row.failure_kind] += 1
-        status.fingerprints[row.text("settings")] += 1
-        status.last_answered_at = max(status.last_answered_at, row.text("answered_at"))
+        fingerprints[row.text("settings")] += 1
+        answered_at = row.text("answered_at")
+        last = answered_at if answered_at > last else last  # noqa: FURB136 - max() takes three times as long
+    status.last_answered_at = last
     status.form, status.columns, status.rows, status.end = reader.form, reader.columns, reader.rows, reader.end
     status.answered = keys.answered()
     return status

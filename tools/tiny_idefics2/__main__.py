@@ -15,11 +15,13 @@ def _parse() -> argparse.Namespace:
     train.add_argument("--out", type=Path, required=True, help="the checkpoint's folder; holds state.pt too")
     train.add_argument("--start", type=Path, help="a checkpoint to go on from; without it, from nothing")
     train.add_argument("--minutes", type=float, default=25.0, help="of wall clock, start-up included")
-    train.add_argument("--pages", type=int, default=48, help="split pages a step and GPU")
+    train.add_argument("--pages", type=int, default=32, help="split pages a step and GPU")
     train.add_argument("--workers", type=int, help="page-drawing processes a GPU")
     train.add_argument("--rate", type=float, default=1.2e-3)
     train.add_argument("--processes", type=int, default=1, help="data-parallel processes where there is no GPU")
     train.add_argument("--settle", type=int, default=150, help="first steps of new heads beside a started checkpoint")
+    train.add_argument("--warm-up", type=int, default=200, help="steps until the full rate")
+    train.add_argument("--watch", type=int, default=0, help="pages of each set that checkpoints are asked about")
     train.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
     train.add_argument("--no-compile", dest="compile", action="store_false")
     evaluate = commands.add_parser("evaluate", help="own held-out pages, the second set, and the samples")
@@ -30,11 +32,19 @@ def _parse() -> argparse.Namespace:
     evaluate.add_argument("--second", type=int, default=80, help="pages of the second set")
     evaluate.add_argument("--seed", type=int, default=20_000)
     evaluate.add_argument("--wrong", type=int, default=0, help="show so many wrong answers of each set")
+    evaluate.add_argument("--ways", nargs="+", default=["always", "never"], help="of splitting; never brings auto too")
+    evaluate.add_argument("--first", type=int, default=0, help="the first page of the second set")
+    evaluate.add_argument("--drawers", type=int, help="processes that draw the pages")
+    evaluate.add_argument("--brief", action="store_true", help="one line, without kinds of look-up")
     evaluate.add_argument("--report", type=Path, help="write the figures to this file too")
     threshold = commands.add_parser("threshold", help="the evidence of samples/split-threshold.md")
     threshold.add_argument("--pages", type=int, default=240)
     threshold.add_argument("--seed", type=int, default=4242)
     threshold.add_argument("--model", type=Path, default=MODEL)
+    several = commands.add_parser("several", help="documents of several pages, through the package")
+    several.add_argument("--documents", type=int, default=18)
+    several.add_argument("--seed", type=int, default=90_000)
+    several.add_argument("--model", default="tiny")
     commands.add_parser("samples", help="write samples/documents and their questions anew")
     return parser.parse_args()
 
@@ -44,7 +54,8 @@ def main() -> None:
     given = vars(_parse())
     match given.pop("command"):
         case "train":
-            from tools.tiny_idefics2.train import Plan, main
+            from tools.tiny_idefics2.state import Plan
+            from tools.tiny_idefics2.train import main
 
             main(Plan(**given))
         case "evaluate":
@@ -55,6 +66,11 @@ def main() -> None:
             from tools.tiny_idefics2.threshold import evidence
 
             print(evidence(**given))
+        case "several":
+            from tools.tiny_idefics2.several import several_pages
+
+            for way, (asked, exact, page) in several_pages(**given).items():
+                print(f"{way}: {exact} of {asked} exact, {page} from the right page")
         case _:
             from tools.tiny_idefics2.samples import write_samples
 

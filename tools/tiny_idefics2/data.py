@@ -20,8 +20,8 @@ from tools.tiny_idefics2.layout import DENSE, LARGE, make_page, make_snippet
 from tools.tiny_idefics2.model import IMAGE_SIZE, LATENTS, PATCH, Reader, make_tokenizer
 from tools.tiny_idefics2.page import Page
 
-SHAPES = ((756, 980), (692, 980), (980, 756), (490, 980))  # letter, A4, landscape, receipt
-SHAPE_WEIGHTS = (40, 30, 12, 18)
+SHAPES = ((756, 980), (692, 980), (980, 756), (490, 980), (980, 692))  # letter, A4, landscape, receipt, A4 landscape
+SHAPE_WEIGHTS = (38, 28, 10, 15, 9)
 MIDDLING = (20.0, 25.0)  # em at which one image is just enough
 LEGIBLE = 9.0  # em in pixels of an image from which its characters are asked of the patches
 IGNORED = -100
@@ -39,6 +39,8 @@ class Batch:
     turns: Tensor  # int16 (pages, length): 0 for the prefix, then 1, 2, ...
     positions: Tensor  # int16 (pages, length)
     targets: Tensor  # int16 (pages, length): the next token of an answer, or -100
+    answered: Tensor  # int32: where in the flattened targets answers are
+    sampled: Tensor  # int32: the patches, of all images in a row, whose characters are asked
 
     def pin_memory(self) -> Batch:
         """Pin every tensor (the data loader calls this)."""
@@ -59,8 +61,12 @@ class Level(IntEnum):
 
 SCRAPS = {Level.ONE_FIELD: ((140, 70), (1, 1), 16, 150), Level.SCRAPS: ((196, 140), (1, 3), 12, 240)}
 """Size of a scrap, how many fields, how many times a step's split pages, and its tokens."""
-SPLIT_SHARE = {Level.SPLIT: 0.5, Level.ALL: 0.8}
-UNSPLIT_TOKENS, SPLIT_TOKENS = 336, 860
+SPLIT_SHARE = {Level.SPLIT: 0.5, Level.ALL: 0.82}
+UNSPLIT_TOKENS, SPLIT_TOKENS = 448, 1152
+
+
+Shown = tuple[Page, Scan, float]
+"""A page, its scan and the scale it is seen at."""
 
 
 class Pages(IterableDataset[Batch]):
@@ -75,13 +81,15 @@ class Pages(IterableDataset[Batch]):
         worker = get_worker_info()
         rng = Random(self.seed * 1009 + (worker.id if worker else 0))
         while True:
-            batch = self._draw(rng, Level(self.level.value))
+            drawn, split, length = self._draw(rng, Level(self.level.value))
+            batch = self.encode.batch(drawn, rng, split, length)
             yield batch
-            # Drawing is the bottleneck, most of all of the many unsplit pages of a step: seen twice, tinted anew.
-            if batch.images.shape[1] == 1 or rng.random() < 0.5:
-                yield batch
+            # Drawing costs most, above all of the many unsplit pages of a step: seen twice, asked and tinted anew.
+            if not split or rng.random() < 0.4:
+                yield self.encode.again(batch, drawn, rng, split, length)
 
-    def _draw(self, rng: Random, level: Level) -> Batch:
+    def _draw(self, rng: Random, level: Level) -> tuple[list[Shown], bool, int]:
+        """Pages of one shape, whether they are split, and how many tokens their questions may take."""
         if level in SCRAPS:
             size, (fewest, most), times, length = SCRAPS[level]
             drawn = []
@@ -89,19 +97,19 @@ class Pages(IterableDataset[Batch]):
                 page = make_snippet(rng, size=size, em=rng.choice((12.5, 13, 14, 15)), fields=rng.randint(fewest, most))
                 if page.asked:
                     drawn.append((page, Scan.random(rng, strength=0.5), 1.0))
-            return self.encode.batch(drawn, rng, split=False, length=length)
+            return drawn, False, length
         split = rng.random() < SPLIT_SHARE.get(level, 0.0)
         size = rng.choices(SHAPES, SHAPE_WEIGHTS)[0]
         few = level <= Level.FEW_FIELDS
         count = self.pages if split else self.pages * 5
         pages = [self._page(rng, size, split, few) for _ in range(count)]
-        return self.encode.batch(pages, rng, split, SPLIT_TOKENS if split else UNSPLIT_TOKENS)
+        return pages, split, SPLIT_TOKENS if split else UNSPLIT_TOKENS
 
-    def _page(self, rng: Random, size: tuple[int, int], split: bool, few: bool) -> tuple[Page, Scan, float]:
+    def _page(self, rng: Random, size: tuple[int, int], split: bool, few: bool) -> Shown:
         """Draw a page, its scan and the scale it is seen at."""
         scan = Scan.random(rng)
         if split:
-            em = rng.uniform(*(DENSE if rng.random() < 0.85 else (DENSE[1], LARGE[1])))
+            em = rng.uniform(*(DENSE if rng.random() < 0.78 else (DENSE[1], LARGE[1])))
             return make_page(rng, size=size, em=em, held_out=False), scan, 1.0
         if rng.random() < 0.5:  # a quarter of a dense page, as a page of its own
             half = (size[0] // 2, size[1] // 2)
@@ -140,15 +148,27 @@ class Encoder:
         one = [self.fake] + [self.image] * LATENTS
         return [self.ids["<s>"], *self.text("User:"), *one * images, self.fake, *self.text(" ")]
 
-    def batch(self, pages: list[tuple[Page, Scan, float]], rng: Random, split: bool, length: int) -> Batch:
+    def batch(self, pages: list[Shown], rng: Random, split: bool, length: int) -> Batch:
         seen = [self._see(page, scan, scale, split) for page, scan, scale in pages]
+        images = torch.from_numpy(np.stack([images for images, _ in seen]))
+        spelled = torch.from_numpy(np.stack([spelled for _, spelled in seen]))
+        return self._asked(images, spelled, pages, rng, split, length)
+
+    def again(self, batch: Batch, pages: list[Shown], rng: Random, split: bool, length: int) -> Batch:
+        """The same pages with their questions in another order: with others, where not all find room."""
+        return self._asked(batch.images, batch.spelled, pages, rng, split, length)
+
+    def _asked(
+        self, images: Tensor, spelled: Tensor, pages: list[Shown], rng: Random, split: bool, length: int
+    ) -> Batch:
+        """Ask drawn pages. What is looked up by index is found here, so that the GPU never waits for a count."""
         asked = [self._ask(page, rng, length, split) for page, _, _ in pages]
-        stack = [torch.from_numpy(np.stack(column)) for column in zip(*asked, strict=True)]
-        return Batch(
-            torch.from_numpy(np.stack([images for images, _ in seen])),
-            torch.from_numpy(np.stack([spelled for _, spelled in seen])),
-            *stack,
-        )
+        tokens, turns, positions, targets = (torch.from_numpy(np.stack(x)) for x in zip(*asked, strict=True))
+        answered = (targets.flatten() != IGNORED).nonzero()[:, 0].int()
+        inked = (spelled > 0).any(-1).flatten().numpy()
+        chance = np.random.default_rng(rng.randrange(2**32)).random(inked.shape, np.float32)
+        sampled = torch.from_numpy(np.flatnonzero(chance < np.where(inked, 0.4, 0.04)).astype(np.int32))
+        return Batch(images, spelled, tokens, turns, positions, targets, answered, sampled)
 
     def _see(self, page: Page, scan: Scan, scale: float, split: bool) -> tuple[Bytes, NDArray[np.int16]]:
         names, centres, sizes = characters(page, scan.angle)

@@ -61,8 +61,9 @@ def draw(page: Page, scan: Scan, *, scale: float = 1.0) -> Image.Image:
                 canvas.rectangle(box, fill=item.ink)
     for item in page.items:
         if isinstance(item, Text):
-            font = face(item.family.bold if item.bold else item.family.regular, round(item.size * drawn, 1))
-            canvas.text((item.x * drawn, item.y * drawn), item.text, fill=item.ink, font=font)
+            font = face(item.face, round(item.size * drawn, 1))
+            for x, text in _pieces(item):
+                canvas.text((x * drawn, item.y * drawn), text, fill=item.ink, font=font)
     if image.size != (width, height):
         image = image.resize(
             (width, height), Image.Resampling.BOX if scan.oversample == 2 else Image.Resampling.BILINEAR
@@ -81,6 +82,19 @@ def draw(page: Page, scan: Scan, *, scale: float = 1.0) -> Image.Image:
         image.save(stream, "JPEG", quality=scan.jpeg)
         image = Image.open(stream).convert("L")
     return image
+
+
+def _pieces(item: Text) -> list[tuple[float, str]]:
+    """The runs of a text that the font sets, each with its left edge: words, where spaces are stretched."""
+    if not item.stretch or " " not in item.text:
+        return [(item.x, item.text)]
+    pieces, x = [], item.x
+    space = advances(item.face, item.size, " ")[0] + item.stretch
+    for word in item.text.split(" "):
+        if word:
+            pieces.append((x, word))
+        x += sum(advances(item.face, item.size, word)) + space
+    return pieces
 
 
 def _with_noise(image: Image.Image, deviation: float) -> Image.Image:
@@ -102,16 +116,12 @@ def characters(page: Page, angle: float) -> tuple[list[str], NDArray[np.float32]
             continue
         x = item.x
         y = item.y + 0.62 * item.size
-        for name, advance in zip(
-            item.text,
-            advances(item.family.bold if item.bold else item.family.regular, item.size, item.text),
-            strict=True,
-        ):
+        for name, advance in zip(item.text, advances(item.face, item.size, item.text), strict=True):
             if name != " ":
                 names.append(name)
                 centres.append((x + advance / 2, y))
                 sizes.append(item.size)
-            x += advance
+            x += advance + (item.stretch if name == " " else 0.0)
     points = np.array(centres, np.float32).reshape(-1, 2)
     if angle:
         middle = np.array([page.width / 2, page.height / 2], np.float32)

@@ -50,11 +50,13 @@ def _drawn(task: tuple[str, int]) -> AskedPage:
     return own_page(seed, group, DENSE if group == "dense" else LARGE)
 
 
-def draw_pages(dense: int, large: int, second: int, seed: int) -> list[AskedPage]:
-    """Draw both sets of pages, in as many processes as there are processors."""
+def draw_pages(
+    dense: int, large: int, second: int, seed: int, first: int = 0, drawers: int | None = None
+) -> list[AskedPage]:
+    """Draw both sets of pages, in as many processes as there are processors, or in `drawers`."""
     tasks = [("dense", seed + n) for n in range(dense)] + [("large", seed + 10_000 + n) for n in range(large)]
-    tasks += [("second", n) for n in range(second)]
-    with ProcessPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+    tasks += [("second", n) for n in range(first, first + second)]
+    with ProcessPoolExecutor(drawers or min(32, os.cpu_count() or 1)) as pool:
         return list(pool.map(_drawn, tasks, chunksize=4))
 
 
@@ -142,21 +144,29 @@ def evaluate(
     seed: int,
     wrong: int = 0,
     report: Path | None = None,
+    ways: Sequence[str] = ("always", "never"),
+    first: int = 0,
+    drawers: int | None = None,
+    brief: bool = False,
 ) -> None:
-    """Print, and write, the figures of a checkpoint in each dtype."""
+    """Print, and write, the figures of a checkpoint in each dtype; `brief` is one line of groups."""
     started = time.monotonic()
-    pages = draw_pages(dense, large, second, seed)
+    pages = draw_pages(dense, large, second, seed, first, drawers)
     try:
         pages += sample_pages()
     except ImportError:
         print("samples/ left out: its PDFs need pypdfium2")
-    print(f"{len(pages)} pages drawn in {time.monotonic() - started:.0f} s", flush=True)
+    if not brief:
+        print(f"{len(pages)} pages drawn in {time.monotonic() - started:.0f} s", flush=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result: dict[str, dict[str, object]] = {}
     for dtype in dtypes:
         begun = time.monotonic()
-        result[dtype] = figures(pages, TinyReader(model, getattr(torch, dtype), device), ("never",), wrong)
+        result[dtype] = figures(pages, TinyReader(model, getattr(torch, dtype), device), ways, wrong)
         result[dtype]["seconds"] = round(time.monotonic() - begun, 1)
-        print(dtype, json.dumps(result[dtype], indent=1), flush=True)
+        shown = result[dtype]
+        if brief:
+            shown = {way: {k: v for k, v in shown[way].items() if ":" not in k} for way in ways if way in shown}  # type: ignore[attr-defined]
+        print(dtype, json.dumps(shown, indent=None if brief else 1), flush=True)
         if report is not None:
             report.write_text(json.dumps(result, indent=1))

@@ -1,8 +1,14 @@
 """The fonts of the generated pages: from font packages (the `train` extra) and from folders of the system.
 
-Families of the system widen training where they are found, below /usr/share/fonts or in the folder that
-TINY_IDEFICS2_FONTS names (Debian: fonts-liberation, fonts-crosextra-carlito, fonts-open-sans, fonts-freefont-ttf,
-fonts-inconsolata, fonts-ebgaramond, fonts-roboto-slab, fonts-roboto-unhinted). Those of the packages are needed.
+Families of the system, named in `words/families.txt`, widen training where they are found: below /usr/share/fonts or in
+the folder that TINY_IDEFICS2_FONTS names. Debian has them as fonts-: liberation, crosextra-carlito, open-sans,
+freefont-ttf, inconsolata, ebgaramond, roboto-slab, roboto-unhinted, urw-base35, linuxlibertine, courier-prime,
+cantarell, jetbrains-mono, inter, karla, cabin, go, anonymous-pro, vollkorn, sil-gentium-basic, clear-sans, dosis,
+quicksand, play, cardo, junicode, adf-gillius, adf-universalis, adf-baskervald, adf-switzera, averia-sans-gwf,
+sil-andika,
+sil-charis, mononoki, league-mono, comfortaa.
+
+Those of the packages are needed. No family of the second set stands here.
 """
 
 from __future__ import annotations
@@ -40,20 +46,7 @@ _PACKAGES = {
     "DejaVu Sans Mono": ("matplotlib", "mpl-data/fonts/ttf", "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf"),
     "STIX": ("matplotlib", "mpl-data/fonts/ttf", "STIXGeneral.ttf", "STIXGeneralBol.ttf"),
 }
-_SYSTEM = {
-    "Liberation Sans": ("LiberationSans-Regular.ttf", "LiberationSans-Bold.ttf"),
-    "Liberation Serif": ("LiberationSerif-Regular.ttf", "LiberationSerif-Bold.ttf"),
-    "Liberation Mono": ("LiberationMono-Regular.ttf", "LiberationMono-Bold.ttf"),
-    "Liberation Sans Narrow": ("LiberationSansNarrow-Regular.ttf", "LiberationSansNarrow-Bold.ttf"),
-    "Carlito": ("Carlito-Regular.ttf", "Carlito-Bold.ttf"),
-    "Open Sans": ("OpenSans-Regular.ttf", "OpenSans-Bold.ttf"),
-    "FreeSans": ("FreeSans.ttf", "FreeSansBold.ttf"),
-    "FreeSerif": ("FreeSerif.ttf", "FreeSerifBold.ttf"),
-    "Inconsolata": ("Inconsolata.otf", "Inconsolata.otf"),
-    "EB Garamond": ("EBGaramond12-Regular.otf", "EBGaramond12-Bold.otf"),
-    "Roboto Slab": ("RobotoSlab-Regular.otf", "RobotoSlab-Bold.otf"),
-    "Roboto Condensed": ("RobotoCondensed-Regular.ttf", "RobotoCondensed-Bold.ttf"),
-}
+_SYSTEM = Path(__file__).parent / "words" / "families.txt"  # name, regular face, bold face
 
 
 def package_folder(package: str) -> Path:
@@ -80,7 +73,8 @@ def families() -> tuple[Family, ...]:
     for folder in ("/usr/share/fonts", os.environ.get("TINY_IDEFICS2_FONTS")):
         if folder:
             files |= {path.name: path for path in sorted(Path(folder).rglob("*.[ot]tf"))}
-    for name, (regular, bold) in _SYSTEM.items():
+    for line in _SYSTEM.read_text(encoding="utf-8").splitlines():
+        name, regular, bold = line.split("|")
         if regular in files and bold in files:
             found.append(Family(name, files[regular], files[bold], embeds_in_pdf=regular.endswith(".ttf")))
     return tuple(found)

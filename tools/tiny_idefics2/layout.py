@@ -1,4 +1,4 @@
-"""Lays generated pages out: invoices, receipts, forms, reports, letters and tables, and scraps of them."""
+"""Lays generated pages out: invoices, receipts, forms, reports, letters, tables and mixed sheets, and scraps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from random import Random
 from tools.tiny_idefics2.fields import FIELDS, KINDS
 from tools.tiny_idefics2.letters import PageWriter
 from tools.tiny_idefics2.page import Asked, Page, half_steps
+from tools.tiny_idefics2.sheets import write_sheet
 from tools.tiny_idefics2.values import Values
 
 DENSE = (12.5, 17.0)  # em in pixels at a longest edge of 980: read when the page is split, lost when it is not
 LARGE = (25.0, 42.0)  # read either way
 FULLEST = 28  # labelled fields of the fullest training pages
+
+
+_MIXTURE = (
+    ("invoice", "receipt", "form", "report", "letter", "table", "sheet", "list", "note"),
+    (7, 4, 7, 4, 13, 5, 34, 20, 6),
+)
+KINDS_OF_PAGES = _MIXTURE[0]
+"""Pages of usual fields, then pages of any labels at all: mixed sheets, tables, sentences."""
 
 
 def make_page(
@@ -30,14 +39,17 @@ def make_page(
         size: width and height in pixels.
         em: size of the body text in pixels.
         held_out: draw open-class values from the evaluation side of the hash.
-        kind: invoice, receipt, form, report, letter or table; drawn at random when None.
+        kind: one of `KINDS_OF_PAGES`; drawn at random when None.
         few: at most a handful of fields (the start of the curriculum).
         fullest: labelled fields at the most; tables get a third as many rows.
 
     """
     em = half_steps(em)
-    kind = kind or rng.choice(("invoice", "invoice", "receipt", "form", "form", "report", "letter", "letter", "table"))
+    kind = kind or rng.choices(*_MIXTURE)[0]
     page = Page(*size, em, kind)
+    if kind in ("sheet", "list", "note"):
+        write_sheet(page, rng, held_out, fullest)
+        return page
     values = Values(rng, held_out)
     roomy = size[0] / em
     columns = 2 if roomy > 42 and rng.random() < (0.6 if kind == "letter" else 0.8) else 1

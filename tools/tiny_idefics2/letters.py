@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tools.tiny_idefics2 import lexicon
 from tools.tiny_idefics2.page import Asked, Box, Text
 from tools.tiny_idefics2.tables import TableWriter
@@ -17,15 +19,19 @@ class PageWriter(TableWriter):
         ask = self.page.asked.append
         self.title(sender, scale=1.3)
         line = self.em * self.leading
+        aside = rng.random() < 0.2  # the address stands at the right
         date_first, at_right = rng.random() < 0.6, rng.random() < 0.35
         if date_first and not self.letter_date(at_right):
             return
         named: Box = (0, 0, 0, 0)
+        right = flow.x0 + rng.uniform(0.5, 0.6) * (flow.x1 - flow.x0)
         address = [words.address(), rng.choice(("", words.digits(5, 5) + " ")) + words.city()]
         for text in (recipient, *([words.company()] if rng.random() < 0.2 else []), *address):
             if (y := flow.take(line)) is None:
                 return
             item = self.put(flow.x0, y, text)
+            if aside and right + item.width < flow.x1:
+                self.page.items[-1] = item = replace(item, x=right)
             named = item.box if text is recipient else named
         flow.skip(line * rng.uniform(0.2, 1.5))
         if not date_first and not self.letter_date(at_right):
@@ -57,6 +63,8 @@ class PageWriter(TableWriter):
                         "To whom is the letter addressed?",
                         "Who is the recipient of the letter?",
                         "Who is the letter written to?",
+                        "Who is the addressee?",
+                        "Who should receive this letter?",
                     )
                 ),
                 recipient,
@@ -85,8 +93,23 @@ class PageWriter(TableWriter):
             if len(texts) == len(value.split()) and len({text.y for text in texts}) == 1:
                 ask(Asked(rng.choice(questions.split("|")), value, "letter", tuple(text.box for text in texts)))
         self.used.update({"reference": None, "room": None, "phone": None, "contact": None, "amount_due": None})
+        if rng.random() < 0.25:
+            self.names.take(
+                ["reference", "amount", "phone number", "room", "contact", "date", "subject", "city", "item"]
+            )
+            self.sentences(rng.randint(1, 2))
         flow.skip(line * 0.5)
-        closing = rng.choice(("Sincerely,", "Best regards,", "Yours faithfully,", "Kind regards,"))
+        closing = rng.choice(
+            (
+                "Sincerely,",
+                "Best regards,",
+                "Yours faithfully,",
+                "Kind regards,",
+                "Yours truly,",
+                "Respectfully,",
+                "Thank you,",
+            )
+        )
         if (y := flow.take(line * 1.2)) is None:
             return
         self.put(flow.x0, y, closing)
@@ -95,7 +118,14 @@ class PageWriter(TableWriter):
         box = self.put(flow.x0, y, signer).box
         ask(
             Asked(
-                rng.choice(("Who signed the letter?", "Who wrote the letter?", "Who is the sender of the letter?")),
+                rng.choice(
+                    (
+                        "Who signed the letter?",
+                        "Who wrote the letter?",
+                        "Who is the sender of the letter?",
+                        "Whose name is below?",
+                    )
+                ),
                 signer,
                 "letter",
                 (box,),

@@ -12,6 +12,8 @@ CHARACTERS = "\n" + string.digits + string.ascii_letters + string.punctuation + 
 
 NOT_FOUND = "not found"
 
+_KNOWN = frozenset(CHARACTERS)
+
 
 COMPANY_TRADES = (
     "Paper Tools Foods Textiles Logistics Systems Media Books Glass Motors Farms Labs Energy Studio Marine Optics"
@@ -111,6 +113,14 @@ FACTS = (
 )
 """What letters say, what is asked, and how the value is drawn."""
 
+STATEMENTS = (
+    "The {n} is {v}.|{N}: {v}.|Your {n} is {v} as agreed.|We have noted {v} as the {n}.|The {n} was set to {v} today.|"
+    "Please note that the {n} is now {v}.|Our records show {v} for the {n}.|With {v} as {n} we can go on.|"
+    "For {n} we have {v} on file.|The {n} stays {v} for now.|As {n} you gave {v}.|{v} is the {n}.|{N} {v}.|"
+    "It was agreed that {v} is the {n}.|The {n} {v} applies."
+).split("|")
+"""Sentences that give a value {v} for what is called {n}."""
+
 ONSETS = (
     "b c d f g h j k l m n p r s t v w z br cr dr gr pr st tr fl gl sh th ch c k qu v j sl sp kn wr y bl pl sc sk"
 ).split()
@@ -121,6 +131,11 @@ ENDINGS = (
     "ton ley man berg son dal ford well ski mann ez ov ini ard quist wood by ham field row stein nes ck ic us a "
     "o ia ette ine ow ax ix is um ane oth ing er y k sh t p g b m x z v rt nd st lm"
 ).split()
+
+
+def unknown(text: str) -> bool:
+    """Whether a text holds a character that the tokenizer has no token for."""
+    return not _KNOWN.issuperset(text)
 
 
 @cache
@@ -140,6 +155,14 @@ def letters(rng: Random, low: int = 3, high: int = 9) -> str:
     """Letters in no order at all, in lower case; now and then an accented one."""
     alphabet = string.ascii_lowercase if rng.random() < 0.8 else string.ascii_lowercase + "éèêáàâäåæçíñóôöøúü"
     return "".join(rng.choices(alphabet, k=rng.randint(low, high)))
+
+
+def any_label_word(rng: Random) -> str:
+    """A word of a label, in lower case: from the list of words (75 %), made up, or of letters in no order (5 %)."""
+    chance = rng.random()
+    if chance < 0.75:
+        return rng.choice(words("words")).lower()
+    return pronounceable(rng) if chance < 0.95 else letters(rng)
 
 
 def any_word(rng: Random, name: str) -> str:

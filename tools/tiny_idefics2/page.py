@@ -6,6 +6,7 @@ Nothing is drawn here: `draw` renders a `Page` to an image, and `samples` to a P
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 from tools.tiny_idefics2.fonts import Family, advances
@@ -26,10 +27,15 @@ class Text:
     bold: bool
     size: float
     ink: int = 0
+    stretch: float = 0.0  # pixels that each space is wider than the family's own
+
+    @property
+    def face(self) -> Path:
+        return self.family.bold if self.bold else self.family.regular
 
     @property
     def width(self) -> float:
-        return sum(advances(self.family.bold if self.bold else self.family.regular, self.size, self.text))
+        return sum(advances(self.face, self.size, self.text)) + self.stretch * self.text.count(" ")
 
     @property
     def box(self) -> Box:

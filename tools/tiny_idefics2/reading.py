@@ -61,10 +61,12 @@ class TinyReader:
 
     def _see(self, image: Image.Image, split: bool) -> Tensor:
         """The image features of a page, (crops * 64, width)."""
+        crops = [torch.tensor(crop) for crop in _PROCESSOR.crops(image.convert("RGB"), split=split)]
+        same = len({crop.shape for crop in crops}) == 1
         found = []
-        for crop in _PROCESSOR.crops(image.convert("RGB"), split=split):
-            pixels = torch.tensor(crop).to(self.device).permute(2, 0, 1)[None].float() / 255
-            found.append(self.reader.see((pixels * 2 - 1).to(self.dtype))[1][0])
+        for group in [crops] if same else [[crop] for crop in crops]:
+            pixels = torch.stack(group).to(self.device).permute(0, 3, 1, 2).float() / 255
+            found.append(self.reader.see((pixels * 2 - 1).to(self.dtype))[1].flatten(0, 1))
         return torch.cat(found)
 
     def _decode(self, asked: list[tuple[int, str, Tensor]], answers: list[list[str]], crops: int) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from tools.tiny_idefics2.furniture import FurnitureWriter
 from tools.tiny_idefics2.lexicon import NOT_FOUND
 from tools.tiny_idefics2.page import Asked, Box, Rule, Text
-from tools.tiny_idefics2.writer import Writer
 
 
-class TableWriter(Writer):
+class TableWriter(FurnitureWriter):
     """Writes tables too."""
 
     def items_table(self, rows: int) -> None:

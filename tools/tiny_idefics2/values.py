@@ -29,10 +29,14 @@ class Values:
 
     rng: Random
     held_out: bool
+    capitals: bool = False  # the page is printed in capitals
+
+    def cased(self, text: str) -> str:
+        return text.upper() if self.capitals else text
 
     def _open(self, make: Callable[[], str]) -> str:
         while True:
-            value = make()
+            value = self.cased(make())
             if is_held_out(value) == self.held_out and _KNOWN.issuperset(value):
                 return value
 
@@ -207,6 +211,49 @@ class Values:
             return f"{rng.randint(1, 999)} {street} {rng.choice(lexicon.STREET_ENDS)}"
 
         return self._open(make)
+
+    def figures(self) -> str:
+        """Digits in groups, or a few with a mark."""
+        rng = self.rng
+
+        def make() -> str:
+            groups = (
+                [rng.randint(2, 8)] if rng.random() < 0.5 else [rng.randint(2, 6) for _ in range(rng.randint(2, 3))]
+            )
+            mark = rng.choice("  -./")
+            return mark.join("".join(rng.choices(string.digits, k=size)) for size in groups)
+
+        return self._open(make)
+
+    def measure(self) -> str:
+        rng = self.rng
+        units = ("kg", "g", "cm", "mm", "m", "km", "l", "ml", "hours", "days", "pcs", "kWh", "m2", "V", "t", "min")
+        return self._open(
+            lambda: (
+                f"{rng.randint(1, 9999) if rng.random() < 0.6 else round(rng.uniform(0.1, 999), rng.randint(1, 2))}"
+                f"{rng.choice((' ', ' ', ''))}{rng.choice(units)}"
+            )
+        )
+
+    def percent(self) -> str:
+        rng = self.rng
+        figure = str(rng.randint(1, 100)) if rng.random() < 0.5 else f"{rng.uniform(0, 100):.{rng.randint(1, 2)}f}"
+        return figure + rng.choice(("%", " %"))
+
+    def phrase(self) -> str:
+        """One to four words of no sense."""
+        rng = self.rng
+
+        def make() -> str:
+            words = [lexicon.any_label_word(rng) for _ in range(rng.randint(1, 4))]
+            text = " ".join(words)
+            chance = rng.random()
+            return text if chance < 0.3 else text.title() if chance < 0.5 else text[0].upper() + text[1:]
+
+        return self._open(make)
+
+    def choice(self) -> str:
+        return self.one(("Yes", "No", "None", "n/a", "open", "closed", "paid", "A", "B", "C", "1", "2", "high", "low"))
 
     def one(self, choices: Sequence[str]) -> str:
         return self.rng.choice(choices)

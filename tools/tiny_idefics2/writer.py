@@ -6,6 +6,7 @@ from tools.tiny_idefics2 import fields as field_table
 from tools.tiny_idefics2 import lexicon
 from tools.tiny_idefics2.fields import FIELDS, Field
 from tools.tiny_idefics2.fonts import families
+from tools.tiny_idefics2.labels import Names, Pair
 from tools.tiny_idefics2.lexicon import NOT_FOUND
 from tools.tiny_idefics2.page import Asked, Flow, Page, Rule, Text, half_steps
 from tools.tiny_idefics2.values import Values
@@ -25,11 +26,15 @@ class Writer:
         self.used: dict[str, str | None] = {}
         self.items: set[str] = set()  # in a table or asked for as absent: no item has two answers
         self.em = page.em
+        self.stretch = 0.0  # of spaces between words, in em
+        self.names = Names()  # what the labels are called
+        self.shown: list[Pair] = []  # the labels that are asked for
 
     # --- pieces ---
 
     def put(self, x: float, y: float, text: str, *, bold: bool = False, scale: float = 1.0, head: bool = False) -> Text:
-        item = Text(x, y, text, self.heads if head else self.family, bold, half_steps(self.em * scale), self.ink)
+        size = half_steps(self.em * scale)
+        item = Text(x, y, text, self.heads if head else self.family, bold, size, self.ink, self.stretch * size)
         self.page.items.append(item)
         return item
 

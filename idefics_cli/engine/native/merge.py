@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from idefics_cli.engine.adapter import Adapter, Update
-from idefics_cli.errors import ModelError, first_line
+from idefics_cli.engine.native.tensor_reader import TensorReader
 
 
 class AdapterMerger:
     """The tensors of an adapter, read when their weight is."""
 
     def __init__(self, adapter: Adapter, device: torch.device) -> None:
-        """Map the file.
-
-        Raises:
-            ModelError: it is damaged.
-
-        """
-        self._adapter = adapter
-        try:
-            self._file = safe_open(adapter.file, framework="pt", device=str(device))
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{adapter.name}: {adapter.file.name} can't be read: {first_line(error)}") from error
+        self._adapter, self._reader = adapter, TensorReader(adapter.name, device)
 
     def changes(self, name: str) -> bool:
         """Whether it changes a weight."""
@@ -61,8 +50,4 @@ class AdapterMerger:
         return merged.view(weight.shape)
 
     def _tensor(self, key: str) -> Tensor:
-        try:
-            tensor: Tensor = self._file.get_tensor(key)  # type: ignore[no-untyped-call]
-        except SafetensorError as error:
-            raise ModelError(f"{self._adapter.name}: {key} can't be read: {first_line(error)}") from error
-        return tensor.float()
+        return self._reader.read(self._adapter.headers[key]).float()

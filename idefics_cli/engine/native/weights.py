@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from idefics_cli.config import Quantize
@@ -16,10 +15,10 @@ from idefics_cli.engine.native import awq, compressed
 from idefics_cli.engine.native.compressed import QuantizedWeight
 from idefics_cli.engine.native.merge import AdapterMerger
 from idefics_cli.engine.native.ops.linear import Linear, QuantizedLinear, linear_class
+from idefics_cli.engine.native.tensor_reader import TensorReader
 from idefics_cli.engine.quantization import CompressedFormat
-from idefics_cli.errors import ModelError, first_line
 
-_READERS = 4  # threads; more do not read faster from the page cache
+_READERS = 8  # threads: copying from the page cache keeps about as many cores busy as the bus to a GPU takes
 
 Source = Callable[[str], Tensor]
 """Returns a tensor by its name, on the device and in the dtype of the model."""
@@ -67,25 +66,18 @@ class Weights:
 
 
 class CheckpointSource:
-    """Reads the tensors of a checkpoint from the mapped files straight to the device, and merges its adapter."""
+    """Reads the tensors of a checkpoint to the device, and merges its adapter."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        """Map the files.
+        """Read the headers of the files.
 
         Raises:
             ModelError: one of them is damaged.
 
         """
-        self._name, self._dtype, self._stored = checkpoint.name, dtype, checkpoint.stored
-        headers = checkpoint.tensors()
-        try:
-            files = {
-                file: safe_open(file, framework="pt", device=str(device))
-                for file in {header.file for header in headers.values()}
-            }
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{self._name}: the weights can't be read: {first_line(error)}") from error
-        self._files = {name: files[header.file] for name, header in headers.items()}
+        self._dtype, self._stored = dtype, checkpoint.stored
+        self._headers = checkpoint.tensors()
+        self._reader = TensorReader(checkpoint.name, device)
         self._merge = AdapterMerger(checkpoint.adapter, device) if checkpoint.adapter else None
 
     def __call__(self, name: str) -> Tensor:
@@ -122,30 +114,26 @@ class CheckpointSource:
         if self._merge is not None and self._merge.changes(name):
             return None
         module = name.removesuffix("weight")
-        if isinstance(self._stored, CompressedFormat) and f"{module}weight_scale" in self._files:
+        if isinstance(self._stored, CompressedFormat) and f"{module}weight_scale" in self._headers:
             return compressed.from_parts(self._stored.kind, lambda part: self._read(module + part))
-        if f"{module}qweight" in self._files:
+        if f"{module}qweight" in self._headers:
             return awq.grouped_weight(*self._awq_parts(module))
         return None
 
     def _dense(self, name: str) -> Tensor:
         """Return a tensor; of one that is stored quantized what it stands for, in float32."""
         module = name.removesuffix("weight")
-        if isinstance(self._stored, CompressedFormat) and f"{module}weight_scale" in self._files:
+        if isinstance(self._stored, CompressedFormat) and f"{module}weight_scale" in self._headers:
             weight = compressed.from_parts(self._stored.kind, lambda part: self._read(module + part))
             return compressed.dense_weight(weight)
-        return awq.dense_weight(*self._awq_parts(module)) if f"{module}qweight" in self._files else self._read(name)
+        return awq.dense_weight(*self._awq_parts(module)) if f"{module}qweight" in self._headers else self._read(name)
 
     def _awq_parts(self, module: str) -> list[Tensor]:
         """Return words, zeros and scales."""
         return [self._read(module + part) for part in ("qweight", "qzeros", "scales")]
 
     def _read(self, name: str) -> Tensor:
-        try:
-            tensor: Tensor = self._files[name].get_tensor(name)  # type: ignore[no-untyped-call]
-        except SafetensorError as error:
-            raise ModelError(f"{self._name}: {name} can't be read: {first_line(error)}") from error
-        return tensor
+        return self._reader.read(self._headers[name])
 
 
 class RandomSource:
