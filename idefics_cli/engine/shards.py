@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -62,21 +62,10 @@ def write_shards(
         names = ["model.safetensors"]
     total, done = sum(one.bytes for one in planned), 0
     for name, parts in zip(names, files, strict=True):
-        with (folder / name).open("wb") as stream:
-            starts = _write_header(stream, parts)
-            of_weight: dict[str, list[Planned]] = {}
-            for part in parts:
-                of_weight.setdefault(part.weight, []).append(part)
-            for weight, some in of_weight.items():
-                made = tensors(weight)
-                for part in some:
-                    stream.seek(starts[part.name])
-                    stream.write(_content(made[part.name], part))
-                done += sum(part.bytes for part in some)
-                if progress is not None:
-                    progress(done, total)
-            stream.flush()
-            os.fsync(stream.fileno())
+        for size in _write_file(folder / name, parts, tensors):
+            done += size
+            if progress is not None:
+                progress(done, total)
     if len(files) > 1:
         weight_map = {part.name: name for name, parts in zip(names, files, strict=True) for part in parts}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -99,6 +88,23 @@ def _files(planned: Sequence[Planned], limit: int) -> list[list[Planned]]:
         size += more
     # The widest numbers first, so that each tensor begins at a multiple of its item.
     return [sorted(parts, key=lambda part: (-_ITEM_BYTES[part.dtype], part.weight)) for parts in files]
+
+
+def _write_file(file: Path, parts: Sequence[Planned], tensors: Callable[[str], Mapping[str, Tensor]]) -> Iterator[int]:
+    """Write a file weight by weight; yields the bytes of each."""
+    of_weight: dict[str, list[Planned]] = {}
+    for part in parts:
+        of_weight.setdefault(part.weight, []).append(part)
+    with file.open("wb") as stream:
+        starts = _write_header(stream, parts)
+        for weight, some in of_weight.items():
+            made = tensors(weight)
+            for part in some:
+                stream.seek(starts[part.name])
+                stream.write(_content(made[part.name], part))
+            yield sum(part.bytes for part in some)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _write_header(stream: IO[bytes], parts: Sequence[Planned]) -> dict[str, int]:
