@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Idefics2Config, Idefics2ForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Idefics2Config, Idefics2ForConditionalGeneration
 
 from idefics_cli.config import Device, Dtype, ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
@@ -131,6 +131,42 @@ def small_runner(
     weights, family = prepared or weights_of(settings)
     with torch.inference_mode():
         return ModelRunner(weights, family, settings), family
+
+
+def expected(
+    folder: Path, limit: int = 12, *, requests: Sequence[Request] | None = None, **arguments: Any
+) -> list[tuple[str, int]]:
+    """Text and number of tokens by transformers' model, tokenizer and `generate`, nothing of ours but prompts and pixels."""
+    settings = settings_of(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if "stop_strings" in arguments:
+        arguments["tokenizer"] = tokenizer
+    found = []
+    for inputs in map(model_inputs(settings), requests or small_requests()):
+        with torch.inference_mode():
+            generated = model.generate(**inputs, **({"do_sample": False, "max_new_tokens": limit} | arguments))
+        new = generated[0, inputs["input_ids"].shape[1] :]
+        found.append((tokenizer.decode(new, skip_special_tokens=True).strip(), len(new)))
+    return found
+
+
+def model_inputs(settings: ModelSettings) -> Callable[[Request], dict[str, torch.Tensor]]:
+    """Return what makes the arguments of transformers' model of a request."""
+    ours = reference(settings)
+    prompts = opened(settings)[1].prompt_builder("{question}")
+
+    def inputs(request: Request) -> dict[str, torch.Tensor]:
+        tokens = torch.tensor([prompts.build(request.question, [len(page.crops) for page in request.pages]).tokens])
+        pixels, mask = ours.pixels([[crop for page in request.pages for crop in page.crops]])
+        return {
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens),
+            "pixel_values": pixels,
+            "pixel_attention_mask": mask,
+        }
+
+    return inputs
 
 
 def noise_page(seed: int, *shapes: tuple[int, int]) -> PreparedPage:

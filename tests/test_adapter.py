@@ -117,7 +117,7 @@ def test_weights_are_those_that_peft_merges(kind: str, base: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "whole modules"])
 def test_the_transformers_backend_merges_too(kind: str, tmp_path: Path) -> None:
-    base = save_checkpoint(tmp_path / "base", generation={"no_repeat_ngram_size": 3})
+    base = save_checkpoint(tmp_path / "base", generation={"sequence_bias": [[[103], -10.0], [[121], -10.0]]})
     adapter = save_adapter(base, tmp_path / "adapter", **SETTINGS[kind])
     settings = settings_of(base, adapter=str(adapter))
     assert open_engine(settings).info.settings["engine"].startswith("transformers")

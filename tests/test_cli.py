@@ -317,3 +317,25 @@ def test_a_session_answers_from_a_script_without_a_main_guard(answer: str, tmp_p
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == (f"{answer}\n", 0), done.stderr
+
+
+def test_generation_options_reach_the_answers_and_guard_a_resumed_output(cli: Run, tmp_path: Path) -> None:
+    letter, output = SAMPLES / "documents" / "letter.pdf", tmp_path / "a.csv"
+    question = "To whom is the letter addressed?"
+    common = ("run", letter, "--ask", question, "-o", output)
+    chosen = cli(*common, "-m", "tiny", "--choices", "Erik,Erik Kansfield,Kansfield")
+    assert chosen.returncode == 0, chosen.stderr
+    (row,) = csv.DictReader(output.open(encoding="utf-8"))
+    assert (row["answer"], row["new_tokens"]) == ("Erik Kansfield", "15")
+    assert float(row["confidence"]) > 0.5
+    for other, flag in ((("--stop", "k"), "--stop"), ((), "--choices")):
+        again = cli(*common, "-m", "tiny", "--resume", *other)
+        assert again.returncode == 5
+        assert flag in again.stderr
+    stopped = cli("ask", letter, question, "-m", "tiny", "--stop", " ")
+    assert stopped.stdout == "Erik\n"
+    warm = [cli("ask", letter, question, "-m", "tiny", "--temperature", "50", "--seed", n).stdout for n in "778"]
+    assert warm[0] == warm[1] != warm[2]
+    wrong = cli("ask", letter, question, "-m", "tiny", "--top-p", "0.5")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "give --temperature above 0 too, or leave --top-p out" in wrong.stderr

@@ -150,7 +150,7 @@ def undisturbed(
     """Answers, and the number of operations."""
     runner, family = small_runner(settings, prepared)
     with Faults() as faults:
-        core = EngineCore(runner, plan, settings.max_new_tokens)
+        core = EngineCore(runner, plan)
         asked = sequences(family, small_requests())
         found = drive(core, asked)
     assert None not in found.values()
@@ -169,7 +169,7 @@ def disturbed(
     runner, family = small_runner(settings, prepared)
     with Faults(fails):
         try:
-            core = EngineCore(runner, plan, settings.max_new_tokens)
+            core = EngineCore(runner, plan)
             asked = sequences(family, small_requests())
             found = drive(core, asked)
         except ModelError:
@@ -218,7 +218,7 @@ def test_operations_that_fail_one_after_another(
         runner, family = small_runner(settings, prepared)
         with Faults(fails) as faults:
             try:
-                core = EngineCore(runner, plan, settings.max_new_tokens)
+                core = EngineCore(runner, plan)
                 asked = sequences(family, small_requests())
                 check(drive(core, asked), expected)
             except ModelError:
@@ -272,7 +272,7 @@ def test_crops_that_do_not_fit_together_go_one_by_one(
 
     plan = PLANS["pieces"]
     runner, family = small_runner(settings, prepared)
-    core = EngineCore(runner, plan, settings.max_new_tokens)
+    core = EngineCore(runner, plan)
     expected = drive(core, sequences(family, split))
     assert disturbed_requests(split, fails, plan, settings, prepared) == expected
 
@@ -286,7 +286,7 @@ def disturbed_requests(
 ) -> dict[int, tuple[tuple[int, ...], Any] | None]:
     runner, family = small_runner(settings, prepared)
     with Faults(fails):
-        core = EngineCore(runner, plan, settings.max_new_tokens)
+        core = EngineCore(runner, plan)
         found = drive(core, sequences(family, requests))
     return {number: answer and (answer[0], pytest.approx(answer[1], rel=1e-4)) for number, answer in found.items()}
 
@@ -297,13 +297,13 @@ def test_a_sequence_that_was_restarted_says_so(
     requests = small_requests()[:1] * 4
     runner, family = small_runner(settings, prepared)
     with Faults() as faults:
-        core = EngineCore(runner, PLANS["pieces"], settings.max_new_tokens)
+        core = EngineCore(runner, PLANS["pieces"])
         asked = sequences(family, requests)
         drive(core, asked)
     assert not any(sequence.is_preempted for sequence in asked)
     runner, family = small_runner(settings, prepared)
     with Faults(lambda number, result: number == faults.count * 9 // 10):
-        core = EngineCore(runner, PLANS["pieces"], settings.max_new_tokens)
+        core = EngineCore(runner, PLANS["pieces"])
         asked = sequences(family, requests)
         drive(core, asked)
     assert any(sequence.is_preempted for sequence in asked)
@@ -319,7 +319,7 @@ def test_a_cache_that_does_not_fit_is_halved_until_it_does(
     plan = dataclasses.replace(PLANS["pieces"], max_num_seqs=64, slots=10_000)
     runner, family = small_runner(settings, prepared)
     with Faults(too_many_slots):
-        core = EngineCore(runner, plan, settings.max_new_tokens)
+        core = EngineCore(runner, plan)
         asked = sequences(family, small_requests())
         drive(core, asked)
     assert core.plan.max_num_seqs == 8
@@ -327,14 +327,14 @@ def test_a_cache_that_does_not_fit_is_halved_until_it_does(
     assert 1000 < runner.cache.slots <= 2000
     assert all(sequence.is_preempted for sequence in asked)
     with Faults(lambda number, result: any(one.dim() == 4 for one in results(result))), pytest.raises(ModelError):
-        EngineCore(runner, plan, settings.max_new_tokens)
+        EngineCore(runner, plan)
 
 
 def test_a_prompt_longer_than_the_cache_makes_it_grow(
     settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
 ) -> None:
     runner, family = small_runner(settings, prepared)
-    core = EngineCore(runner, dataclasses.replace(PLANS["pieces"], slots=30), settings.max_new_tokens)
+    core = EngineCore(runner, dataclasses.replace(PLANS["pieces"], slots=30))
     assert runner.cache is not None
     found = drive(core, sequences(family, small_requests()))
     assert None not in found.values()
@@ -345,7 +345,7 @@ def test_prefixes_are_shared_and_the_cost_of_a_page_is_divided(
     settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
 ) -> None:
     runner, family = small_runner(settings, prepared)
-    core = EngineCore(runner, PLANS["pieces"], settings.max_new_tokens)
+    core = EngineCore(runner, PLANS["pieces"])
     asked = sequences(family, small_requests()[1:3])
     for sequence in asked:
         core.add(sequence)

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from idefics_cli.engine.native.decode import GreedyDecoder
+from idefics_cli.engine.families.generation import Choice, GenerationRules
+from idefics_cli.engine.native.choices import step_decoder
+from idefics_cli.engine.native.decode import Start, TokenDecoder
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, Segment
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.sequence import Output
@@ -36,10 +41,8 @@ def decode(
     weights, family = weights_of(settings_of(folder))
     model = Decoder(weights, family.config.text, tie_word_embeddings=False)
     cache = KVCache(family.config.text, 1 + together * ROOM, torch.float32, CPU)
-    greedy = GreedyDecoder(
-        model, cache, torch_ops, max_num_seqs=together, rows=rows, eos_token_ids=ends, suppressed_tokens=suppressed,
-        max_new_tokens=count,
-    )  # fmt: skip
+    rules = GenerationRules(count, frozenset(ends), frozenset(suppressed))
+    decoder = TokenDecoder(model, cache, torch_ops, max_num_seqs=together, rows=rows, rules=rules)
     waiting, running, done = list(range(6)), dict[int, int](), dict[int, Output]()
     while waiting or running:
         for index in [index for index in range(together) if index not in running and waiting]:
@@ -49,11 +52,11 @@ def decode(
                 packed = PackedSegments([segment], CPU)
                 hidden = prompts[number].clone()
                 states = model.forward(hidden, packed.positions, packed.slots, packed.metadata, cache, torch_ops)
-                greedy.start([index], [segment], states[packed.last])
-        for index, output in greedy.finished(list(running)).items():
+                decoder.start([Start(index, segment, ())], states[packed.last])
+        for index, output in decoder.finished(list(running)).items():
             done[running.pop(index)] = output
         if running:
-            greedy.step(list(running))
+            decoder.step(list(running))
     return [done[number] for number in range(6)]
 
 
@@ -77,3 +80,57 @@ def test_suppressed_tokens_never_come(folder: Path) -> None:
     suppressed = {output.tokens[0] for output in decode(folder, together=6, rows=8)}
     found = decode(folder, together=6, rows=8, suppressed=suppressed)
     assert suppressed.isdisjoint(token for output in found for token in output.tokens)
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fails at operations that wait for the device, or whose result's shape depends on what tensors hold."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "is_nonzero", "equal")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        assert not any(name in str(func) for name in self.WAITING if str(func).startswith(f"aten.{name}")), func
+        if str(func).startswith("aten.index"):
+            indices = args[1] if isinstance(args[1], list | tuple) else []
+            assert not any(one is not None and one.dtype is torch.bool for one in indices), func
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+    count = 0
+
+
+EVERYTHING = GenerationRules(
+    max_new_tokens=8,
+    eos_token_ids=frozenset([131]),
+    suppressed_tokens=frozenset([3]),
+    begin_suppressed_tokens=frozenset([58]),
+    bad_words=((5, 6), (7, 8, 9)),
+    min_new_tokens=3,
+    repetition_penalty=1.2,
+    no_repeat_ngram_size=2,
+    forced_eos_token_ids=frozenset([131]),
+    temperature=0.8,
+    top_p=0.9,
+)
+CHOICES = GenerationRules(5, frozenset([131]), choices=(Choice("a", ((5, 6), (6,))), Choice("b", ((5, 7, 8),))))
+
+
+@pytest.mark.parametrize("rules", [GenerationRules(8), EVERYTHING, CHOICES], ids=["plain", "everything", "choices"])
+@torch.inference_mode()
+def test_a_step_asks_nothing_of_the_host(rules: GenerationRules, folder: Path) -> None:
+    """What a CUDA graph needs, seen on a CPU; attention aside, whose torch form is never recorded."""
+    ops: Any = SimpleNamespace(**vars(torch_ops) | {"paged_attention": lambda queries, *_: queries})
+    settings = settings_of(folder)
+    weights, family = weights_of(settings)
+    model = Decoder(weights, family.config.text, tie_word_embeddings=False)
+    cache = KVCache(family.config.text, 1 + 2 * ROOM, torch.float32, CPU)
+    prompts = family.prompt_builder("{question}")
+    decoder = step_decoder(model, cache, ops, rules, prompts, max_num_seqs=2, rows=4)
+    segments = [Segment(9, suffix_start=1), Segment(9, suffix_start=1 + ROOM)]
+    starts = [Start(index, segment, (1, 5, 6, 5, 7, 8, 5, 6, 7)) for index, segment in enumerate(segments)]
+    decoder.start(starts, torch.randn(2, 32))
+    with Watch() as watch:  # type: ignore[no-untyped-call]
+        for _ in range(3):
+            decoder.step([0, 1])
+    assert watch.count > 100

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from idefics_cli.config import Quantize
 from idefics_cli.engine import open_engine
 from idefics_cli.errors import ModelError
 from idefics_cli.records import Answer
-from tests.small_checkpoints import opened, reference, save_checkpoint, settings_of, small_requests
+from tests.small_checkpoints import expected, save_checkpoint, settings_of, small_requests
 
 
 def answers(folder: Path, **changes: Any) -> tuple[list[Answer], str]:
@@ -27,31 +28,6 @@ def answers(folder: Path, **changes: Any) -> tuple[list[Answer], str]:
     engine.close()
     assert not any(answer.failure for answer in found)
     return found, engine.info.settings["engine"].split()[0]
-
-
-def expected(folder: Path, limit: int = 12) -> list[tuple[str, int]]:
-    """Text and number of tokens by transformers' model, tokenizer and `generate`, nothing of ours but prompts and pixels."""
-    settings = settings_of(folder)
-    ours = reference(settings)
-    _, family, _ = opened(settings)
-    prompts = family.prompt_builder("{question}")
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = []
-    for request in small_requests():
-        tokens = torch.tensor([prompts.build(request.question, [len(page.crops) for page in request.pages]).tokens])
-        pixels, mask = ours.pixels([[crop for page in request.pages for crop in page.crops]])
-        with torch.inference_mode():
-            generated = model.generate(
-                input_ids=tokens,
-                attention_mask=torch.ones_like(tokens),
-                pixel_values=pixels,
-                pixel_attention_mask=mask,
-                do_sample=False,
-                max_new_tokens=limit,
-            )[0, tokens.shape[1] :]
-        found.append((tokenizer.decode(generated, skip_special_tokens=True).strip(), len(generated)))
-    return found
 
 
 def check(folder: Path, backend: str) -> None:
@@ -73,17 +49,19 @@ FIRST_TOKENS = [58, 122, 128]
 @pytest.mark.parametrize(
     ("generation", "backend"),
     [
-        ({"repetition_penalty": 1.7}, "transformers"),
-        ({"no_repeat_ngram_size": 1}, "transformers"),
-        ({"eos_token_id": [131, *FIRST_TOKENS], "min_new_tokens": 5}, "transformers"),
-        ({"eos_token_id": [131, 103, 121], "min_length": 40}, "transformers"),
+        ({"repetition_penalty": 1.7}, "native"),
+        ({"no_repeat_ngram_size": 1}, "native"),
+        ({"no_repeat_ngram_size": 2}, "native"),
+        ({"encoder_repetition_penalty": 1.5, "repetition_penalty": 1.7}, "transformers"),
+        ({"eos_token_id": [131, *FIRST_TOKENS], "min_new_tokens": 5}, "native"),
+        ({"eos_token_id": [131, 103, 121], "min_length": 40}, "native"),
         ({"suppress_tokens": [103, 121]}, "native"),
-        ({"begin_suppress_tokens": FIRST_TOKENS}, "transformers"),
+        ({"begin_suppress_tokens": FIRST_TOKENS}, "native"),
         ({"bad_words_ids": [[103], [121]]}, "native"),
-        ({"bad_words_ids": [[58, 51], [94, 82]]}, "transformers"),
+        ({"bad_words_ids": [[58, 51], [94, 82]]}, "native"),
         ({"eos_token_id": [131, 103], "bad_words_ids": [[103], [121]]}, "native"),
         ({"num_beams": 3}, "transformers"),
-        ({"forced_eos_token_id": 131}, "transformers"),
+        ({"forced_eos_token_id": 131}, "native"),
         ({"sequence_bias": [[[103], -10.0], [[121], -10.0]]}, "transformers"),
         ({"eos_token_id": [131, 103, 121], "exponential_decay_length_penalty": [2, 1.5]}, "transformers"),
         ({"do_sample": True, "temperature": 2.0, "top_k": 3}, "native"),
@@ -287,3 +265,31 @@ def test_a_failed_load_is_told_to_every_request(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"model\.safetensors"):
             engine.submit(dataclasses.replace(request))
     engine.close()
+
+
+def threads(*names: str) -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name in names]
+
+
+@pytest.mark.parametrize("generation", [{}, {"num_beams": 2}], ids=["native", "transformers"])
+@pytest.mark.parametrize("pause", [0.0, 0.005, 0.02, 0.2])
+def test_closing_while_weights_are_loaded_leaves_nothing_running(
+    pause: float, generation: Mapping[str, Any], tmp_path: Path
+) -> None:
+    engine = open_engine(settings_of(save_checkpoint(tmp_path / "m", generation=generation)))
+    engine.start()
+    time.sleep(pause)
+    engine.close()
+    assert not threads("load", "engine")
+    with pytest.raises(ModelError, match="closed"):
+        engine.submit(small_requests()[0])
+    engine.close()  # once more does no harm
+
+
+def test_closing_before_anything_is_loaded_loads_nothing(tmp_path: Path) -> None:
+    engine = open_engine(settings_of(save_checkpoint(tmp_path / "m", generation={})))
+    engine.close()
+    with pytest.raises(ModelError, match="closed"):
+        engine.submit(small_requests()[0])
+    engine.start()
+    assert not threads("load", "engine")

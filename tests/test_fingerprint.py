@@ -36,6 +36,23 @@ def test_a_fingerprint_names_the_settings_that_differ() -> None:
     assert differing_settings("", here) == list(here)
 
 
+def test_settings_that_are_given_or_not_are_named_by_their_flags() -> None:
+    here = values()
+    assert re.fullmatch(r"[0-9a-f]{16}\.[0-9a-f]+", settings_fingerprint(here))  # as before there were optional ones
+
+    def differ(theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
+        return differing_settings(settings_fingerprint({**theirs, **here}), {**here, **ours})
+
+    warm = {"--temperature": "0.7", "--seed": "0"}
+    assert differ({}, warm) == ["--seed", "--temperature"]
+    assert differ(warm, {}) == ["--seed", "--temperature"]
+    assert differ(warm, warm | {"--seed": "1"}) == ["--seed"]
+    assert differ(warm, {"--choices": "['a', 'b']"}) == ["--choices", "--seed", "--temperature"]
+    changed = {**here, "--split": "never 11", "--stop": "['x']"}
+    assert differing_settings(settings_fingerprint(changed), here) == ["--split", "--stop"]
+    assert differing_settings(settings_fingerprint(here) + ".abc12", here) == ["a setting of another version"]
+
+
 def test_settings_that_agree_in_two_digits_are_told_apart() -> None:
     """Two digits a setting agree once in 256: the fingerprint is compared whole."""
     by_digits: dict[str, int] = {}

@@ -273,6 +273,21 @@ def test_a_request_that_was_cancelled_is_let_go(engine: NativeEngine) -> None:
     engine.close()
 
 
+def test_weights_that_are_not_wanted_any_more_are_let_go_at_the_next_one(small: ModelSettings) -> None:
+    checkpoint, family, choice = opened(small)
+    read = CheckpointSource(checkpoint, torch.float32, CPU)
+    names: list[str] = []
+
+    def source(name: str) -> torch.Tensor:
+        names.append(name)
+        return read(name)
+
+    info = EngineInfo("m", {}, 32, family.image_processor)
+    with pytest.raises(ModelError, match="closed"):
+        load_native(checkpoint, family, small, choice, info, source=source, is_cancelled=lambda: len(names) >= 3)
+    assert len(names) == 3
+
+
 def test_weights_that_cannot_fit_are_refused_at_once(small: ModelSettings) -> None:
     checkpoint, _, _choice = opened(small)
     text = {**checkpoint.config["text_config"], "vocab_size": 2_000_000_000_000}

@@ -108,6 +108,7 @@ def test_help_shows_panels_with_the_common_options_first() -> None:
     assert panels == sorted(panels)
     assert said.find("--dry-run") < said.find("--model") < said.find("─ Model ─")
     assert "[default: (no limit)]" in said
+    assert "[default: 16]" in said  # the command's own, not the record's
     assert "IDEFICS_CLI_PASSWORD" in said
 
 

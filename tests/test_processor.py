@@ -39,7 +39,7 @@ def answers(settings: ModelSettings) -> tuple[list[Answer], str]:
     ("generation", "backend"),
     [
         ({"eos_token_id": [131, 103, 121], "suppress_tokens": [58]}, "native"),
-        ({"eos_token_id": [131, 103, 121], "repetition_penalty": 1.7}, "transformers"),
+        ({"eos_token_id": [131, 103, 121], "sequence_bias": [[[58], -10.0]]}, "transformers"),
     ],
 )
 def test_parts_of_two_folders_are_one_checkpoint(generation: dict[str, object], backend: str, tmp_path: Path) -> None:

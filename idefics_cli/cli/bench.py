@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
 from idefics_cli.cli.console import print_table, set_up_messages, summary
-from idefics_cli.cli.options import AsJson, from_settings
+from idefics_cli.cli.options import AsJson, from_settings, generation_fields
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import TINY_MODEL, MessageSettings, ModelSettings, Option, Panel, positive_or_auto
 from idefics_cli.errors import UsageError
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 _BUSY = 0.1  # spread of repeats above which a figure says little
 
 
-@from_settings(without=("prompt", "model"), defaults={"max_new_tokens": 16})
+@from_settings(
+    without=("prompt", "model", *(name for name in generation_fields() if name != "max_new_tokens")),
+    defaults={"max_new_tokens": 16},
+)
 def bench(
     model: Callable[..., ModelSettings],
     messages: MessageSettings,
@@ -54,7 +57,7 @@ def bench(
     if pages is not None and pages < 1:
         raise UsageError("--pages takes a number above 0")
     settings = model(model=name or TINY_MODEL, ignore_eos=not start)
-    if settings.max_new_tokens < 2:
+    if settings.max_new_tokens == 1:
         raise UsageError("--max-new-tokens takes a number above 1: the first token is not decoded")
     with results_on_stdout() as stdout:
         if start:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import IO, Annotated
 
 from idefics_cli.cli.console import print_table, set_up_messages
-from idefics_cli.cli.options import from_settings
+from idefics_cli.cli.options import from_settings, generation_fields
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import MessageSettings, ModelSettings, Option, Panel
 from idefics_cli.errors import ModelError
 
 
-@from_settings(without=("prompt", "max_new_tokens"))
+@from_settings(without=("prompt", *generation_fields()))
 def doctor(
     model: ModelSettings,
     messages: MessageSettings,

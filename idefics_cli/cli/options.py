@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from idefics_cli.config import Option, PageSettings, Panel
+from idefics_cli.config import GenerationSettings, Option, PageSettings, Panel
 from idefics_cli.errors import UsageError
 
 _PANELS = list(Panel)
@@ -26,6 +26,11 @@ _PASSWORD_BYTES = 4096
 
 PasswordFile = Annotated[Path | None, Option("A file whose first line is the password.", Panel.PAGES, metavar="FILE")]
 AsJson = Annotated[bool, Option("Print JSON.", Panel.OUTPUT, ("--json",))]
+
+
+def generation_fields() -> tuple[str, ...]:
+    """Return the fields of the generation settings, for commands that lack their options."""
+    return tuple(field.name for field in dataclasses.fields(GenerationSettings))
 
 
 class Command(TyperCommand):
@@ -117,7 +122,9 @@ class _Record:
                 self._tuples.add(field.name)
                 hint, default = list[str], list(default)
             self._fields[flat] = field.name
-            self.parameters.append(_parameter(flat, hint, dataclasses.replace(option, names=names), default))
+            shown = None if field.name in defaults else option.default
+            option = dataclasses.replace(option, names=names, default=shown)
+            self.parameters.append(_parameter(flat, hint, option, default))
 
     def taken_from(self, given: dict[str, Any]) -> Any:
         """Take the record's values from those of all options, and make it; raises UsageError as the record does."""

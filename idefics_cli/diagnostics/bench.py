@@ -118,6 +118,7 @@ class Benchmark:
         quantize = effective_quantize(settings.model.quantize, self._checkpoint.stored, settings.model.model)
         self._settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, quantize=quantize))
         self._family = family_of(self._checkpoint)
+        self._new_tokens = self._family.generation(settings.model).max_new_tokens
         self._pages = settings.pages or _PAGES[self._choice.device]
         self._peak_tflops = hardware.peak_tflops(self._choice)
         self._asked = 0
@@ -152,7 +153,7 @@ class Benchmark:
             model=self._checkpoint.name,
             dtype=self._choice.dtype,
             quantize=str(settings.model.quantize),
-            new_tokens=settings.model.max_new_tokens,
+            new_tokens=self._new_tokens,
             peak_tflops=self._peak_tflops,
             load_s=load_s,
             first_answer_s=first_answer_s,
@@ -181,7 +182,7 @@ class Benchmark:
             times.append(time.perf_counter() - started)
         seconds = statistics.median(times)
         batch_size = max(answer.batch_size for answer in answers)
-        steps = max(1, self._settings.model.max_new_tokens - 1)
+        steps = max(1, self._new_tokens - 1)
         full = [answer.decode_ms * answer.batch_size for answer in answers if answer.batch_size == batch_size]
         return Measurement(
             way="engine",

@@ -81,7 +81,8 @@ def choices(settings: ModelSettings) -> dict[str, str]:
     has_kernels = choice.device == "cuda" and settings.kernels is Kernels.AUTO and (capability or (0, 0)) >= (8, 0)
     flash = "FlashAttention 4" if _FLASH_ATTENTION in versions() else "cuDNN (FlashAttention 4: extra fa4)"
     form = choice.dtype if quantize is Quantize.NONE else f"{choice.dtype}, {quantize}"
-    engine = f"transformers, for {', '.join(family.native_gaps)}" if family.native_gaps else "native"
+    gaps = family.native_gaps + family.generation(settings).gaps
+    engine = f"transformers, for {', '.join(gaps)}" if gaps else "native"
     return {
         "engine": engine,
         "device": choice.device,

@@ -76,6 +76,7 @@ def _main(arguments: Sequence[str]) -> None:
     kinds = {"adapter_base": AdapterBase, "device": Device, "dtype": Dtype, "quantize": Quantize, "kernels": Kernels}
     for name, kind in kinds.items():
         values[name] = kind(values[name])
+    values["stop"] = tuple(values["stop"])
     from idefics_cli.config import RunSettings
     from idefics_cli.engine import open_engine
     from idefics_cli.session import Session

@@ -14,6 +14,7 @@ from idefics_cli.engine.base import Engine, EngineInfo
 from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import DeviceChoice, choose_device
 from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families.generation import generation_flags
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.errors import ModelError
@@ -40,22 +41,23 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
     family = family_of(checkpoint)
     choice = choose_device(settings)
     family.prompt_builder(settings.prompt)
+    gaps = family.native_gaps + family.generation(settings).gaps
     info = engine_info(settings, checkpoint, family, choice)
 
-    def load() -> Engine:
+    def load(is_closed: Callable[[], bool]) -> Engine:
         threading.Thread(target=checkpoint.read_ahead, name="read ahead", daemon=True).start()
-        if family.native_gaps:
+        if gaps:
             from idefics_cli.engine.transformers import TransformersEngine
 
             return TransformersEngine(checkpoint, family, settings, choice, info)
         from idefics_cli.engine.native.engine import load_native
 
-        return load_native(checkpoint, family, settings, choice, info)
+        return load_native(checkpoint, family, settings, choice, info, is_cancelled=is_closed)
 
-    if family.native_gaps and settings.quantize is not Quantize.NONE:
+    if gaps and settings.quantize is not Quantize.NONE:
         raise ModelError(
             f"{settings.model}: weights in {settings.quantize} (--quantize) are for what the native engine runs, "
-            f"which does not do {', '.join(family.native_gaps)}"
+            f"which does not do {', '.join(gaps)}"
         )
     return DeferredEngine(info, load)
 
@@ -63,17 +65,17 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
 class DeferredEngine:
     """An engine whose weights are loaded in a thread once they are needed."""
 
-    def __init__(self, info: EngineInfo, load: Callable[[], Engine]) -> None:
+    def __init__(self, info: EngineInfo, load: Callable[[Callable[[], bool]], Engine]) -> None:
+        """Take what loads the weights; it may ask whether they are still wanted, and raise ModelError if not."""
         self.info = info
         self._load, self._lock = load, threading.Lock()
         self._loading: Future[Engine] | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
 
     def start(self) -> None:
         """See `Engine`."""
-        with self._lock:
-            if self._loading is None:
-                self._loading = Future()
-                threading.Thread(target=self._run, args=(self._loading,), name="load", daemon=True).start()
+        self._start()
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Engine`; waits for the weights."""
@@ -83,21 +85,35 @@ class DeferredEngine:
         """Load the weights, or wait for those that are being loaded; returns the engine that has them.
 
         Raises:
-            ModelError: they can't be loaded.
+            ModelError: they can't be loaded, or the engine has been closed.
 
         """
-        self.start()
-        assert self._loading is not None
-        return self._loading.result()
+        return self._start().result()
 
     def close(self) -> None:
-        """See `Engine`."""
-        if self._loading is not None and self._loading.done() and self._loading.exception() is None:
-            self._loading.result().close()
+        """See `Engine`; weights that are being loaded are let go at the next tensor, and waited for until then."""
+        with self._lock:
+            self._closed.set()
+            loading, thread = self._loading, self._thread
+        if thread is not None:
+            thread.join()
+        if loading is not None and loading.exception() is None:
+            loading.result().close()
+
+    def _start(self) -> Future[Engine]:
+        with self._lock:
+            if self._loading is None:
+                self._loading = Future()
+                if self._closed.is_set():
+                    self._loading.set_exception(ModelError("the engine has been closed"))
+                else:
+                    self._thread = threading.Thread(target=self._run, args=(self._loading,), name="load", daemon=True)
+                    self._thread.start()
+            return self._loading
 
     def _run(self, loading: Future[Engine]) -> None:
         try:
-            loading.set_result(self._load())
+            loading.set_result(self._load(self._closed.is_set))
         except BaseException as error:
             loading.set_exception(error)
 
@@ -118,8 +134,8 @@ def _answer_settings(
     settings: ModelSettings, checkpoint: Checkpoint, family: Idefics2Family, choice: DeviceChoice
 ) -> Mapping[str, str]:
     """Return what of the model can change an answer, by the names that users know."""
-    backend = "native"
-    if family.native_gaps:
+    backend, rules = "native", family.generation(settings)
+    if family.native_gaps + rules.gaps:
         backend = f"transformers {version('transformers')}"
     return {
         "--model (its content)": checkpoint.digest(),
@@ -127,6 +143,7 @@ def _answer_settings(
         "--dtype": choice.dtype,
         "--quantize": str(settings.quantize),
         "--prompt": settings.prompt,
-        "--max-new-tokens": str(settings.max_new_tokens),
+        "--max-new-tokens": str(rules.max_new_tokens),
         "engine": backend,
+        **generation_flags(settings, rules),
     }

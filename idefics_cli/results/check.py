@@ -155,7 +155,7 @@ def _check_earlier(
     if values is not None:
         differ = {name for fingerprint in earlier.fingerprints for name in differing_settings(fingerprint, values)}
         if differ:
-            names = ", ".join(name for name in values if name in differ)
+            names = ", ".join([*(name for name in values if name in differ), *sorted(differ - values.keys())])
             raise OutputError(
                 f"{path}: its rows were answered with other settings ({names}); use those, or --overwrite"
             )

@@ -11,6 +11,14 @@ from idefics_cli.config import Rasterizer, RunSettings
 
 _WHOLE = 16  # digits
 _EACH = 2
+_NAME = 3
+_OPTIONAL = frozenset(
+    (
+        *("--min-new-tokens", "--temperature", "--top-p", "--seed", "--repetition-penalty", "--num-beams"),
+        *("--stop", "--choices"),
+    )
+)
+"""Settings that are there only where they are given: a fingerprint holds digits of their names too."""
 
 
 def settings_values(
@@ -39,10 +47,14 @@ def settings_values(
 def settings_fingerprint(values: Mapping[str, str]) -> str:
     """Return the `settings` column: 16 digits of all settings, a point, and 2 digits for each.
 
-    It is compared whole; the digits for each setting let a message name those that differ.
+    Behind another point stand those that are optional, 3 digits of the name and 2 of the value. A fingerprint is
+    compared whole; the digits for each setting let a message name those that differ.
     """
-    each = "".join(_digits(value)[:_EACH] for value in values.values())
-    return f"{_digits(list(map(list, values.items())))[:_WHOLE]}.{each}"
+    each = "".join(_digits(value)[:_EACH] for name, value in values.items() if name not in _OPTIONAL)
+    optional = "".join(
+        _digits(name)[:_NAME] + _digits(value)[:_EACH] for name, value in values.items() if name in _OPTIONAL
+    )
+    return f"{_digits(list(map(list, values.items())))[:_WHOLE]}.{each}{'.' if optional else ''}{optional}"
 
 
 def differing_settings(fingerprint: str, values: Mapping[str, str]) -> list[str]:
@@ -53,15 +65,27 @@ def differing_settings(fingerprint: str, values: Mapping[str, str]) -> list[str]
     here = settings_fingerprint(values)
     if fingerprint == here:
         return []
-    theirs, ours = fingerprint.partition(".")[2], here.partition(".")[2]
-    if len(theirs) != len(ours) or theirs == ours:
+    theirs, their_optional = _parts(fingerprint)
+    ours, our_optional = _parts(here)
+    if len(theirs) != len(ours) or (theirs, their_optional) == (ours, our_optional):
         return list(values)
+    always = [name for name in values if name not in _OPTIONAL]
     starts = range(0, len(ours), _EACH)
-    return [
+    differ = [
         name
-        for name, start in zip(values, starts, strict=True)
+        for name, start in zip(always, starts, strict=True)
         if theirs[start : start + _EACH] != ours[start : start + _EACH]
     ]
+    names = {_digits(name)[:_NAME]: name for name in sorted(_OPTIONAL)}
+    codes = {code for code, _ in their_optional.items() ^ our_optional.items()}
+    return differ + sorted(names.get(code, "a setting of another version") for code in codes)
+
+
+def _parts(fingerprint: str) -> tuple[str, dict[str, str]]:
+    """Return the digits of the settings that are always there, and those of optional ones by the digits of the name."""
+    each, _, optional = fingerprint.partition(".")[2].partition(".")
+    pieces = [optional[start : start + _NAME + _EACH] for start in range(0, len(optional), _NAME + _EACH)]
+    return each, {piece[:_NAME]: piece[_NAME:] for piece in pieces}
 
 
 def row_key(digest: str, pages: str, question: str, id: object) -> str:  # noqa: A002 - the column's name

@@ -84,7 +84,7 @@ def own_logits(requests: Sequence[Request]) -> tuple[list[tuple[int, ...]], list
         weights = Weights(random_source(family, CHOICE), Quantize.NONE, torch.bfloat16, torch.device("cuda"))
         runner = Recording(weights, family, SETTINGS)
     steps = runner.watch()
-    core = EngineCore(runner, PLAN, SETTINGS.max_new_tokens)
+    core = EngineCore(runner, PLAN)
     prompts = family.prompt_builder("{question}")
     asked = [
         Asked(

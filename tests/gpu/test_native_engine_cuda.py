@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +86,35 @@ def test_an_answer_is_bit_for_bit_the_same_in_any_company(
     assert found(64) == alone
 
 
+@pytest.mark.parametrize("kernels", list(Kernels))
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {"temperature": 1.5, "top_p": 0.9, "seed": 3},
+        {"repetition_penalty": 1.3, "min_new_tokens": 5},
+        {"stop": ("a",)},
+        {"choices": ("Yes", "No", "not found", "12.50", "12.05"), "max_new_tokens": None},
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else str(value),
+)
+def test_generation_settings_leave_answers_the_same_in_any_company(
+    generation: dict[str, Any], kernels: Kernels, cuda: ModelSettings, sample_requests: list[Request]
+) -> None:
+    """Steps with logits processors are recorded as graphs too."""
+    settings = dataclasses.replace(cuda, kernels=kernels, **generation)
+
+    def found(batch_size: int) -> list[tuple[str, float, int]]:
+        given = answers(dataclasses.replace(settings, batch_size=batch_size), sample_requests[:60], batch_size)
+        return [(answer.text, answer.confidence, answer.new_tokens) for answer in given]
+
+    alone = found(1)
+    assert found(7) == alone
+    assert found(64) == alone
+    on_cpu = answers(dataclasses.replace(settings, device=Device.CPU), sample_requests[:20])
+    same = sum(one.text == other[0] for one, other in zip(on_cpu, alone, strict=False))
+    assert same >= 18  # the same random numbers; probabilities that differ in their last bits may draw another token
+
+
 def outputs(settings: ModelSettings, plan: MemoryPlan, requests: Sequence[Request], *, graph: bool) -> list[object]:
     """Tokens and log-probabilities of sequences run without a thread."""
     checkpoint, family, choice = opened(settings)
@@ -97,7 +127,7 @@ def outputs(settings: ModelSettings, plan: MemoryPlan, requests: Sequence[Reques
 
     with torch.inference_mode():
         runner = (ModelRunner if graph else Launched)(weights, family, settings)
-    core = EngineCore(runner, plan, settings.max_new_tokens)
+    core = EngineCore(runner, plan)
     prompts = family.prompt_builder("{question}")
     asked = [
         Asked(

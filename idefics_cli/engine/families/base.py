@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from idefics_cli.config import ModelSettings
 from idefics_cli.documents.page import ImageProcessor
-from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.families.generation import GenerationRules
 from idefics_cli.errors import ModelError
 
 
@@ -83,8 +84,17 @@ class PromptBuilder(Protocol):
 
         """
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of an answer's tokens: special tokens left out, spaces around it stripped."""
+    def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Return the text of an answer's tokens: special tokens left out, spaces around it stripped.
+
+        Args:
+            tokens: of the answer.
+            stop: texts before the first of which it is cut.
+
+        """
+
+    def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether the text of an answer's tokens holds one of these texts."""
 
 
 class Family(Protocol):
@@ -96,88 +106,22 @@ class Family(Protocol):
 
     @property
     def native_gaps(self) -> tuple[str, ...]:
-        """What the checkpoint asks for that the native engine does not do; with any, transformers runs it."""
+        """What of the model the native engine does not do; with any, transformers runs it.
 
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        `GenerationRules.gaps` are to be added.
+        """
 
-    @property
-    def suppressed_tokens(self) -> frozenset[int]:
-        """Tokens that are never generated."""
+    def generation(self, settings: ModelSettings) -> GenerationRules:
+        """Return how answers are generated.
+
+        Raises:
+            ModelError: the checkpoint's settings can't be understood.
+            UsageError: the checkpoint can't do what the user asks for.
+
+        """
 
     def prompt_builder(self, template: str) -> PromptBuilder:
         """Return what builds prompts; `template` holds `{question}`."""
-
-
-_GENERATION_GAPS: Mapping[str, tuple[Any, ...]] = {
-    # what a generation config may ask for, and the values that ask for nothing
-    "repetition_penalty": (None, 1, 1.0),
-    "encoder_repetition_penalty": (None, 1, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "min_new_tokens": (None, 0),
-    "min_length": (None, 0),
-    "num_beams": (None, 1),
-    "num_beam_groups": (None, 1),
-    "begin_suppress_tokens": (None, []),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "exponential_decay_length_penalty": (None,),
-    "sequence_bias": (None, {}, []),
-    "guidance_scale": (None, 1, 1.0),
-    "renormalize_logits": (None, False, True),  # the greedy choice is the same
-    "remove_invalid_values": (None, False),
-    "penalty_alpha": (None, 0),
-    "dola_layers": (None,),
-    "watermarking_config": (None,),
-    "stop_strings": (None, []),
-    "constraints": (None, []),
-    "force_words_ids": (None, []),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRules:
-    """What a checkpoint's generation settings ask of greedy decoding."""
-
-    eos_token_ids: frozenset[int]
-    suppressed_tokens: frozenset[int]
-    gaps: tuple[str, ...]
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> GenerationRules:
-        """Read them; sampling settings do not matter, since decoding is greedy.
-
-        Raises:
-            ModelError: they can't be understood.
-
-        """
-        settings = checkpoint.generation_config or _settings_of_config(checkpoint.config)
-        ends = settings.get("eos_token_id")
-        try:
-            eos = frozenset([int(ends)] if isinstance(ends, int) else map(int, ends or ()))
-            words = [tuple(map(int, word)) for word in settings.get("bad_words_ids") or ()]
-            suppressed = {int(token) for token in settings.get("suppress_tokens") or ()}
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"{checkpoint.name}: generation_config.json: {error}") from error
-        # As in transformers, a bad word that is an end token is not one.
-        suppressed |= {word[0] for word in words if len(word) == 1 and word[0] not in eos}
-        gaps = [
-            f"{name} {settings[name]}"
-            for name, harmless in _GENERATION_GAPS.items()
-            if name in settings and settings[name] not in harmless
-        ]
-        gaps += ["bad_words_ids of several tokens"] if any(len(word) > 1 for word in words) else []
-        return cls(eos, frozenset(suppressed), tuple(gaps))
-
-
-def _settings_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the generation settings that older checkpoints hold in config.json, as transformers takes them."""
-    settings: dict[str, Any] = {"eos_token_id": 2}  # MistralConfig's
-    for part in (config.get("text_config") or {}, config):
-        settings |= {name: value for name, value in part.items() if value is not None}
-    return settings
 
 
 def decoder_config(values: Mapping[str, Any], name: str) -> tuple[DecoderConfig, tuple[str, ...]]:

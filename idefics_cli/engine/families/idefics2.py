@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from PIL import Image
 
+from idefics_cli.config import ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint
-from idefics_cli.engine.families.base import GenerationRules, Normalization, Prompt
+from idefics_cli.engine.families.base import Normalization, Prompt
+from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.families.idefics2_config import Idefics2Config
 from idefics_cli.engine.families.idefics2_images import Idefics2ImageProcessor
 from idefics_cli.engine.families.prompt import ChatTemplate, Tokenizer, check_question
@@ -33,8 +36,6 @@ class Idefics2Family:
         """
         self._checkpoint = checkpoint
         self.config = Idefics2Config.of(checkpoint.config, checkpoint.name)
-        rules = GenerationRules.of(checkpoint)
-        self.eos_token_ids, self.suppressed_tokens = rules.eos_token_ids, rules.suppressed_tokens
         settings = checkpoint.processor_config
         if settings.get("do_resize") is False:
             raise ModelError(f"{checkpoint.name}: an image processor that does not resize (do_resize) is not supported")
@@ -45,7 +46,7 @@ class Idefics2Family:
                 f"number of latents, {latents}"
             )
         cleanup = checkpoint.tokenizer_config.get("clean_up_tokenization_spaces")
-        self.native_gaps = self.config.gaps + rules.gaps + (("clean_up_tokenization_spaces",) if cleanup else ())
+        self.native_gaps = self.config.gaps + (("clean_up_tokenization_spaces",) if cleanup else ())
 
     @functools.cached_property
     def image_processor(self) -> Idefics2ImageProcessor:
@@ -84,6 +85,31 @@ class Idefics2Family:
 
         """
         return Idefics2PromptBuilder(self._checkpoint, self._tokenizer, self.config, template)
+
+    def generation(self, settings: ModelSettings) -> GenerationRules:
+        """Return how answers are generated.
+
+        A checkpoint without chat turns goes on with what it has read: tokens that stand for images are never generated,
+        whether its generation_config.json forbids them or not.
+
+        Raises:
+            ModelError: the checkpoint's settings can't be understood.
+            UsageError: the checkpoint can't do what the user asks for.
+
+        """
+        is_base = not self._checkpoint.chat_template
+        ids = (self.config.image_token_id, self._tokenizer.id_of(_FAKE)) if is_base else ()
+        rules = GenerationRules.of(self._checkpoint, settings, [token for token in ids if token is not None])
+        for text in rules.stop:
+            if found := sorted(token for token in self._tokenizer.special_tokens if token in text):
+                kind, name = (UsageError, "--stop") if text in settings.stop else (ModelError, "stop_strings")
+                raise kind(f"{name} {text!r} holds the special token {found[0]}, which no answer's text does: drop it")
+        if settings.choices is None:
+            return rules
+        prompts = self.prompt_builder(settings.prompt)
+        choices = tuple(prompts.choice(text, rules.suppressed_tokens) for text in settings.choices)
+        longest = max(len(tokens) for choice in choices for tokens in choice.tokens)
+        return dataclasses.replace(rules, choices=choices, max_new_tokens=longest + 1)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -142,9 +168,40 @@ class Idefics2PromptBuilder:
         # The closing fake token belongs to the prefix; at least one token is left behind it.
         return Prompt(tuple(tokens), min(last + 2, len(tokens) - 1))
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
         """See `PromptBuilder`."""
-        return self._tokenizer.decode(tokens).strip()
+        text = self._tokenizer.decode(tokens)
+        starts = [start for start in map(text.find, stop) if start >= 0]
+        return text[: min(starts, default=len(text))].strip()
+
+    def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
+        """See `PromptBuilder`.
+
+        All tokens are decoded anew each time: what a token adds to a text may depend on those before it.
+        """
+        text = self._tokenizer.decode(tokens) if stop else ""
+        return any(one in text for one in stop)
+
+    def choice(self, text: str, suppressed_tokens: Collection[int]) -> Choice:
+        """Return an answer as tokens behind a prompt, as the tokenizer writes it there.
+
+        Raises:
+            UsageError: it can't be written.
+
+        """
+        text = text.strip()
+        prompt = self._words(self._template.replace("{question}", "?"), 0)
+        before = self._tokenizer.encode(prompt)
+        written = []
+        for space in (" ", ""):
+            tokens = self._tokenizer.encode(prompt + space + text)
+            behind = tuple(tokens[len(before) :])
+            is_possible = tokens[: len(before)] == before and self.decode(behind) == text
+            if is_possible and behind not in written and not set(behind) & set(suppressed_tokens):
+                written.append(behind)
+        if not written:
+            raise UsageError(f"--choices: the checkpoint can't write {text!r}; give this answer another spelling")
+        return Choice(text, tuple(written))
 
     def _words(self, text: str, images: int) -> str:
         """Chat checkpoints get a user's turn, base checkpoints the images and the text."""

@@ -31,14 +31,14 @@ _LAUNCHED_AHEAD = 2  # encodings: the device has work, and the host is never far
 class EngineCore:
     """Scheduler, model runner and KV cache."""
 
-    def __init__(self, runner: ModelRunner, plan: MemoryPlan, max_new_tokens: int) -> None:
+    def __init__(self, runner: ModelRunner, plan: MemoryPlan) -> None:
         """Allocate the KV cache.
 
         Raises:
             ModelError: memory does not suffice for a single sequence.
 
         """
-        self._runner, self._max_new_tokens = runner, max_new_tokens
+        self._runner = runner
         self._launched: deque[Timer] = deque()
         self._is_reduced = False
         while not self._allocate(plan, plan.slots):
@@ -47,7 +47,7 @@ class EngineCore:
             plan = dataclasses.replace(plan, max_num_seqs=plan.max_num_seqs // 2, slots=plan.slots // 2 + 1)
             self._is_reduced = True
         self.plan = plan
-        self._scheduler = Scheduler(plan.max_num_seqs, max_new_tokens)
+        self._scheduler = Scheduler(plan.max_num_seqs, runner.rules.max_new_tokens)
         runner.record_graph()
 
     @property

@@ -1,18 +1,36 @@
-"""Greedy decoding of sequences at positions of their own; a new one takes the index of one that has ended."""
+"""Decoding of sequences at positions of their own; a new one takes the index of one that has ended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from idefics_cli.engine.families.generation import GenerationRules
+from idefics_cli.engine.native.logits_processors import logits_processors
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, Segment, to_device
 from idefics_cli.engine.native.ops.base import AttentionMetadata, Ops
+from idefics_cli.engine.native.sampling import draw, uniform
 from idefics_cli.engine.native.sequence import Output
 
 
-class GreedyDecoder:
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A sequence whose prompt is in the KV cache."""
+
+    index: int
+    segment: Segment
+    """The last of its prompt."""
+    prompt: Sequence[int]
+    """All its tokens."""
+    random_key: int = 0
+    """What its random numbers are made from."""
+
+
+class StepDecoder(ABC):
     """The state of the batch. It lies on the device, so that a step asks nothing of the host.
 
     Steps run over a fixed number of rows: what is lacking is filled up with a row of no sequence. The shapes of all
@@ -20,33 +38,23 @@ class GreedyDecoder:
     """
 
     def __init__(
-        self,
-        model: Decoder,
-        cache: KVCache,
-        ops: Ops,
-        *,
-        max_num_seqs: int,
-        rows: int,
-        eos_token_ids: Collection[int],
-        suppressed_tokens: Collection[int],
-        max_new_tokens: int,
+        self, model: Decoder, cache: KVCache, ops: Ops, *, max_num_seqs: int, rows: int, rules: GenerationRules
     ) -> None:
         """Allocate the state of sequences 0 to `max_num_seqs` - 1, decoded `rows` at a time."""
         self._model, self._cache, self._ops, self._rows = model, cache, ops, rows
-        self._max_new_tokens, self._filler = max_new_tokens, max_num_seqs
-        device, size = model.device, max_num_seqs + 1
-        self._eos = torch.tensor(sorted(eos_token_ids), device=device, dtype=torch.long)
-        self._suppressed = torch.tensor(sorted(suppressed_tokens), device=device, dtype=torch.long)
-        self._location = torch.zeros(4, size, dtype=torch.int32, device=device)
+        self._max_new_tokens, self._filler = rules.max_new_tokens, max_num_seqs
+        device, self._size = model.device, max_num_seqs + 1
+        suppressed = sorted(token for token in rules.suppressed_tokens if 0 <= token < model.logits_width)
+        self._suppressed = torch.tensor(suppressed, device=device, dtype=torch.long)
+        self._location = torch.zeros(4, self._size, dtype=torch.int32, device=device)
         """Prefix start and length, suffix start and length."""
-        self._limit = torch.zeros(size, dtype=torch.int32, device=device)
+        self._limit = torch.zeros(self._size, dtype=torch.int32, device=device)
         """Suffix length at which a sequence stands still."""
-        self._count = torch.zeros(size, dtype=torch.long, device=device)
-        self._token = torch.zeros(size, dtype=torch.long, device=device)
-        self._tokens = torch.full((size, max_new_tokens), -1, dtype=torch.long, device=device)
-        self._logprob = torch.zeros(size, device=device)
-        self._is_ended = torch.zeros(size, dtype=torch.bool, device=device)
-        self._lengths = [0] * max_num_seqs  # tokens so far, as the host knows them
+        self._count = torch.zeros(self._size, dtype=torch.long, device=device)
+        """Steps that a sequence has had."""
+        self._token = torch.zeros(self._size, dtype=torch.long, device=device)
+        """What the next step runs through the model."""
+        self._lengths = [0] * max_num_seqs  # steps, as the host knows them
         self._graph: _Graph | None = None
 
     @torch.inference_mode()
@@ -55,16 +63,16 @@ class GreedyDecoder:
         self._graph = _Graph(self._step, [self._filler] * self._rows, self._model.device)
 
     @torch.inference_mode()
-    def start(self, indices: Sequence[int], segments: Sequence[Segment], hidden: Tensor) -> None:
-        """Begin sequences whose prompts are in the cache: choose their first tokens from the last hidden states.
+    def start(self, starts: Sequence[Start], hidden: Tensor) -> None:
+        """Begin sequences: choose their first tokens from the last hidden states of their prompts.
 
         Args:
-            indices: of the sequences.
-            segments: where their prompts lie.
+            starts: the sequences.
             hidden: (sequences, width).
 
         """
         device = self._model.device
+        segments = [start.segment for start in starts]
         lengths = [segment.suffix_done + segment.length for segment in segments]
         location = [
             (segment.prefix_start, segment.prefix_length, segment.suffix_start, length)
@@ -72,20 +80,22 @@ class GreedyDecoder:
         ]
         limits = [length + self._max_new_tokens for length in lengths]
         packed = to_device(torch.tensor([*zip(*location, strict=True), limits], dtype=torch.int32), device)
+        indices = [start.index for start in starts]
         index = to_device(torch.tensor(indices), device)
         self._location[:, index], self._limit[index] = packed[:4], packed[4]
-        self._count[index], self._logprob[index], self._tokens[index] = 0, 0.0, -1
-        for start in range(0, len(indices), self._rows):
-            some = slice(start, start + self._rows)
+        self._count[index] = 0
+        self._begin(index, starts)
+        for first in range(0, len(indices), self._rows):
+            some = slice(first, first + self._rows)
             lacking = self._rows - len(indices[some])
             padded = torch.cat([hidden[some], hidden.new_zeros(lacking, hidden.shape[1])])
-            self._choose(self._index(indices[some]), padded)
+            self._choose(self._index(indices[some]), self._logits(padded))
         for sequence in indices:
             self._lengths[sequence] = 1
 
     @torch.inference_mode()
     def step(self, indices: Sequence[int]) -> None:
-        """Add a token to each of the sequences."""
+        """Do one step of each of the sequences."""
         for start in range(0, len(indices), self._rows):
             some = indices[start : start + self._rows]
             if self._graph is not None:
@@ -95,17 +105,17 @@ class GreedyDecoder:
         for sequence in indices:
             self._lengths[sequence] += 1
 
+    @abstractmethod
     def finished(self, indices: Sequence[int]) -> dict[int, Output]:
-        """Return the outputs of sequences that have ended or reached the limit; waits for the device."""
-        ended = dict(zip(indices, self._is_ended[list(indices)].tolist(), strict=True))
-        done = [index for index in indices if ended[index] or self._lengths[index] >= self._max_new_tokens]
-        if not done:
-            return {}
-        tokens, logprobs = self._tokens[done].tolist(), self._logprob[done].tolist()
-        return {
-            index: Output(tuple(token for token in row if token >= 0), ended[index], logprob)
-            for index, row, logprob in zip(done, tokens, logprobs, strict=True)
-        }
+        """Return the outputs of sequences that are done; waits for the device."""
+
+    @abstractmethod
+    def _begin(self, index: Tensor, starts: Sequence[Start]) -> None:
+        """Take new sequences, at `index` (sequences,)."""
+
+    @abstractmethod
+    def _choose(self, index: Tensor, logits: Tensor) -> None:
+        """Note what follows from logits (rows, width), and which token the next step takes; nothing waits here."""
 
     def _padded(self, indices: Sequence[int]) -> list[int]:
         return [*indices, *[self._filler] * (self._rows - len(indices))]
@@ -123,19 +133,76 @@ class GreedyDecoder:
         hidden = self._model.embed(self._token[index])
         hidden = self._model.forward(hidden, prefix + suffix, suffix_start + suffix, metadata, self._cache, self._ops)
         self._location[3, index] = torch.minimum(suffix + 1, self._limit[index])
-        self._choose(index, hidden)
+        self._choose(index, self._logits(hidden))
 
-    def _choose(self, index: Tensor, hidden: Tensor) -> None:
-        """Take the most probable token of each sequence and note it."""
-        logits = self._model.logits(hidden, self._ops).index_fill_(1, self._suppressed, -torch.inf)
-        best = logits.argmax(-1)
-        logprob = logits.gather(1, best[:, None])[:, 0] - logits.logsumexp(-1)
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self._model.logits(hidden, self._ops).index_fill_(1, self._suppressed, -torch.inf)
+
+
+class TokenDecoder(StepDecoder):
+    """Adds a token to each sequence in a step: the most probable one, or one that is drawn."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        cache: KVCache,
+        ops: Ops,
+        *,
+        max_num_seqs: int,
+        rows: int,
+        rules: GenerationRules,
+        has_stop: Callable[[Sequence[int]], bool] | None = None,
+    ) -> None:
+        """See `StepDecoder`; `has_stop` says of an answer's tokens whether their text holds a stop string."""
+        super().__init__(model, cache, ops, max_num_seqs=max_num_seqs, rows=rows, rules=rules)
+        device, self._has_stop = model.device, has_stop
+        self._eos = torch.tensor(sorted(rules.eos_token_ids), device=device, dtype=torch.long)
+        self._tokens = torch.full((self._size, self._max_new_tokens), -1, dtype=torch.long, device=device)
+        self._logprob = torch.zeros(self._size, device=device)
+        self._is_ended = torch.zeros(self._size, dtype=torch.bool, device=device)
+        self._processors = logits_processors(rules, model, self._size)
+        self._random_keys = torch.zeros(self._size, dtype=torch.long, device=device) if rules.temperature else None
+
+    def finished(self, indices: Sequence[int]) -> dict[int, Output]:
+        """Return the outputs of sequences that have ended or reached the limit; waits for the device."""
+        ended = dict(zip(indices, self._is_ended[list(indices)].tolist(), strict=True))
+        if self._has_stop is not None:
+            for index, tokens in zip(indices, self._tokens[list(indices)].tolist(), strict=True):
+                ended[index] |= self._has_stop([token for token in tokens if token >= 0])
+        done = [index for index in indices if ended[index] or self._lengths[index] >= self._max_new_tokens]
+        if not done:
+            return {}
+        tokens, logprobs = self._tokens[done].tolist(), self._logprob[done].tolist()
+        return {
+            index: Output(tuple(token for token in row if token >= 0), ended[index], logprob)
+            for index, row, logprob in zip(done, tokens, logprobs, strict=True)
+        }
+
+    def _begin(self, index: Tensor, starts: Sequence[Start]) -> None:
+        """See `StepDecoder`."""
+        self._logprob[index], self._tokens[index] = 0.0, -1
+        for processor in self._processors:
+            processor.start(index, [start.prompt for start in starts])
+        if self._random_keys is not None:
+            self._random_keys[index] = to_device(torch.tensor([start.random_key for start in starts]), index.device)
+
+    def _choose(self, index: Tensor, logits: Tensor) -> None:
+        """Take a token for each sequence and note it."""
         count = self._count[index].clamp(max=self._max_new_tokens - 1)
+        for processor in self._processors:
+            logits = processor(logits, index, count)
+        if self._random_keys is None:
+            token = logits.argmax(-1)
+        else:
+            token = draw(logits, uniform(self._random_keys[index], count))
+        logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)
         self._logprob[index] = self._logprob[index] + logprob
-        self._tokens[index, count] = best
+        self._tokens[index, count] = token
         self._count[index] = count + 1
-        self._token[index] = best
-        self._is_ended[index] = (best[:, None] == self._eos).any(1)
+        self._token[index] = token
+        self._is_ended[index] = (token[:, None] == self._eos).any(1)
+        for processor in self._processors:
+            processor.note(index, token)
 
 
 class _Graph:

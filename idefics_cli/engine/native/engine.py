@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import queue
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import torch
@@ -15,6 +15,7 @@ from idefics_cli.engine.base import EngineInfo
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice, free_host_memory
 from idefics_cli.engine.families.base import PromptBuilder
+from idefics_cli.engine.families.generation import GenerationRules, check_length, random_key
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.core import EngineCore
 from idefics_cli.engine.native.memory_plan import WorkSizes, plan_memory, weight_bytes
@@ -31,12 +32,12 @@ class NativeEngine:
     """Runs a checkpoint on one device."""
 
     def __init__(
-        self, core: EngineCore, info: EngineInfo, prompts: PromptBuilder, max_new_tokens: int, max_positions: int
+        self, core: EngineCore, info: EngineInfo, prompts: PromptBuilder, rules: GenerationRules, max_positions: int
     ) -> None:
         """Start the thread; see `load_native`."""
         self.info = info
         self._core, self._prompts = core, prompts
-        self._max_new_tokens, self._max_positions = max_new_tokens, max_positions
+        self._rules, self._max_positions = rules, max_positions
         self._submitted: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._futures: dict[Sequence, Future[Answer]] = {}
         self._error: ModelError | None = None
@@ -52,12 +53,7 @@ class NativeEngine:
         future: Future[Answer] = Future()
         try:
             prompt = self._prompts.build(request.question, [len(page.crops) for page in request.pages])
-            if len(prompt.tokens) + self._max_new_tokens > self._max_positions:
-                raise RowFailedError(
-                    FailureKind.TOO_LARGE,
-                    f"a prompt of {len(prompt.tokens)} tokens and an answer of up to {self._max_new_tokens} "
-                    f"(--max-new-tokens); the model takes {self._max_positions} together",
-                )
+            check_length(len(prompt.tokens), self._rules, self._max_positions)
         except RowFailedError as error:
             future.set_result(Answer(failure=error.failure))
             return future
@@ -65,7 +61,8 @@ class NativeEngine:
         with self._lock:
             if self._error is not None:
                 raise self._error
-            self._submitted.put((Sequence(prompt, pages, request.page_ids), future))
+            key = random_key(self._rules.seed, request.question, request.page_ids)
+            self._submitted.put((Sequence(prompt, pages, request.page_ids, key), future))
         return future
 
     def close(self) -> None:
@@ -129,12 +126,13 @@ class NativeEngine:
         failure = None
         if math.isnan(output.logprob):
             failure = Failure(FailureKind.MODEL_ERROR, "the model's output is not a number")
+        text = output.text if output.text is not None else self._prompts.decode(output.tokens, self._rules.stop)
         warnings = (
             "memory was short: answered in smaller batches" if sequence.is_preempted else "",
-            "" if output.is_complete else f"answer cut at {self._max_new_tokens} tokens",
+            "" if output.is_complete else f"answer cut at {self._rules.max_new_tokens} tokens",
         )
         return Answer(
-            "" if failure else self._prompts.decode(output.tokens),
+            "" if failure else text,
             confidence=math.exp(output.logprob),
             mean_logprob=output.logprob / len(output.tokens),
             prompt_tokens=len(sequence.prompt.tokens),
@@ -156,6 +154,7 @@ def load_native(
     info: EngineInfo,
     *,
     source: Source | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> NativeEngine:
     """Load the weights to the device, plan its memory and start the engine.
 
@@ -166,9 +165,10 @@ def load_native(
         choice: device and dtype.
         info: of the engine.
         source: gives the weights instead of the checkpoint.
+        is_cancelled: asked before each weight is read.
 
     Raises:
-        ModelError: weights missing, damaged, or too large for the device.
+        ModelError: weights missing, damaged, or too large for the device; or they are not wanted any more.
 
     """
     device = torch_device(choice, settings.gpu_memory)
@@ -178,12 +178,10 @@ def load_native(
         family.check_weights(checkpoint.weight_shapes())
     prompts = family.prompt_builder(settings.prompt)
     try:
-        source = source or CheckpointSource(checkpoint, dtype, device)
+        source = _cancellable(source or CheckpointSource(checkpoint, dtype, device), is_cancelled)
         with torch.inference_mode():
             weights = Weights(source, settings.quantize, dtype, device)
-            # No answer is longer than what the model takes: its questions fail one by one.
-            longest = min(settings.max_new_tokens, family.config.text.max_positions)
-            runner = ModelRunner(weights, family, dataclasses.replace(settings, max_new_tokens=longest))
+            runner = ModelRunner(weights, family, settings)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{checkpoint.name}: the weights do not fit the GPU's memory; {_SMALLER}") from error
     config = family.config
@@ -192,12 +190,23 @@ def load_native(
         WorkSizes.of(config, dtype.itemsize, settings.quantize),
         batch_size=settings.batch_size,
         crop_tokens=config.perceiver.num_latents,
-        max_new_tokens=longest,
+        max_new_tokens=runner.rules.max_new_tokens,
         free_host=free_host_memory(),
     )
     with torch.inference_mode():
-        core = EngineCore(runner, plan, longest)
-    return NativeEngine(core, info, prompts, settings.max_new_tokens, config.text.max_positions)
+        core = EngineCore(runner, plan)
+    return NativeEngine(core, info, prompts, family.generation(settings), config.text.max_positions)
+
+
+def _cancellable(source: Source, is_cancelled: Callable[[], bool]) -> Source:
+    """Return a source of weights that raises ModelError once they are not wanted any more."""
+
+    def read(name: str) -> torch.Tensor:
+        if is_cancelled():
+            raise ModelError("the engine has been closed")
+        return source(name)
+
+    return read
 
 
 def random_source(family: Idefics2Family, choice: DeviceChoice) -> Source:

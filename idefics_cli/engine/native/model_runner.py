@@ -5,6 +5,7 @@ It does what it is told, and raises torch.OutOfMemoryError where memory does not
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from idefics_cli.config import Kernels, ModelSettings
 from idefics_cli.engine.families.idefics2 import Idefics2Family
-from idefics_cli.engine.native.decode import GreedyDecoder
+from idefics_cli.engine.native.choices import step_decoder
+from idefics_cli.engine.native.decode import Start, StepDecoder
 from idefics_cli.engine.native.encoder_cache import EncoderCache
 from idefics_cli.engine.native.image_encoder import ImageEncoder
 from idefics_cli.engine.native.kv_cache import Prefix
@@ -55,24 +57,24 @@ class ModelRunner:
         self.decoder = Decoder(weights, family.config.text, tie_word_embeddings=family.config.tie_word_embeddings)
         self.ops = choose_ops(settings.kernels, weights.device, family.config.text.head_dim)
         self.features = EncoderCache()
+        rules = family.generation(settings)
+        # No answer is longer than what the model takes: its questions fail one by one.
+        longest = min(rules.max_new_tokens, family.config.text.max_positions)
+        eos = frozenset() if settings.ignore_eos else rules.eos_token_ids
+        self.rules = dataclasses.replace(rules, max_new_tokens=longest, eos_token_ids=eos)
+        """How answers are generated."""
 
     def allocate(self, plan: MemoryPlan, slots: int) -> None:
         """Allocate a KV cache of so many slots, slot 0 for tokens of no sequence, and the state of decoding."""
         self.plan = plan
         self.cache: KVCache | None = None  # the old ones go before the new ones come
-        self._greedy: GreedyDecoder | None = None
+        self._decoding: StepDecoder | None = None
         self._encoder: ImageEncoder | None = None
         self.cache = KVCache(self._family.config.text, slots, self.decoder.dtype, self.device)
-        self._greedy = GreedyDecoder(
-            self.decoder,
-            self.cache,
-            self.ops,
-            max_num_seqs=plan.max_num_seqs,
-            rows=DECODE_SEQUENCES[self.device.type],
-            eos_token_ids=() if self._settings.ignore_eos else self._family.eos_token_ids,
-            suppressed_tokens=self._family.suppressed_tokens,
-            max_new_tokens=self._settings.max_new_tokens,
-        )
+        prompts = self._family.prompt_builder(self._settings.prompt)
+        rows = DECODE_SEQUENCES[self.device.type]
+        sizes = {"max_num_seqs": plan.max_num_seqs, "rows": rows}
+        self._decoding = step_decoder(self.decoder, self.cache, self.ops, self.rules, prompts, **sizes)
         self._encoder = ImageEncoder(
             self.vision,
             self.ops,
@@ -88,17 +90,17 @@ class ModelRunner:
         return self._encoder
 
     @property
-    def greedy(self) -> GreedyDecoder:
+    def decoding(self) -> StepDecoder:
         """The state of decoding."""
-        assert self._greedy is not None
-        return self._greedy
+        assert self._decoding is not None
+        return self._decoding
 
     def record_graph(self) -> None:
         """Record a decoding step, where kernels run; without room for it, steps are launched kernel by kernel."""
         if self.ops is torch_ops:
             return
         try:
-            self.greedy.record()
+            self.decoding.record()
             return
         except torch.OutOfMemoryError:
             pass  # its traceback holds tensors: recover outside of the handler
@@ -122,7 +124,7 @@ class ModelRunner:
             sharing: sequences, by prefix key, among which the cost of a new prefix is divided.
 
         """
-        starting: list[tuple[int, Segment, Tensor]] = []
+        starting: list[tuple[Start, Tensor]] = []
         for pieces in self._batches(self._pieces(admitted)):
             timer = Timer(self.device)
             hidden = self._forward(pieces)
@@ -133,20 +135,21 @@ class ModelRunner:
                 if piece.fills is not None:
                     piece.fills.is_filled = True
                 if piece.starts is not None:
-                    starting.append((piece.starts, piece.segment, last))
+                    started = admitted[piece.starts]
+                    start = Start(piece.starts, piece.segment, started.prompt.tokens, started.random_key)
+                    starting.append((start, last))
                 for sequence, part in self._payers(piece, admitted, sharing):
                     sequence.prefill.append((timer, share * part))
-        indices, segments, last_states = zip(*starting, strict=True)
         timer = Timer(self.device)
-        self.greedy.start(indices, segments, torch.stack(last_states))
+        self.decoding.start([start for start, _ in starting], torch.stack([last for _, last in starting]))
         timer.stop()
-        for index in indices:
-            admitted[index].prefill.append((timer, 1 / len(indices)))
+        for start, _ in starting:
+            admitted[start.index].prefill.append((timer, 1 / len(starting)))
 
     def decode(self, running: Mapping[int, Sequence]) -> None:
         """Add a token to every sequence."""
         timer = Timer(self.device)
-        self.greedy.step(list(running))
+        self.decoding.step(list(running))
         timer.stop()
         share: CostShare = (timer, 1 / len(running))
         for sequence in running.values():
@@ -155,7 +158,7 @@ class ModelRunner:
 
     def finished(self, running: Mapping[int, Sequence]) -> dict[int, Output]:
         """Return the outputs of sequences that are done; waits for the device."""
-        return self.greedy.finished(list(running)) if running else {}
+        return self.decoding.finished(list(running)) if running else {}
 
     def _forward(self, pieces: SequenceOf[_Piece]) -> Tensor:
         """Run the tokens of pieces through the decoder; returns the last hidden state of each, (pieces, width)."""

@@ -34,6 +34,8 @@ class Output:
     """Whether the model ended the answer itself."""
     logprob: float
     """Sum of the log-probabilities of the tokens."""
+    text: str | None = None
+    """Of the answer, where it is not for the tokens to say."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +46,8 @@ class Sequence:
     pages: dict[str, PreparedPage]
     """By page id, in the order of the prompt; let go once they are encoded."""
     page_ids: tuple[str, ...]
+    random_key: int = 0
+    """What its random numbers are made from, where tokens are drawn."""
     prefix: Prefix | None = None
     """Its part of the KV cache, while it is running."""
     suffix_start: int = 0

@@ -61,6 +61,11 @@ class Decoder:
         self._head = Linear(functional.pad(head, (0, 0, 0, -len(head) % _ALIGNMENT)))
         self._cos, self._sin = _rotary_tables(config, weights.device)
 
+    @property
+    def logits_width(self) -> int:
+        """Columns of `logits`."""
+        return self.config.vocab_size + -self.config.vocab_size % _ALIGNMENT
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings of tokens (n,): (n, width)."""
         return functional.embedding(tokens, self._embedding)
