@@ -34,6 +34,8 @@ class BatchResult:
     """What to tell the user about the output."""
     seconds: float = 0.0
     """Wall time, from the first job to the last row."""
+    kept_failed: int = 0
+    """Failed rows of the output that are not asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ def run(
         on_start(inputs, session)
         started = time.monotonic()
         with open_output(settings.output, inputs.columns, stdout, values, inputs.paths) as output:
+            result.kept_failed = output.earlier.failed - output.earlier.to_retry
             try:
                 rows = session.rows(inputs, take_answered=output.answered.take, progress=result.progress)
                 for row in rows:

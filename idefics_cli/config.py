@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,8 @@ from idefics_cli.errors import UsageError
 
 DEFAULT_MODEL = "HuggingFaceM4/idefics2-8b"
 TINY_MODEL = "tiny"
+MOST_CHOICES = 200
+"""Of --choices: each takes a few decoding steps of every question."""
 _ROWS_TO_JUDGE = 20
 
 
@@ -136,7 +139,7 @@ def positive_or_auto(value: str) -> int | None:
     text = str(value)
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) == 0:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18 or int(text) == 0:
         raise UsageError(f"{text!r} is neither auto nor a number above 0")
     return int(text)
 
@@ -318,7 +321,9 @@ class GenerationSettings:
         if len(choices) < 2 or not all(map(str.strip, choices)):
             raise UsageError("--choices takes two answers or more, as in --choices Yes,No")
         texts = [choice.strip() for choice in choices]
-        if twice := next((one for one in texts if texts.count(one) > 1), None):
+        if len(choices) > MOST_CHOICES:
+            raise UsageError(f"--choices takes {MOST_CHOICES} answers at most, not {len(choices):,}: each is scored")
+        if twice := next((one for one, count in Counter(texts).items() if count > 1), None):
             raise UsageError(f"--choices holds {twice!r} twice")
         for flag, given in (
             ("--max-new-tokens", self.max_new_tokens),
@@ -507,7 +512,7 @@ class MaxFailures:
 class MessageSettings:
     """What is said on stderr."""
 
-    quiet: Annotated[bool, Option("Print errors only.", Panel.MESSAGES, ("--quiet",))] = False
+    quiet: Annotated[bool, Option("Print only errors, and what failed.", Panel.MESSAGES, ("--quiet",))] = False
     verbose: Annotated[
         bool, Option("Say what is chosen and done, and show tracebacks.", Panel.MESSAGES, ("--verbose", "-v"))
     ] = False

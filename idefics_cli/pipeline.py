@@ -200,6 +200,8 @@ class _Stages:
         question, document, settings = job.question, job.document, self._settings.pages
         if document is None or question.failure:
             failure = question.failure or Failure(FailureKind.BAD_QUESTION, "it has no document")
+            if not question.text:  # nothing else in the row tells which line it was
+                failure = Failure(failure.kind, f"{question.location}: {failure.detail}")
             key = row_key(question.document or "", question.page or "", question.text, question.id)
             yield PendingRow(job, key, failure=failure)
             return

@@ -10,6 +10,7 @@ from idefics_cli.config import RunSettings
 from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine import open_engine
 from idefics_cli.engine.base import Engine
+from idefics_cli.errors import ModelError
 from idefics_cli.inputs import Inputs, read_inputs
 from idefics_cli.pipeline import Progress, run
 from idefics_cli.records import Row
@@ -44,6 +45,7 @@ class Session:
         self.settings = settings
         self.engine = engine or open_engine(settings.model)
         self.pool = PagePool(settings.pages)
+        self._is_closed = False
 
     def __enter__(self) -> Session:
         return self
@@ -55,6 +57,7 @@ class Session:
 
     def close(self) -> None:
         """End the page processes, and free the device."""
+        self._is_closed = True
         self.pool.close()
         self.engine.close()
 
@@ -89,5 +92,12 @@ class Session:
         take_answered: Callable[[str], bool] = lambda _: False,
         progress: Progress | None = None,
     ) -> Iterator[Row]:
-        """Yield the rows of inputs that are read already; see `pipeline.run`."""
+        """Yield the rows of inputs that are read already; see `pipeline.run`.
+
+        Raises:
+            ModelError: the session has been closed, or as `run`.
+
+        """
+        if self._is_closed:
+            raise ModelError("the session has been closed")
         return run(inputs.jobs, self.engine, self.pool, self.settings, take_answered=take_answered, progress=progress)

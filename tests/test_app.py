@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -32,7 +31,7 @@ def test_retry_failed_may_stand_by_itself(given: list[str], expected: list[str])
     assert completed(given) == expected
 
 
-def test_help_of_every_command_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_of_every_command_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from idefics_cli.cli.app import make_app\n"
@@ -44,14 +43,6 @@ def test_help_of_every_command_is_quick_and_imports_nothing_heavy() -> None:
     assert done.stdout.endswith("[]\n"), done.stderr
     assert done.stdout.count("Example") == len(COMMANDS)
     assert "bool" not in done.stdout.lower()
-    quickest = min(_seconds_of_help() for _ in range(3))
-    assert quickest < 0.6  # 0.2 s where nothing else runs
-
-
-def _seconds_of_help() -> float:
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "idefics_cli", "run", "--help"], capture_output=True, check=True)
-    return time.monotonic() - started
 
 
 def test_without_arguments_the_help_is_shown(cli: Run) -> None:

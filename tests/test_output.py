@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import resource
@@ -192,8 +193,8 @@ def test_rows_of_gone_questions_and_changed_documents_are_told_and_dropped(tmp_p
     asked = [earlier[0], changed, earlier[3]]
     notes = write_output(path, asked, resume=True)
     assert notes == [
-        "2 earlier rows answer no question of this run (1 of them stand beside a new row, since their document has "
-        "changed); --prune drops them"
+        "2 earlier rows answer no question of this run (1 beside a new row, since the document has changed); --prune "
+        "drops them"
     ]
     assert len(keys(path)) == 5
     with open_output(OutputSettings(path, resume=True, prune=True), [], io.StringIO(), VALUES) as output:
@@ -203,6 +204,25 @@ def test_rows_of_gone_questions_and_changed_documents_are_told_and_dropped(tmp_p
     assert notes == ["2 earlier rows answer no question of this run: dropped"]
     assert keys(path) == [key(0), key(3), key(9), key(10)]
     assert write_output(path, [*asked, row(key=key(10))], resume=True, prune=True) == []
+
+
+def test_a_failed_row_goes_once_its_document_was_mended(tmp_path: Path) -> None:
+    """It stands under another key, since the document's bytes are others; it goes with --retry-failed alone."""
+    path = tmp_path / "out.csv"
+    broken = dataclasses.replace(failed(0, "unreadable: damaged"), document="1.pdf", page="", question="q")
+    gone = dataclasses.replace(failed(1, "unreadable: damaged"), document="2.pdf", page="", question="q")
+    write_output(path, [broken, gone])
+    mended = [row(key=key(9), document="1.pdf", page="1", question="q")]
+    notes = write_output(path, mended, resume=True)
+    assert "2 earlier rows answer no question of this run (1 beside a new row" in notes[0]
+    path.unlink()
+    write_output(path, [broken, gone])
+    notes = write_output(path, mended, resume=True, retry_failed=RetryFailed.TRANSIENT)
+    assert notes == [
+        "1 failed row of documents that have changed since: asked anew",
+        "1 earlier row answers no question of this run; --prune drops them",
+    ]
+    assert keys(path) == [key(1), key(9)]
 
 
 def test_only_as_many_equal_rows_are_dropped_as_are_too_many(tmp_path: Path) -> None:

@@ -167,13 +167,38 @@ def test_a_folder_is_never_written_over_unless_it_is_a_prepared_one(small: Path,
     with pytest.raises(OutputError, match="--overwrite replaces it"):
         written(small, made)
     before = (made / "model.safetensors").read_bytes()
-    (made / "more").write_text("left behind")
     written(small, made, overwrite=True, quantize=Quantize.INT8)
     assert (made / "model.safetensors").read_bytes() != before
-    assert not (made / "more").exists()
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "made", "notes"]
     with pytest.raises(UsageError, match="-o takes the name of a new folder"):
         written(small, Path("/"))
+
+
+def test_what_prepare_has_not_written_is_never_deleted(small: Path, tmp_path: Path) -> None:
+    prepared = written(small, tmp_path / "prepared")
+    (prepared / "answers.csv").write_text("mine")
+    with pytest.raises(OutputError, match="holds answers.csv, which prepare has not written"):
+        written(small, prepared, overwrite=True)
+    assert (prepared / "answers.csv").read_text() == "mine"
+    home = tmp_path / "home"
+    home.mkdir()
+    for mark in ("", "{}", '{"sha256": {}}'):
+        (home / "prepared.json").write_text(mark)
+        with pytest.raises(OutputError, match="not a folder that prepare has written"):
+            written(small, home, overwrite=True)
+    (prepared / "answers.csv").unlink()
+    (tmp_path / "link").symlink_to(prepared)
+    with pytest.raises(OutputError, match="a link; name the folder that it leads to"):
+        written(small, tmp_path / "link", overwrite=True)
+    assert written(small, prepared, overwrite=True).is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "link", "prepared"]
+
+
+def test_a_file_beside_the_weights_that_cannot_be_read_is_named(small: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(small, tmp_path / "source")
+    (source / "extra.json").mkdir()
+    with pytest.raises(ModelError, match=r"extra\.json: Is a directory"):
+        written(source, tmp_path / "prepared")
 
 
 def test_a_run_that_fails_leaves_nothing(small: Path, tmp_path: Path) -> None:

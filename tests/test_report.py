@@ -45,6 +45,10 @@ def test_a_run_is_one_line_off_the_terminal(capsys: pytest.CaptureFixture[str]) 
     result = BatchResult(progress=Progress(skipped=1200), seconds=3.21)
     report_run(result, "", settings)
     assert capsys.readouterr().err == "stdout: 0 rows, 1,200 already answered, 0 failed, 3.2 s\n"
+    result.kept_failed = 3
+    report_run(result, "", settings)
+    assert "0 rows, 1,200 kept (3 failed), 0 failed" in capsys.readouterr().err
+    result.kept_failed = 0
     for document in ("a.pdf", "b.pdf"):
         result.stats.add(failed_row(document, "q"))
     report_run(result, "a.pdf: encrypted: needs a password", settings)

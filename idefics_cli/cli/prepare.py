@@ -19,15 +19,15 @@ from idefics_cli.errors import UsageError
     only=("revision", "adapter", "adapter_base", "processor", "device", "dtype", "quantize", "quiet", "verbose")
 )
 def prepare(
-    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id or a folder with safetensors.")],
+    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder with safetensors, or 'tiny'.")],
     model: Callable[..., ModelSettings],
     messages: MessageSettings,
     output: Annotated[
-        Path | None, Option("The folder that is made.", Panel.COMMON, ("--output", "-o"), metavar="FOLDER")
+        Path | None, Option("The folder that is made; needed.", Panel.COMMON, ("--output", "-o"), metavar="FOLDER")
     ] = None,
     overwrite: Annotated[bool, Option("Replace a folder that prepare has written.", Panel.COMMON)] = False,
 ) -> None:
-    """Write a checkpoint to a folder that starts from half the bytes or fewer, without a network.
+    """Write a copy of a checkpoint that is ready to load: smaller, merged, and without a network.
 
     An adapter is merged, weights are cast (auto: bfloat16) or quantized. Other programs load the folder too: quantized
     weights are in the format of compressed-tensors. `doctor --model FOLDER` checks it.

@@ -82,7 +82,7 @@ def report_run(result: BatchResult, first_failure: str, settings: RunSettings) -
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2))
-    rows = [("rows", f"{stats.rows:,}" + f", {progress.skipped:,} already answered" * bool(progress.skipped))]
+    rows = [("rows", ", ".join([f"{stats.rows:,}", *_kept(result)]))]
     if stats.failed:
         rows.append(("failed", f"{stats.failed:,}: {_kinds(stats.failures)}"))
     rows.append(("pages", f"{progress.pages:,}, {progress.split_pages:,} of them split"))
@@ -102,14 +102,21 @@ def report_run(result: BatchResult, first_failure: str, settings: RunSettings) -
 
 def _log_line(result: BatchResult, first_failure: str, settings: RunSettings) -> str:
     stats, path = result.stats, settings.output.path
-    words = [f"{stats.rows:,} rows"]
-    words += [f"{result.progress.skipped:,} already answered"] * bool(result.progress.skipped)
+    words = [f"{stats.rows:,} row{'s' * (stats.rows != 1)}", *_kept(result)]
     words.append(f"{stats.failed:,} failed ({_kinds(stats.failures)})" if stats.failed else "0 failed")
     words.append(f"{result.seconds:.1f} s")
     if stats.scores.count:
-        words.append(f"exact {stats.scores.means['exact']:.1%}")
+        words.append(f"exact {stats.scores.means['exact']:.1%} of {stats.scores.count:,}")
     line = f"{path if path is not None else 'stdout'}: {', '.join(words)}"
     return f"{line}; first failure: {one_line(first_failure)}" if first_failure else line
+
+
+def _kept(result: BatchResult) -> list[str]:
+    """Say how many rows stay as they were, if any do, and that some of them are failed ones."""
+    skipped, failed = result.progress.skipped, result.kept_failed
+    if not skipped:
+        return []
+    return [f"{skipped:,} kept ({failed:,} failed)" if failed else f"{skipped:,} already answered"]
 
 
 def _kinds(failures: Mapping[str, int]) -> str:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from idefics_cli.config import Kernels, ModelSettings, Quantize
 from idefics_cli.engine.checkpoint import find_locally, open_checkpoint
 from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory
-from idefics_cli.engine.digests import is_prepared, verify
+from idefics_cli.engine.digests import MARK, verify
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.native.memory_plan import weight_bytes
 from idefics_cli.engine.quantization import effective_quantize
@@ -61,7 +61,7 @@ def verified_digests(settings: ModelSettings) -> dict[str, str]:
 
     """
     folder = find_locally(settings)
-    if folder is None or not is_prepared(folder):
+    if folder is None or not (folder / MARK).is_file():
         return {}
     return {"digests": f"{verify(folder)} files are as prepare has written them"}
 

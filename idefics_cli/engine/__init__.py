@@ -16,6 +16,7 @@ from idefics_cli.engine.device import DeviceChoice, choose_device
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.families.generation import generation_flags
 from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.files import reading
 from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.errors import ModelError
 from idefics_cli.records import Answer, Request
@@ -38,21 +39,28 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
     checkpoint = open_checkpoint(settings)
     quantize = effective_quantize(settings.quantize, checkpoint.stored, settings.model)
     settings = dataclasses.replace(settings, quantize=quantize)
-    family = family_of(checkpoint)
     choice = choose_device(settings)
-    family.prompt_builder(settings.prompt)
-    gaps = family.native_gaps + family.generation(settings).gaps
-    info = engine_info(settings, checkpoint, family, choice)
+    with reading(checkpoint.name):
+        family = family_of(checkpoint)
+        family.prompt_builder(settings.prompt)
+        gaps = family.native_gaps + family.generation(settings).gaps
+        info = engine_info(settings, checkpoint, family, choice)
 
     def load(is_closed: Callable[[], bool]) -> Engine:
         threading.Thread(target=checkpoint.read_ahead, name="read ahead", daemon=True).start()
+        engine: Engine
         if gaps:
             from idefics_cli.engine.transformers import TransformersEngine
 
-            return TransformersEngine(checkpoint, family, settings, choice, info)
-        from idefics_cli.engine.native.engine import load_native
+            engine = TransformersEngine(checkpoint, family, settings, choice, info)
+        else:
+            from idefics_cli.engine.native.engine import load_native
 
-        return load_native(checkpoint, family, settings, choice, info, is_cancelled=is_closed)
+            engine = load_native(checkpoint, family, settings, choice, info, is_cancelled=is_closed)
+        if any(info.settings[name] != digest for name, digest in _content(checkpoint).items()):
+            engine.close()
+            raise ModelError(f"{settings.model}: its files have changed while they were loaded; start again")
+        return engine
 
     if gaps and settings.quantize is not Quantize.NONE:
         raise ModelError(
@@ -138,12 +146,17 @@ def _answer_settings(
     if family.native_gaps + rules.gaps:
         backend = f"transformers {version('transformers')}"
     return {
-        "--model (its content)": checkpoint.digest(),
-        "--adapter (its content)": checkpoint.adapter.digest() if checkpoint.adapter else "none",
+        **_content(checkpoint),
         "--dtype": choice.dtype,
         "--quantize": str(settings.quantize),
         "--prompt": settings.prompt,
-        "--max-new-tokens": str(rules.max_new_tokens),
+        **({} if rules.choices else {"--max-new-tokens": str(rules.max_new_tokens)}),
         "engine": backend,
         **generation_flags(settings, rules),
     }
+
+
+def _content(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the digests of what is loaded, by the names that users know."""
+    adapter = checkpoint.adapter.digest() if checkpoint.adapter else "none"
+    return {"--model (its content)": checkpoint.digest(), "--adapter (its content)": adapter}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,13 @@ _WITHOUT_EFFECT = (
 # Ways to begin that leave the base as it is; the others train on a changed base, to which the adapter is added.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 _MODEL_CLASS = "Idefics2ForConditionalGeneration"
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("use_dora", "use_rslora"), bool),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), dict),
+    **dict.fromkeys(("base_model_name_or_path", "revision", "bias"), str),
+    "modules_to_save": list,
+    "lora_alpha": (int, float),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class AdapterConfig:
         values = read_json(folder / _FILE, name)
         _check(values, name)
         try:
-            return cls(
+            config = cls(
                 values.get("base_model_name_or_path") or None,
                 values.get("revision") or None,
                 bool(values.get("use_dora")),
@@ -71,8 +79,18 @@ class AdapterConfig:
                 {str(key): int(rank) for key, rank in (values.get("rank_pattern") or {}).items()},
                 {str(key): float(alpha) for key, alpha in (values.get("alpha_pattern") or {}).items()},
             )
-        except (TypeError, ValueError, AttributeError) as error:
+            config.check_numbers()
+        except (TypeError, ValueError, AttributeError, OverflowError, re.error) as error:
             raise ModelError(f"{name}: {_FILE}: {error}") from error
+        return config
+
+    def check_numbers(self) -> None:
+        """Check what B A is multiplied with; raises ValueError or re.error."""
+        if not all(map(math.isfinite, (self.lora_alpha, *self.alpha_pattern.values()))):
+            raise ValueError("lora_alpha and alpha_pattern hold numbers: not NaN or infinity")
+        if min((self.r, *self.rank_pattern.values())) < 1:
+            raise ValueError("r and rank_pattern hold ranks, from 1 on")
+        self.scale("any.module")  # the patterns compile, joined as they are used
 
     def rank(self, module: str) -> int:
         """Return the rank of the update of a module."""
@@ -109,6 +127,9 @@ def _check(values: Mapping[str, Any], name: str) -> None:
         raise ModelError(f"{name}: auto_mapping {_short(mapping)}: an adapter of another class than {_MODEL_CLASS}")
     if values.get("bias", "none") not in (None, "none", "all", "lora_only"):
         raise ModelError(f"{name}: bias {_short(values['bias'])} is none, all or lora_only")
+    for key, kind_of_value in _KINDS.items():
+        if values.get(key) is not None and not isinstance(values[key], kind_of_value):
+            raise ModelError(f"{name}: {_FILE}: {key} {_short(values[key])} is of the wrong kind")
     if not isinstance(values.get("r", 8), int) or values.get("r", 8) < 1:
         raise ModelError(f"{name}: {_FILE}: r {_short(values['r'])} is not a rank")
     for key in (*(values.get("rank_pattern") or ()), *(values.get("alpha_pattern") or ())):

@@ -19,7 +19,7 @@ from idefics_cli.engine import hub
 from idefics_cli.engine.adapter import Adapter, open_adapter
 from idefics_cli.engine.base_check import check_base
 from idefics_cli.engine.device import free_host_memory
-from idefics_cli.engine.files import TensorHeader, digest_of, read_headers, read_json
+from idefics_cli.engine.files import TensorHeader, digest_of, read_headers, read_json, reading
 from idefics_cli.engine.processor_files import check_processor, processor_folder
 from idefics_cli.engine.quantization import CompressedFormat, StoredFormat, stored_format
 from idefics_cli.errors import ModelError
@@ -67,7 +67,10 @@ class Checkpoint:
         """
         found: dict[str, TensorHeader] = {}
         for file in self.weight_files():
-            found |= read_headers(file, self.name)
+            headers = read_headers(file, self.name)
+            if twice := sorted(found.keys() & headers.keys()):
+                raise ModelError(f"{self.name}: {twice[0]} stands in {found[twice[0]].file.name} and in {file.name}")
+            found |= headers
         return found
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -122,19 +125,20 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
         ModelError: no such checkpoint, or one that is not complete.
 
     """
-    name = settings.model
-    folder = find_locally(settings) or hub.find_or_download(_wanted(settings))
-    checkpoint = read_folder(name, folder, settings.processor)
-    if settings.adapter is None:
-        return checkpoint
-    if isinstance(checkpoint.stored, CompressedFormat):
-        raise ModelError(
-            f"{name}: --adapter can't be merged into weights in {checkpoint.stored.kind}: prepare it with it"
-        )
-    adapter = open_adapter(settings.adapter)
-    if settings.adapter_base is AdapterBase.SAME:
-        check_base(adapter, name, settings.revision, folder)
-    return dataclasses.replace(checkpoint, adapter=adapter)
+    with reading(settings.model):
+        name = settings.model
+        folder = find_locally(settings) or hub.find_or_download(_wanted(settings))
+        checkpoint = read_folder(name, folder, settings.processor)
+        if settings.adapter is None:
+            return checkpoint
+        if isinstance(checkpoint.stored, CompressedFormat):
+            raise ModelError(
+                f"{name}: --adapter can't be merged into weights in {checkpoint.stored.kind}: prepare it with it"
+            )
+        adapter = open_adapter(settings.adapter)
+        if settings.adapter_base is AdapterBase.SAME:
+            check_base(adapter, name, settings.revision, folder)
+        return dataclasses.replace(checkpoint, adapter=adapter)
 
 
 def read_folder(name: str, folder: Path, processor: str | None = None) -> Checkpoint:

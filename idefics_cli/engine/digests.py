@@ -15,8 +15,16 @@ _DIGESTS = "sha256"
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `prepare` has written a folder."""
-    return (folder / MARK).is_file()
+    """Whether `prepare` has written a folder: its mark has digests."""
+    try:
+        return bool(_digests(folder))
+    except ModelError:
+        return False
+
+
+def strangers(folder: Path) -> list[str]:
+    """Return the names in a prepared folder that `prepare` has not written."""
+    return sorted({file.name for file in folder.iterdir()} - _digests(folder).keys() - {MARK})
 
 
 def write_mark(folder: Path, origin: Mapping[str, object]) -> None:
@@ -32,15 +40,21 @@ def verify(folder: Path) -> int:
         ModelError: a file is missing, or is not as it was written.
 
     """
-    digests = read_json(folder / MARK, str(folder)).get(_DIGESTS)
-    if not isinstance(digests, dict) or not digests:
-        raise ModelError(f"{folder}: {MARK} has no digests; prepare it anew with --overwrite")
+    digests = _digests(folder)
     for name, digest in digests.items():
         file = folder / Path(name).name
         if not file.is_file() or _digest(file) != digest:
             words = "is not as it was written" if file.is_file() else "is missing"
             raise ModelError(f"{folder}: {name} {words}; prepare it anew with --overwrite")
     return len(digests)
+
+
+def _digests(folder: Path) -> dict[str, object]:
+    """Return the digest of each file, by name; raises ModelError where there are none."""
+    digests = read_json(folder / MARK, str(folder)).get(_DIGESTS)
+    if not isinstance(digests, dict) or not digests:
+        raise ModelError(f"{folder}: {MARK} has no digests; prepare it anew")
+    return digests
 
 
 def _digest(file: Path) -> str:

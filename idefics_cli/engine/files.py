@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idefics_cli.errors import ModelError, first_line
+from idefics_cli.errors import IdeficsCliError, ModelError, first_line
 
 _SAMPLE = 4096  # bytes of each tensor that enter a digest
 
@@ -28,6 +29,22 @@ class TensorHeader:
     """Bytes."""
 
 
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Make a ModelError of whatever the files of a checkpoint break on: they can hold anything.
+
+    Raises:
+        ModelError: it names the checkpoint.
+
+    """
+    try:
+        yield
+    except IdeficsCliError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{name}: can't be read: {type(error).__name__}: {first_line(error)}") from error
+
+
 def read_json(path: Path, name: str, *, required: bool = True) -> dict[str, Any]:
     """Read a JSON object; one that is not required and not there is empty.
 
@@ -39,7 +56,7 @@ def read_json(path: Path, name: str, *, required: bool = True) -> dict[str, Any]
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{name}: {path.name} can't be read: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{name}: {path.name} is not a JSON object")
@@ -58,18 +75,30 @@ def read_headers(file: Path, name: str) -> dict[str, TensorHeader]:
             length = int.from_bytes(stream.read(8), "little")
             entries = json.loads(stream.read(length) if length < file.stat().st_size else b"")
             total = file.stat().st_size - 8 - length
-        headers = {}
-        for tensor, entry in entries.items():
-            if tensor != "__metadata__":
-                start, end = entry["data_offsets"]
-                if end > total:
-                    raise ValueError(f"{tensor} lies beyond the end of the file")
-                headers[tensor] = TensorHeader(
-                    file, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start
-                )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        headers = {
+            tensor: _header(file, tensor, entry, 8 + length, total)
+            for tensor, entry in entries.items()
+            if tensor != "__metadata__"
+        }
+        end = 0
+        for tensor, header in sorted(headers.items(), key=lambda item: (item[1].start, item[1].size)):
+            if header.start < end:
+                raise ValueError(f"{tensor} lies where another tensor does")
+            end = header.start + header.size
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{name}: {file.name} is damaged: {first_line(error)}") from error
     return headers
+
+
+def _header(file: Path, tensor: str, entry: Mapping[str, Any], first: int, total: int) -> TensorHeader:
+    """Check what a header says of a tensor; raises ValueError, KeyError or TypeError."""
+    start, end = entry["data_offsets"]
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)) or not isinstance(dtype, str):
+        raise ValueError(f"the header of {tensor} is none: {str(entry)[:100]}")
+    if not start <= end <= total:
+        raise ValueError(f"{tensor} lies beyond the end of the file")
+    return TensorHeader(file, dtype, shape, first + start, end - start)
 
 
 def digest_of(settings: object, files: Mapping[Path, Mapping[str, TensorHeader]], *whole: Path) -> str:

@@ -52,9 +52,14 @@ def find_locally(wanted: Wanted) -> Path | None:
 
     """
     name = wanted.name
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            next(path.iterdir(), None)
+            return path
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~ of nobody
+        raise ModelError(f"{name[:100]}: {getattr(error, 'strerror', None) or error}") from error
     if name.startswith((".", "~", os.sep)) or path.exists():
         raise ModelError(f"{name}: {'not a folder' if path.exists() else 'no such folder'}")
     if not is_hub_id(name):

@@ -20,7 +20,7 @@ from torch import Tensor
 from idefics_cli.config import Dtype, ModelSettings, Quantize
 from idefics_cli.engine.checkpoint import GENERATION_CONFIG, Checkpoint, open_checkpoint
 from idefics_cli.engine.device import choose_device
-from idefics_cli.engine.digests import MARK, is_prepared, write_mark
+from idefics_cli.engine.digests import MARK, is_prepared, strangers, write_mark
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.native.compressed import to_parts
 from idefics_cli.engine.native.engine import torch_device
@@ -158,7 +158,7 @@ class _Writer:
         for pattern in _COPIED:
             for file in beside.glob(pattern):
                 if file.name not in _NOT_COPIED:
-                    shutil.copy(file, folder / file.name)
+                    _copy(file, folder / file.name)
         config = {key: copy.deepcopy(value) for key, value in checkpoint.config.items() if key != "quantization_config"}
         for part in (config, *(value for value in config.values() if isinstance(value, dict))):
             if part is config or part.keys() & {"dtype", "torch_dtype"}:
@@ -171,6 +171,15 @@ class _Writer:
         _write_json(folder / "config.json", config)
         if checkpoint.generation_config:
             _write_json(folder / GENERATION_CONFIG, dict(checkpoint.generation_config))
+
+
+def _copy(file: Path, to: Path) -> None:
+    """Copy a file that lies beside weights; raises ModelError where it can't be read."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{file}: {error.strerror or error}") from error
+    to.write_bytes(content)
 
 
 def _weight_shapes(checkpoint: Checkpoint, settings: ModelSettings) -> Mapping[str, tuple[int, ...]]:
@@ -200,11 +209,17 @@ def _check_folder(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{folder}: there already, and not a folder that prepare has written")
     if not overwrite:
         raise OutputError(f"{folder}: there already; --overwrite replaces it")
+    if folder.is_symlink():
+        raise OutputError(f"{folder}: a link; name the folder that it leads to")
+    if others := strangers(folder):
+        raise OutputError(f"{folder}: holds {others[0]}, which prepare has not written: move it elsewhere first")
 
 
 def _rename(temporary: Path, folder: Path) -> None:
     """Put a folder that is whole in its place; an older one goes once it has left that place."""
-    temporary.chmod(0o755)
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o777 & ~mask)
     if not folder.exists():
         temporary.rename(folder)
         return

@@ -22,7 +22,7 @@ from idefics_cli.results.status import OutputStatus, is_to_retry
 from idefics_cli.results.sync import Sink, sync_folder
 from idefics_cli.results.write import RowWriter
 
-_SAME_QUESTION = ("document", "page", "question", "id")
+_SAME_QUESTION = ("document", "question", "id")  # a document that failed has no page yet
 
 
 class Output:
@@ -150,20 +150,35 @@ def _appending(
 
 
 def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
-    """Drop earlier rows that answer none of the questions, or say how many they are."""
+    """Drop earlier rows that answer none of the questions, or say how many they are.
+
+    A failed row whose document has been mended since, so that a new row stands beside it, goes with --retry-failed.
+    """
     answered = output.answered
-    old, new = array("q"), array("q")  # hashes of what was asked: they may be millions
+    numbers, failed, old, new = array("q"), bytearray(), array("q"), array("q")  # there may be millions
     for index, row in enumerate(OutputReader(path)):
-        if index >= len(answered) or not answered.is_taken(index):
-            asked = hash(tuple(row.text(name) for name in _SAME_QUESTION))
-            (old if index < len(answered) else new).append(asked)
-    changed = len(np.intersect1d(old, new))
-    words = f"{answered.left} earlier rows answer no question of this run"
-    if changed:
-        words += f" ({changed} of them stand beside a new row, since their document has changed)"
-    if settings.prune:
-        drop_rows(path, lambda index, _: index < len(answered) and not answered.is_taken(index))
-    output.later_notes.append(f"{words}{': dropped' if settings.prune else '; --prune drops them'}")
+        asked = hash(tuple(row.text(name) for name in _SAME_QUESTION))
+        if index >= len(answered):
+            new.append(asked)
+        elif not answered.is_taken(index):
+            numbers.append(index)
+            old.append(asked)
+            failed.append(row.is_failed)
+    is_changed = np.isin(np.array(old), np.array(new))
+    is_mended = is_changed & np.array(failed, bool) if settings.retry_failed else np.zeros(len(old), bool)
+    dropped = set(np.array(numbers)[is_mended | settings.prune].tolist())
+    if dropped:
+        drop_rows(path, lambda index, _: index in dropped)
+    if mended := int(is_mended.sum()):
+        output.later_notes.append(
+            f"{mended} failed row{'s' * (mended > 1)} of documents that have changed since: asked anew"
+        )
+    if left := len(old) - mended:
+        words = f"{left} earlier rows answer" if left > 1 else "1 earlier row answers"
+        words += " no question of this run"
+        if changed := int((is_changed & ~is_mended).sum()):
+            words += f" ({changed} beside a new row, since the document has changed)"
+        output.later_notes.append(f"{words}{': dropped' if settings.prune else '; --prune drops them'}")
 
 
 class _TextSink:

@@ -89,7 +89,7 @@ class GenerationRules:
         values = checkpoint.generation_config or _settings_of_config(checkpoint.config)
         try:
             rules = cls._of_values(checkpoint, values, settings, frozenset(image_tokens))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"{checkpoint.name}: generation_config.json: {error}") from error
         if (settings.min_new_tokens or 0) > rules.max_new_tokens:
             raise UsageError(
@@ -108,7 +108,7 @@ class GenerationRules:
     ) -> GenerationRules:
         eos = _ids(values.get("eos_token_id"))
         # As in transformers, a bad word that is an end token is not one.
-        words = [tuple(map(int, word)) for word in values.get("bad_words_ids") or ()]
+        words = [tuple(_in_order(word)) for word in _in_order(values.get("bad_words_ids"), list)]
         bad = frozenset(word[0] for word in words if len(word) == 1 and word[0] not in eos)
         own_least = values.get("min_new_tokens") if settings.min_new_tokens is None else settings.min_new_tokens
         beams = int(_first(settings.num_beams, values.get("num_beams"), 1))
@@ -119,8 +119,8 @@ class GenerationRules:
         return cls(
             max_new_tokens=settings.max_new_tokens or _default_max_new_tokens(checkpoint, values),
             eos_token_ids=eos,
-            suppressed_tokens=frozenset(map(int, values.get("suppress_tokens") or ())) | bad | image_tokens,
-            begin_suppressed_tokens=frozenset(map(int, values.get("begin_suppress_tokens") or ())),
+            suppressed_tokens=_listed(values.get("suppress_tokens")) | bad | image_tokens,
+            begin_suppressed_tokens=_listed(values.get("begin_suppress_tokens")),
             bad_words=tuple(word for word in words if len(word) > 1),
             min_new_tokens=int(own_least or 0),
             min_length=int(values.get("min_length") or 0) if own_least is None else 0,
@@ -148,7 +148,22 @@ def _first(*values: Any) -> Any:
 
 
 def _ids(values: Any) -> frozenset[int]:
-    return frozenset([values] if isinstance(values, int) else map(int, values or ()))
+    """Return a token or a list of tokens; raises ValueError for anything else, such as digits in a text."""
+    return frozenset([values]) if isinstance(values, int) else _listed(values)
+
+
+def _listed(values: Any) -> frozenset[int]:
+    """Return a list of tokens; raises ValueError for anything else."""
+    tokens = values or ()
+    if not isinstance(tokens, list | tuple) or not all(type(token) is int and -1 <= token < 2**31 for token in tokens):
+        raise ValueError(f"a list of tokens is wanted, not {str(values)[:80]}")
+    return frozenset(tokens)
+
+
+def _in_order(values: Any, kind: type = int) -> list[Any]:
+    if not isinstance(values or [], list) or not all(isinstance(value, kind) for value in values or ()):
+        raise ValueError(f"bad_words_ids holds lists of tokens, not {str(values)[:80]}")
+    return values or []
 
 
 def _settings_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,6 +177,8 @@ def _settings_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _default_max_new_tokens(checkpoint: Checkpoint, values: Mapping[str, Any]) -> int:
     """Return the checkpoint's own limit, else what its kind of answers takes: those of chatty ones are paragraphs."""
     if own := values.get("max_new_tokens"):
+        if int(own) < 1:
+            raise ValueError(f"max_new_tokens {own} is not above 0")
         return int(own)
     names = f"{Path(checkpoint.name).name} {checkpoint.config.get('_name_or_path') or ''}"
     return _LONG_ANSWERS if "chatty" in names.lower() else _SHORT_ANSWERS
