@@ -177,7 +177,7 @@ def test_a_folder_is_never_written_over_unless_it_is_a_prepared_one(small: Path,
 def test_what_prepare_has_not_written_is_never_deleted(small: Path, tmp_path: Path) -> None:
     prepared = written(small, tmp_path / "prepared")
     (prepared / "answers.csv").write_text("mine")
-    with pytest.raises(OutputError, match="holds answers.csv, which prepare has not written"):
+    with pytest.raises(OutputError, match=r"holds answers\.csv, which prepare has not written"):
         written(small, prepared, overwrite=True)
     assert (prepared / "answers.csv").read_text() == "mine"
     home = tmp_path / "home"
