@@ -153,7 +153,7 @@ def _from_stream(
     own = tuple(dict.fromkeys(column for question in seen for column in question.extra))
     ours_there = [name for name in ("document", "page", "id") if any(getattr(question, name) for question in seen)]
     notes = columns.notes([*own, "question", *ours_there])
-    if len(given) > 1 and any(question.document is None for question in seen):
+    if len(given) > 1 and any(not (question.document or question.documents) for question in seen):
         notes.append(f"each question without a document is asked of {len(given)} documents")
     jobs = pair(itertools.chain(seen[:1], questions), _pairing(given, Path.cwd(), settings))
     return Inputs(jobs, own, None, notes, _paths(given))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from idefics_cli.config import Rasterizer, RunSettings
@@ -88,13 +88,14 @@ def _parts(fingerprint: str) -> tuple[str, dict[str, str]]:
     return each, {piece[:_NAME]: piece[_NAME:] for piece in pieces}
 
 
-def row_key(digest: str, pages: str, question: str, id: object) -> str:  # noqa: A002 - the column's name
+def row_key(digest: str | Sequence[str], pages: str, question: object, id: object) -> str:  # noqa: A002 - the column's name
     """Return the `key` column: 32 digits of what a row answers.
 
     Args:
-        digest: of the document's bytes; where they can't be read, what the document is called.
+        digest: of the document's bytes; where they can't be read, what the document is called. A list where documents
+            are read together.
         pages: as a selection, `1-3`.
-        question: with its conversation or examples.
+        question: a text, or the turns of a conversation.
         id: the user's identifier.
 
     """
