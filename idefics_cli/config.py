@@ -108,6 +108,15 @@ class Quantize(StrEnum):
 
     NONE = "none"
     FP8 = "fp8"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+class AdapterBase(StrEnum):
+    """Which checkpoints an adapter is merged into."""
+
+    SAME = "same"
+    ANY = "any"
 
 
 class Kernels(StrEnum):
@@ -337,12 +346,38 @@ class ModelSettings(GenerationSettings):
         ),
     ] = DEFAULT_MODEL
     revision: Annotated[str | None, Option("Branch, tag or commit of a hub checkpoint.", Panel.MODEL)] = None
+    adapter: Annotated[
+        str | None,
+        Option(
+            "Adapter (LoRA, rsLoRA, QLoRA, DoRA): a hub id or a folder; merged into the weights as they are loaded.",
+            Panel.MODEL,
+            metavar="ADAPTER",
+            default="none",
+        ),
+    ] = None
+    adapter_base: Annotated[
+        AdapterBase,
+        Option("The checkpoint must be the one that the adapter was trained on (same), or any.", Panel.MODEL),
+    ] = AdapterBase.SAME
+    processor: Annotated[
+        str | None,
+        Option(
+            "Take processor, tokenizer and chat template from another hub id or folder.",
+            Panel.MODEL,
+            metavar="MODEL",
+            default="those of the checkpoint",
+        ),
+    ] = None
     device: Annotated[Device, Option("Where the model runs.", Panel.MODEL)] = Device.AUTO
     dtype: Annotated[Dtype, Option("Number format; auto: bfloat16 on a GPU, float32 on the CPU.", Panel.MODEL)] = (
         Dtype.AUTO
     )
     quantize: Annotated[
-        Quantize, Option("fp8: half the memory for weights, faster on new GPUs, less exact.", Panel.MODEL)
+        Quantize,
+        Option(
+            "Weights in fewer bits, less exact: fp8 is faster on new GPUs; int8 and int4 run on any.",
+            Panel.MODEL,
+        ),
     ] = Quantize.NONE
     prompt: Annotated[str, Option("Prompt template, for example '{question} Answer briefly.'", Panel.MODEL)] = (
         "{question}"
@@ -364,6 +399,12 @@ class ModelSettings(GenerationSettings):
             raise UsageError("--prompt must contain {question}, for example --prompt '{question} Answer briefly.'")
         if not self.model.strip():
             raise UsageError("--model takes a hub id, a folder with safetensors, or 'tiny'")
+        if self.adapter is not None and not self.adapter.strip():
+            raise UsageError("--adapter takes a hub id or a folder with adapter_config.json")
+        if self.processor is not None and not self.processor.strip():
+            raise UsageError("--processor takes a hub id or a folder with tokenizer.json and processor_config.json")
+        if self.adapter is None and self.adapter_base is not AdapterBase.SAME:
+            raise UsageError("--adapter-base goes with --adapter")
         _check_above_zero("--batch-size", self.batch_size)
         _check_above_zero("--gpu-memory", self.gpu_memory, "a number of GB")
         GenerationSettings.__post_init__(self)  # no super(): a class with slots is made anew, and super() finds the old

@@ -86,7 +86,8 @@ from idefics_cli.engine import open_engine
 from idefics_cli.errors import ModelError
 started = time.monotonic()
 try:
-    engine = open_engine(ModelSettings(sys.argv[1], device="cpu", revision=sys.argv[2] or None))
+    given = dict(argument.split("=") for argument in sys.argv[2:])
+    engine = open_engine(ModelSettings(sys.argv[1], device="cpu", **given))
     print("opened", engine.info.settings["engine"])
 except ModelError as error:
     print(error)
@@ -95,12 +96,12 @@ assert "torch" not in sys.modules
 """
 
 
-def open_in_a_process(name: str, home: Path, revision: str = "", **variables: str) -> tuple[str, float]:
+def open_in_a_process(name: str, home: Path, *given: str, **variables: str) -> tuple[str, float]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_HOME": str(home), "HTTPS_PROXY": DEAD, "HTTP_PROXY": DEAD, "ALL_PROXY": DEAD, "NO_PROXY": ""}
     environment |= {"https_proxy": DEAD, "http_proxy": DEAD, "all_proxy": DEAD, "no_proxy": ""} | variables
     done = subprocess.run(
-        [sys.executable, "-c", OPENS, name, revision], capture_output=True, text=True, timeout=60, env=environment
+        [sys.executable, "-c", OPENS, name, *given], capture_output=True, text=True, timeout=60, env=environment
     )
     assert done.returncode == 0, done.stderr
     words, seconds = done.stdout.strip().split("\n")
@@ -118,9 +119,9 @@ def test_a_hub_id_without_a_network_says_how_to_get_it_within_seconds(
     assert seconds < 8
 
 
-def cached(home: Path, source: Path, revision: str = "main") -> Path:
+def cached(home: Path, source: Path, revision: str = "main", name: str = "checkpoint") -> Path:
     """Lay a snapshot out as the hub's cache does."""
-    repository = home / "hub" / "models--someone--checkpoint"
+    repository = home / "hub" / f"models--someone--{name}"
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = repository / "snapshots" / commit
     shutil.copytree(source, snapshot)
@@ -132,9 +133,41 @@ def cached(home: Path, source: Path, revision: str = "main") -> Path:
 @pytest.mark.parametrize("revision", ["", "v2"])
 def test_a_snapshot_in_the_cache_needs_no_network(revision: str, small: Path, tmp_path: Path) -> None:
     cached(tmp_path / "home", small, revision or "main")
-    words, seconds = open_in_a_process("someone/checkpoint", tmp_path / "home", revision)
+    given = [f"revision={revision}"] if revision else []
+    words, seconds = open_in_a_process("someone/checkpoint", tmp_path / "home", *given)
     assert words == "opened native"
     assert seconds < 8
+
+
+def test_an_adapter_in_the_cache_needs_no_network_and_its_base_is_known_by_its_id(small: Path, tmp_path: Path) -> None:
+    home, adapter = tmp_path / "home", tmp_path / "adapter"
+    cached(home, small)
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": "someone/checkpoint"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    part = "base_model.model.model.text_model.layers.0.self_attn.q_proj.lora_"
+    save_file(
+        {f"{part}A.weight": torch.ones(2, 32), f"{part}B.weight": torch.ones(32, 2)},
+        adapter / "adapter_model.safetensors",
+    )
+    cached(home, adapter, name="adapter")
+    given = "adapter=someone/adapter"
+    assert open_in_a_process("someone/checkpoint", home, given)[0] == "opened native"
+    words, _ = open_in_a_process("someone/checkpoint", home, "adapter=someone/other")
+    assert "hub can't be reached" in words
+    assert "hf download someone/other" in words
+    assert "--adapter FOLDER" in words
+    cached(home, small, name="second")
+    assert "an adapter of someone/checkpoint" in open_in_a_process("someone/second", home, given)[0]
+
+
+def test_a_processor_in_the_cache_needs_no_network(small: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    cached(home, small, name="whole")
+    (small / "tokenizer.json").unlink()
+    cached(home, small)
+    assert open_in_a_process("someone/checkpoint", home, "processor=someone/whole")[0] == "opened native"
+    assert "--processor FOLDER" in open_in_a_process("someone/checkpoint", home, "processor=someone/nothing")[0]
 
 
 def test_a_snapshot_that_lacks_weights_is_completed_from_the_hub(small: Path, tmp_path: Path) -> None:
@@ -160,8 +193,10 @@ def test_a_folder_that_lacks_a_file_is_refused(missing: str, small: Path) -> Non
 
 def test_quantized_weights_are_refused_by_the_name_of_the_method(small: Path) -> None:
     config = json.loads((small / "config.json").read_text())
-    (small / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq", "bits": 4}}))
-    with pytest.raises(ModelError, match="weights quantized by awq"):
+    (small / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    with pytest.raises(ModelError, match="weights quantized by gptq"):
         open_checkpoint(settings_of(small))
 
 

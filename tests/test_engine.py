@@ -212,7 +212,7 @@ def test_weights_that_are_missing_or_have_no_place(generation: Mapping[str, Any]
 
 def test_quantizing_is_refused_where_transformers_runs(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "m", generation={"num_beams": 3})
-    with pytest.raises(ModelError, match=r"--quantize fp8 .* num_beams 3"):
+    with pytest.raises(ModelError, match=r"in fp8 \(--quantize\) .* num_beams 3"):
         open_engine(settings_of(folder, quantize=Quantize.FP8))
 
 

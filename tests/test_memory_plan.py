@@ -2,8 +2,16 @@ from __future__ import annotations
 
 import pytest
 
+from idefics_cli.config import Quantize
 from idefics_cli.engine.families.idefics2 import Idefics2Config
-from idefics_cli.engine.native.memory_plan import CPU_SEQUENCES, GPU_SEQUENCES, MemoryPlan, WorkSizes, plan_memory
+from idefics_cli.engine.native.memory_plan import (
+    CPU_SEQUENCES,
+    GPU_SEQUENCES,
+    MemoryPlan,
+    WorkSizes,
+    plan_memory,
+    weight_bytes,
+)
 
 EIGHT_BILLION = WorkSizes(slot=131_072, crop=121_000_000, patch=102_400, token=135_000)
 VISION = {
@@ -61,3 +69,18 @@ def test_sizes_at_full_shape() -> None:
     assert found.crop == pytest.approx(EIGHT_BILLION.crop, rel=0.01)
     assert found.patch == pytest.approx(EIGHT_BILLION.patch, rel=0.01)
     assert found.token == pytest.approx(EIGHT_BILLION.token, rel=0.01)
+
+
+def test_weights_at_full_shape() -> None:
+    config = Idefics2Config.of({"vision_config": VISION, "text_config": {"vocab_size": 32003}}, "m")
+    found = {quantize: weight_bytes(config, quantize, 2) / 1e9 for quantize in Quantize}
+    assert found[Quantize.NONE] == pytest.approx(16.8, abs=0.1)
+    assert found[Quantize.FP8] == pytest.approx(8.67, abs=0.05)
+    assert found[Quantize.INT8] == pytest.approx(8.80, abs=0.05)
+    assert found[Quantize.INT4] == pytest.approx(4.8, abs=0.1)
+
+
+def test_products_that_are_written_out_have_their_room() -> None:
+    config = Idefics2Config.of({"vision_config": VISION, "text_config": {"vocab_size": 32003}}, "m")
+    plain, grouped = WorkSizes.of(config, 2), WorkSizes.of(config, 2, Quantize.INT4)
+    assert grouped.fixed - plain.fixed == 28672 * 4096 * 2

@@ -125,6 +125,8 @@ def test_answers_are_those_of_generate_when_threads_ask_at_random_times(
         (Dtype.BFLOAT16, Quantize.NONE),
         (Dtype.FLOAT32, Quantize.FP8),
         (Dtype.BFLOAT16, Quantize.FP8),
+        (Dtype.FLOAT32, Quantize.INT4),
+        (Dtype.BFLOAT16, Quantize.INT8),
     ],
 )
 def test_an_answer_is_bit_for_bit_the_same_in_any_company(

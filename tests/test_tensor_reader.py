@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from idefics_cli.engine.checkpoint import TensorHeader
+from idefics_cli.engine.files import TensorHeader
 from idefics_cli.engine.native.tensor_reader import TensorReader
 from idefics_cli.errors import ModelError
 from tests.small_checkpoints import CPU, opened, save_checkpoint, settings_of

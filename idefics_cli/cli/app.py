@@ -44,7 +44,7 @@ def make_app() -> typer.Typer:
     """Put the commands together."""
     import typer
 
-    from idefics_cli.cli import ask, bench, demo, doctor, evaluate, options, run, status
+    from idefics_cli.cli import ask, bench, demo, doctor, evaluate, options, prepare, run, status
 
     app = typer.Typer(
         name=NAME,
@@ -65,6 +65,7 @@ def make_app() -> typer.Typer:
         ("eval", evaluate.evaluate),
         ("demo", demo.demo),
         ("bench", bench.bench),
+        ("prepare", prepare.prepare),
         ("doctor", doctor.doctor),
     ):
         app.command(name, cls=options.Command)(command)

@@ -45,7 +45,8 @@ def doctor(
             print(f"model {model.model}: not on this machine; {words}. It was not checked.", file=stdout)
             return
         if not warm:
-            _print(f"model {model.model}", {"weights": location, **environment.choices(model)}, stdout)
+            digests = environment.verified_digests(model)
+            _print(f"model {model.model}", {"weights": location, **digests, **environment.choices(model)}, stdout)
         _check(model, stdout, is_checked=not warm)
 
 

@@ -57,12 +57,16 @@ def _without_types(parameters: Any) -> Any:
 
 
 def from_settings(
-    *, without: Collection[str] = (), defaults: Mapping[str, object] | None = None
+    *,
+    without: Collection[str] = (),
+    only: Collection[str] | None = None,
+    defaults: Mapping[str, object] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn a command that takes settings records into one that typer can call.
 
     Args:
         without: fields of the records that are no option of this command.
+        only: fields that are, where most are not.
         defaults: other defaults than those of the records, by field.
 
     """
@@ -74,7 +78,9 @@ def from_settings(
         shared: list[tuple[int, inspect.Parameter]] = []
         for name, parameter in inspect.signature(command).parameters.items():
             if (kind := _record_type(hints[name])) is not None:
-                records[name] = record = _Record(name, kind, without, defaults or {}, hints[name] is not kind)
+                left_out = [one.name for one in dataclasses.fields(kind) if only is not None and one.name not in only]
+                left_out += without
+                records[name] = record = _Record(name, kind, left_out, defaults or {}, hints[name] is not kind)
                 shared += record.parameters
             else:
                 own.append(_own_parameter(parameter, hints[name]))

@@ -22,6 +22,7 @@ from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.device import choose_device
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.native.engine import load_native, random_source
+from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.engine.transformers import TransformersModel
 from idefics_cli.errors import InputError, UsageError
 from idefics_cli.pipeline import run
@@ -108,12 +109,14 @@ class Benchmark:
             ModelError: the checkpoint can't be run.
 
         """
-        self._settings, self._folder = settings, folder
+        self._folder = folder
         self._choice = choose_device(settings.model)
         if settings.random_weights and (self._choice.device == "cpu" or settings.model.device is Device.CPU):
             raise UsageError("--random-weights has the shape of the 8B model and needs a GPU")
         is_random = settings.random_weights
         self._checkpoint = full_shape_checkpoint(settings.model) if is_random else open_checkpoint(settings.model)
+        quantize = effective_quantize(settings.model.quantize, self._checkpoint.stored, settings.model.model)
+        self._settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, quantize=quantize))
         self._family = family_of(self._checkpoint)
         self._new_tokens = self._family.generation(settings.model).max_new_tokens
         self._pages = settings.pages or _PAGES[self._choice.device]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import platform
 import shutil
 from collections.abc import Sequence
@@ -12,7 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from idefics_cli.config import Kernels, ModelSettings, Quantize
 from idefics_cli.engine.checkpoint import find_locally, open_checkpoint
 from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory
+from idefics_cli.engine.digests import is_prepared, verify
 from idefics_cli.engine.families import family_of
+from idefics_cli.engine.native.memory_plan import weight_bytes
+from idefics_cli.engine.quantization import effective_quantize
 
 _FLASH_ATTENTION = "flash-attn-4"  # older packages share its module, not its kernels
 _PACKAGES = (
@@ -51,6 +53,19 @@ def weights_location(settings: ModelSettings) -> str | None:
     return None if folder is None else str(folder)
 
 
+def verified_digests(settings: ModelSettings) -> dict[str, str]:
+    """Compare the files of a folder that `prepare` has written with their digests; of any other say nothing.
+
+    Raises:
+        ModelError: a file is missing, or is not as it was written.
+
+    """
+    folder = find_locally(settings)
+    if folder is None or not is_prepared(folder):
+        return {}
+    return {"digests": f"{verify(folder)} files are as prepare has written them"}
+
+
 def choices(settings: ModelSettings) -> dict[str, str]:
     """Return what a run would choose for a checkpoint that is here.
 
@@ -58,18 +73,20 @@ def choices(settings: ModelSettings) -> dict[str, str]:
         ModelError: it can't be run.
 
     """
-    family, choice = family_of(open_checkpoint(settings)), choose_device(settings)
-    weights = sum(math.prod(shape) for shape in family.config.weight_shapes().values())
-    weights *= _ITEM_BYTES[choice.dtype] if settings.quantize is Quantize.NONE else 1
+    checkpoint, choice = open_checkpoint(settings), choose_device(settings)
+    family = family_of(checkpoint)
+    quantize = effective_quantize(settings.quantize, checkpoint.stored, settings.model)
+    weights = weight_bytes(family.config, quantize, _ITEM_BYTES[choice.dtype])
     capability, free = compute_capability(), free_host_memory()
     has_kernels = choice.device == "cuda" and settings.kernels is Kernels.AUTO and (capability or (0, 0)) >= (8, 0)
     flash = "FlashAttention 4" if _FLASH_ATTENTION in versions() else "cuDNN (FlashAttention 4: extra fa4)"
+    form = choice.dtype if quantize is Quantize.NONE else f"{choice.dtype}, {quantize}"
     gaps = family.native_gaps + family.generation(settings).gaps
     engine = f"transformers, for {', '.join(gaps)}" if gaps else "native"
     return {
         "engine": engine,
         "device": choice.device,
-        "dtype": f"{choice.dtype}, weights {weights / 1e9:.2g} GB",
+        "dtype": f"{form}, weights {weights / 1e9:.2g} GB",
         "host memory": "unknown" if free is None else f"{free / 1e9:.1f} GB free",
         "attention": flash if has_kernels else "torch",
         "kernels": "Triton" if has_kernels else "none on this device",

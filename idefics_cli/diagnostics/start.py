@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idefics_cli.config import Device, Dtype, Kernels, ModelSettings, Quantize
+from idefics_cli.config import AdapterBase, Device, Dtype, Kernels, ModelSettings, Quantize
 from idefics_cli.diagnostics.synthetic_pages import write_letters
 from idefics_cli.errors import ModelError
 
@@ -73,7 +73,8 @@ def _main(arguments: Sequence[str]) -> None:
     times: dict[str, float | None] = {"interpreter_s": time.time()}
     memory = _OwnMemory()
     values = json.loads(arguments[0])
-    for name, kind in (("device", Device), ("dtype", Dtype), ("quantize", Quantize), ("kernels", Kernels)):
+    kinds = {"adapter_base": AdapterBase, "device": Device, "dtype": Dtype, "quantize": Quantize, "kernels": Kernels}
+    for name, kind in kinds.items():
         values[name] = kind(values[name])
     values["stop"] = tuple(values["stop"])
     from idefics_cli.config import RunSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from idefics_cli.engine.device import DeviceChoice, choose_device
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.families.generation import generation_flags
 from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.errors import ModelError
 from idefics_cli.records import Answer, Request
 
@@ -34,6 +36,8 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
     # takes most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     checkpoint = open_checkpoint(settings)
+    quantize = effective_quantize(settings.quantize, checkpoint.stored, settings.model)
+    settings = dataclasses.replace(settings, quantize=quantize)
     family = family_of(checkpoint)
     choice = choose_device(settings)
     family.prompt_builder(settings.prompt)
@@ -52,8 +56,8 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
 
     if gaps and settings.quantize is not Quantize.NONE:
         raise ModelError(
-            f"{settings.model}: --quantize {settings.quantize} is for what the native engine runs, which does not do "
-            f"{', '.join(gaps)}"
+            f"{settings.model}: weights in {settings.quantize} (--quantize) are for what the native engine runs, "
+            f"which does not do {', '.join(gaps)}"
         )
     return DeferredEngine(info, load)
 
@@ -135,6 +139,7 @@ def _answer_settings(
         backend = f"transformers {version('transformers')}"
     return {
         "--model (its content)": checkpoint.digest(),
+        "--adapter (its content)": checkpoint.adapter.digest() if checkpoint.adapter else "none",
         "--dtype": choice.dtype,
         "--quantize": str(settings.quantize),
         "--prompt": settings.prompt,

@@ -6,25 +6,27 @@ Only safetensors are taken, and never code. Torch is not imported here, so that 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import dataclasses
 import importlib.resources
-import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idefics_cli.config import TINY_MODEL, ModelSettings
+from idefics_cli.config import TINY_MODEL, AdapterBase, ModelSettings
+from idefics_cli.engine import hub
+from idefics_cli.engine.adapter import Adapter, open_adapter
+from idefics_cli.engine.base_check import check_base
 from idefics_cli.engine.device import free_host_memory
-from idefics_cli.errors import ModelError, first_line
+from idefics_cli.engine.files import TensorHeader, digest_of, read_headers, read_json
+from idefics_cli.engine.processor_files import check_processor, processor_folder
+from idefics_cli.engine.quantization import CompressedFormat, StoredFormat, stored_format
+from idefics_cli.errors import ModelError
 
+GENERATION_CONFIG = "generation_config.json"
 _TINY_FOLDER = "tiny-idefics2"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _FILES = ("*.json", "*.jinja", "*.safetensors")
-_SAMPLE = 4096  # bytes of each tensor that enter the digest
-_HUB_TIMEOUT = 10.0  # seconds for the hub's first answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,12 @@ class Checkpoint:
     """Of the image processor and the processor, in one mapping."""
     tokenizer_config: Mapping[str, Any]
     chat_template: str | None
-
-    @property
-    def tokenizer_file(self) -> Path:
-        """The tokenizer, as the tokenizers library reads it."""
-        return self.folder / "tokenizer.json"
+    tokenizer_file: Path
+    """The tokenizer, as the tokenizers library reads it."""
+    stored: StoredFormat | None = None
+    """How weights are quantized in the files; None where they are not."""
+    adapter: Adapter | None = None
+    """Merged into the weights while they are loaded."""
 
     def weight_files(self) -> tuple[Path, ...]:
         """Return the files with weights.
@@ -53,21 +56,7 @@ class Checkpoint:
             ModelError: there are none, or one of them is missing.
 
         """
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            files_of = _read_json(index, self.name).get("weight_map")
-            if not isinstance(files_of, dict):
-                raise ModelError(f"{self.name}: {index.name} names no weights")
-            names = sorted({Path(str(name)).name for name in files_of.values()})
-        else:
-            names = ["model.safetensors"]
-        files = tuple(self.folder / name for name in names)
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            others = sorted(file.name for file in self.folder.glob("*.bin"))
-            hint = f"; {others[0]} is a pickle, which is never loaded: convert it to safetensors" if others else ""
-            raise ModelError(f"{self.name}: {missing[0]} is missing in {self.folder}{hint}")
-        return files
+        return _weight_files(self.name, self.folder)
 
     def tensors(self) -> dict[str, TensorHeader]:
         """Return what the files' headers say of each tensor.
@@ -78,8 +67,20 @@ class Checkpoint:
         """
         found: dict[str, TensorHeader] = {}
         for file in self.weight_files():
-            found |= _read_header(file, self.name)
+            found |= read_headers(file, self.name)
         return found
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of weights as they are loaded, by name.
+
+        Raises:
+            ModelError: a file is damaged, or parts of quantized weights do not go together.
+
+        """
+        headers = self.tensors()
+        if self.stored is not None:
+            return self.stored.weight_shapes(headers, self.name)
+        return {name: header.shape for name, header in headers.items()}
 
     def read_ahead(self) -> None:
         """Ask the system to bring the weights into memory, where there is room, while torch is being imported."""
@@ -95,32 +96,9 @@ class Checkpoint:
 
         New weights under an old path are noticed in milliseconds: training changes every tensor.
         """
-        digest = hashlib.blake2b(digest_size=16)
         settings = (self.config, self.generation_config, self.processor_config, self.chat_template)
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        digest.update(self.tokenizer_file.read_bytes())
-        for file in self.weight_files():
-            headers = _read_header(file, self.name)
-            with file.open("rb") as stream:
-                for name, header in sorted(headers.items()):
-                    digest.update(f"{name} {header.dtype} {header.shape}".encode())
-                    stream.seek(header.start)
-                    digest.update(stream.read(min(_SAMPLE, header.size)))
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class TensorHeader:
-    """Where a tensor lies in its file."""
-
-    file: Path
-    dtype: str
-    """As safetensors names it: F32, BF16 ..."""
-    shape: tuple[int, ...]
-    start: int
-    """Offset in the file, in bytes."""
-    size: int
-    """Bytes."""
+        files = {file: read_headers(file, self.name) for file in self.weight_files()}
+        return digest_of(settings, files, self.tokenizer_file)
 
 
 def samples_folder() -> Path:
@@ -145,42 +123,67 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
 
     """
     name = settings.model
-    folder = find_locally(settings)
-    if folder is None:
-        folder = _download(name, settings.revision)
-    return read_folder(name, folder)
+    folder = find_locally(settings) or hub.find_or_download(_wanted(settings))
+    checkpoint = read_folder(name, folder, settings.processor)
+    if settings.adapter is None:
+        return checkpoint
+    if isinstance(checkpoint.stored, CompressedFormat):
+        raise ModelError(
+            f"{name}: --adapter can't be merged into weights in {checkpoint.stored.kind}: prepare it with it"
+        )
+    adapter = open_adapter(settings.adapter)
+    if settings.adapter_base is AdapterBase.SAME:
+        check_base(adapter, name, settings.revision, folder)
+    return dataclasses.replace(checkpoint, adapter=adapter)
 
 
-def read_folder(name: str, folder: Path) -> Checkpoint:
+def read_folder(name: str, folder: Path, processor: str | None = None) -> Checkpoint:
     """Read the settings of a checkpoint in a folder.
+
+    Args:
+        name: as it was asked for.
+        folder: of the weights.
+        processor: a folder or hub id that has processor, tokenizer and chat template in the place of the folder, and
+            generation settings where the folder has none.
 
     Raises:
         ModelError: it is not complete, or damaged.
 
     """
-    for required in ("config.json", "tokenizer.json"):
-        if not (folder / required).is_file():
-            raise ModelError(f"{name}: {required} is missing in {folder}")
-    config = _read_json(folder / "config.json", name)
-    quantization = config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise ModelError(f"{name}: weights quantized by {method} can't be loaded; use the unquantized checkpoint")
+    config = _read_config(name, folder)
+    beside = processor_folder(name, folder, processor)
+    owner = processor or name
     # Saved by version 5 as one file, before as two, the image processor's under its own name.
-    processor = _read_json(folder / "processor_config.json", name, required=False)
-    images = _read_json(folder / "preprocessor_config.json", name, required=False)
-    own = processor.get("image_processor") or {}
+    settings = read_json(beside / "processor_config.json", owner, required=False)
+    images = read_json(beside / "preprocessor_config.json", owner, required=False)
+    own = settings.get("image_processor") or {}
     if not isinstance(own, dict):
-        raise ModelError(f"{name}: processor_config.json: image_processor is not a JSON object")
+        raise ModelError(f"{owner}: processor_config.json: image_processor is not a JSON object")
+    generation = next((one for one in (folder, beside) if (one / GENERATION_CONFIG).is_file()), folder)
     return Checkpoint(
         name,
         folder,
         config,
-        _read_json(folder / "generation_config.json", name, required=False),
-        {**images, **processor, **own},
-        _read_json(folder / "tokenizer_config.json", name, required=False),
-        _chat_template(folder, processor, name),
+        read_json(generation / GENERATION_CONFIG, name, required=False),
+        {**images, **settings, **own},
+        read_json(beside / "tokenizer_config.json", owner, required=False),
+        _chat_template(beside, settings, owner),
+        beside / "tokenizer.json",
+        stored_format(config, name),
     )
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:
+    """Read config.json; raises ModelError where it is missing, or is that of an adapter."""
+    has_config = (folder / "config.json").is_file()
+    if (folder / "adapter_config.json").is_file():
+        # Where transformers runs it, an adapter beside weights would be taken up without being asked for.
+        if not has_config:
+            raise ModelError(f"{name}: an adapter, not a checkpoint: name its base, and --adapter {name}")
+        raise ModelError(f"{name}: adapter_config.json beside weights: move the adapter to a folder for --adapter")
+    if not has_config:
+        raise ModelError(f"{name}: config.json is missing in {folder}")
+    return read_json(folder / "config.json", name)
 
 
 def find_locally(settings: ModelSettings) -> Path | None:
@@ -190,61 +193,48 @@ def find_locally(settings: ModelSettings) -> Path | None:
         ModelError: the name is neither a folder that is there nor a hub id.
 
     """
-    name = settings.model
-    if name == TINY_MODEL:
+    if settings.model == TINY_MODEL:
         return samples_folder() / _TINY_FOLDER
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if name.startswith((".", "~", os.sep)) or path.exists():
-        raise ModelError(f"{name}: {'not a folder' if path.exists() else 'no such folder'}")
-    if not _HUB_ID.fullmatch(name):
-        near = f"; did you mean {TINY_MODEL!r}?" if name.lower().strip() == TINY_MODEL else ""
-        raise ModelError(f"{name}: neither a folder here nor a hub id (owner/name){near}")
-    return _find_in_cache(name, settings.revision)
+    return hub.find_locally(_wanted(settings))
 
 
-def _find_in_cache(name: str, revision: str | None) -> Path | None:
-    """Return the snapshot in the hub's cache, if all its files are there."""
-    from huggingface_hub import snapshot_download  # not needed for a folder
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _wanted(settings: ModelSettings) -> hub.Wanted:
+    name = settings.model
 
-    try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        read_folder(name, folder).weight_files()
-    except (LocalEntryNotFoundError, ModelError, OSError):
-        return None
-    return folder
+    def check(folder: Path) -> None:
+        _read_config(name, folder)
+        _weight_files(name, folder)
+        if settings.processor is None:
+            check_processor(name, folder)
+
+    near = f"; did you mean {TINY_MODEL!r}?" if name.lower().strip() == TINY_MODEL else ""
+    return hub.Wanted(
+        name,
+        settings.revision,
+        "checkpoint",
+        "--model",
+        _FILES,
+        check,
+        near,
+    )
 
 
-def _download(name: str, revision: str | None) -> Path:
-    """Download a checkpoint into the hub's cache.
-
-    Raises:
-        ModelError: the hub can't be reached, or has no such checkpoint.
-
-    """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    place = f"{name}{f' at revision {revision}' if revision else ''}"
-    try:
-        # One request with a time limit first: the library itself tries an unreachable hub for minutes.
-        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
-    except HFValidationError as error:
-        raise ModelError(f"{name}: not a hub id: {first_line(error)}") from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403, 404):
-            words = "the hub has no such checkpoint, or it asks for a login (hf auth login)"
-            raise ModelError(f"{place}: {words}") from error
-        raise ModelError(f"{place}: the hub failed: {first_line(error)}") from error
-    except Exception as error:  # the kinds of connection errors differ between versions of the library
-        raise ModelError(
-            f"{place}: not on this machine, and the hub can't be reached ({type(error).__name__}); download it where "
-            f"there is a network (hf download {name}) and name the folder: --model FOLDER"
-        ) from error
+def _weight_files(name: str, folder: Path) -> tuple[Path, ...]:
+    """See `Checkpoint.weight_files`."""
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        files_of = read_json(index, name).get("weight_map")
+        if not isinstance(files_of, dict):
+            raise ModelError(f"{name}: {index.name} names no weights")
+        names = sorted({Path(str(file)).name for file in files_of.values()})
+    files = tuple(folder / file for file in names)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        others = sorted(file.name for file in folder.glob("*.bin"))
+        hint = f"; {others[0]} is a pickle, which is never loaded: convert it to safetensors" if others else ""
+        raise ModelError(f"{name}: {missing[0]} is missing in {folder}{hint}")
+    return files
 
 
 def _chat_template(folder: Path, processor: Mapping[str, Any], name: str) -> str | None:
@@ -252,39 +242,6 @@ def _chat_template(folder: Path, processor: Mapping[str, Any], name: str) -> str
     plain = folder / "chat_template.jinja"
     if plain.is_file():
         return plain.read_text(encoding="utf-8")
-    saved = _read_json(folder / "chat_template.json", name, required=False) or processor
+    saved = read_json(folder / "chat_template.json", name, required=False) or processor
     template = saved.get("chat_template")
     return template if isinstance(template, str) else None
-
-
-def _read_json(path: Path, name: str, *, required: bool = True) -> dict[str, Any]:
-    if not required and not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: {path.name} can't be read: {first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{name}: {path.name} is not a JSON object")
-    return values
-
-
-def _read_header(file: Path, name: str) -> dict[str, TensorHeader]:
-    """Read the header of a safetensors file: its length in 8 bytes, then JSON, then the tensors."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            entries = json.loads(stream.read(length) if length < file.stat().st_size else b"")
-            total = file.stat().st_size - 8 - length
-        headers = {}
-        for tensor, entry in entries.items():
-            if tensor != "__metadata__":
-                start, end = entry["data_offsets"]
-                if end > total:
-                    raise ValueError(f"{tensor} lies beyond the end of the file")
-                headers[tensor] = TensorHeader(
-                    file, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start
-                )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{name}: {file.name} is damaged: {first_line(error)}") from error
-    return headers

@@ -10,11 +10,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from idefics_cli.config import ModelSettings
@@ -25,8 +23,8 @@ from idefics_cli.engine.families.generation import check_length, random_key
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.engine import torch_device
 from idefics_cli.engine.native.models.idefics2 import normalize
-from idefics_cli.engine.native.weights import RandomSource
 from idefics_cli.engine.transformers_generate import best_choice, generate_arguments, stops_at
+from idefics_cli.engine.transformers_loading import load_checkpoint, load_random
 from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError, first_line
 from idefics_cli.records import Answer, Crop, Request
 
@@ -77,7 +75,7 @@ class TransformersModel:
         self._prompts = family.prompt_builder(settings.prompt)
         self._rules = family.generation(settings)
         dtype = getattr(torch, choice.dtype)
-        load = _random if random_weights else _load
+        load = load_random if random_weights else load_checkpoint
         self.model = load(checkpoint, self.device, dtype)
 
     @torch.inference_mode()
@@ -293,63 +291,3 @@ class TransformersEngine:
             return
         for one in batch:
             self._answer([one])
-
-
-def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load the weights in evaluation mode, straight to the device.
-
-    Raises:
-        ModelError: weights missing, damaged, or too large for the device.
-
-    """
-    from transformers import AutoModelForImageTextToText
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    name = checkpoint.name
-    try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            checkpoint.folder,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-        for words, key in (
-            ("lacks", "missing_keys"),
-            ("has no place in its config.json for", "unexpected_keys"),
-            ("has in its config.json another shape for", "mismatched_keys"),
-        ):
-            found = sorted(one if isinstance(one, str) else one[0] for one in report[key])
-            if found:
-                raise ModelError(f"{name}: the checkpoint {words} {len(found)} weights, {found[0]} among them")
-        return model.to(device).eval()
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{name}: can't load this checkpoint: {first_line(error)}") from error
-
-
-def _random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """Make a model with random weights, on the device."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    settings = dict(checkpoint.config)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    source = RandomSource({name: tuple(weight.shape) for name, weight in model.state_dict().items()}, dtype, device)
-    model.load_state_dict({name: source(name) for name in model.state_dict()}, assign=True)
-    for name, buffer in list(model.named_buffers()):  # rotary frequencies are not saved: computed anew
-        if buffer.is_meta:
-            owner = model.get_submodule(name.rpartition(".")[0])
-            fresh = type(owner)(config.text_config)
-            owner.register_buffer(
-                name.rpartition(".")[2],
-                dict(fresh.named_buffers())[name.rpartition(".")[2]].to(device),
-                persistent=False,
-            )
-    return model.eval()

@@ -64,7 +64,10 @@ def measure(limit: float, quantize: str = "none", batch: int = 0, other: float =
     return {name: float(value) for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
-@pytest.mark.parametrize(("limit", "quantize"), [(139.0, "none"), (40.0, "none"), (24.0, "none"), (16.0, "fp8")])
+@pytest.mark.parametrize(
+    ("limit", "quantize"),
+    [(139.0, "none"), (40.0, "none"), (24.0, "none"), (16.0, "fp8"), (12.0, "int8"), (8.0, "int4")],
+)
 def test_auto_batch_size_stays_within_the_memory(limit: float, quantize: str) -> None:
     limit = min(limit, torch.cuda.mem_get_info()[1] / 1e9)
     found = measure(limit, quantize)

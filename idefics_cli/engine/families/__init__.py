@@ -11,7 +11,7 @@ def family_of(checkpoint: Checkpoint) -> Idefics2Family:
     """Return the family of a checkpoint.
 
     Raises:
-        ModelError: it is of no family that is known, or its settings can't be honoured.
+        ModelError: it is of no family that is known, its settings can't be honoured, or its adapter does not fit.
 
     """
     kind = checkpoint.config.get("model_type")
@@ -22,4 +22,7 @@ def family_of(checkpoint: Checkpoint) -> Idefics2Family:
         family.image_processor, family.normalization  # noqa: B018 - read now, so that a mistake is told now
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ModelError(f"{checkpoint.name}: its settings can't be understood: {error}") from error
+    if checkpoint.adapter is not None:
+        tied = ("lm_head.weight", "model.text_model.embed_tokens.weight") if family.config.tie_word_embeddings else ()
+        checkpoint.adapter.check(checkpoint.weight_shapes(), tied)
     return family

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 import torch
 
-from idefics_cli.config import ModelSettings, Quantize
+from idefics_cli.config import ModelSettings
 from idefics_cli.engine.base import EngineInfo
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice, free_host_memory
@@ -18,7 +18,7 @@ from idefics_cli.engine.families.base import PromptBuilder
 from idefics_cli.engine.families.generation import GenerationRules, check_length, random_key
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.core import EngineCore
-from idefics_cli.engine.native.memory_plan import WorkSizes, plan_memory
+from idefics_cli.engine.native.memory_plan import WorkSizes, plan_memory, weight_bytes
 from idefics_cli.engine.native.model_runner import ModelRunner
 from idefics_cli.engine.native.sequence import Sequence
 from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source, Weights
@@ -177,7 +177,7 @@ def load_native(
     dtype: torch.dtype = getattr(torch, choice.dtype)
     _check_room(family, settings, device, dtype)
     if source is None:
-        family.check_weights({name: header.shape for name, header in checkpoint.tensors().items()})
+        family.check_weights(checkpoint.weight_shapes())
     prompts = family.prompt_builder(settings.prompt)
     try:
         source = _cancellable(source or CheckpointSource(checkpoint, dtype, device), is_cancelled)
@@ -189,7 +189,7 @@ def load_native(
     config = family.config
     plan = plan_memory(
         free_memory(device, settings.gpu_memory),
-        WorkSizes.of(config, dtype.itemsize),
+        WorkSizes.of(config, dtype.itemsize, settings.quantize),
         batch_size=settings.batch_size,
         crop_tokens=config.perceiver.num_latents,
         max_new_tokens=runner.rules.max_new_tokens,
@@ -217,7 +217,7 @@ def random_source(family: Idefics2Family, choice: DeviceChoice) -> Source:
     return RandomSource(family.config.weight_shapes(), getattr(torch, choice.dtype), device)
 
 
-_SMALLER = "try --quantize fp8, --dtype bfloat16, a GPU with more memory, or --device cpu"
+_SMALLER = "try --quantize int8 or int4, --dtype bfloat16, a GPU with more memory, or --device cpu"
 
 
 def torch_device(choice: DeviceChoice, gpu_memory: float | None) -> torch.device:
@@ -253,12 +253,6 @@ def free_memory(device: torch.device, limit: float | None) -> int | None:
     return min(free, int(limit * 1e9) - torch.cuda.memory_reserved(device)) if limit else free
 
 
-def weight_bytes(family: Idefics2Family, quantize: Quantize, itemsize: int) -> int:
-    """Return about how much memory the weights take."""
-    count = sum(math.prod(shape) for shape in family.config.weight_shapes().values())
-    return count * (itemsize if quantize is Quantize.NONE else 1)
-
-
 def _check_room(family: Idefics2Family, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse weights that can't fit, before minutes are spent on loading them.
 
@@ -267,7 +261,7 @@ def _check_room(family: Idefics2Family, settings: ModelSettings, device: torch.d
 
     """
     free = free_memory(device, settings.gpu_memory) if device.type == "cuda" else free_host_memory()
-    needed = weight_bytes(family, settings.quantize, dtype.itemsize)
+    needed = weight_bytes(family.config, settings.quantize, dtype.itemsize)
     if free is not None and needed > free:
         where = "of the GPU's memory are" if device.type == "cuda" else "of memory are"
         name = str(dtype).removeprefix("torch.")

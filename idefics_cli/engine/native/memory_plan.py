@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from idefics_cli.config import Quantize
 from idefics_cli.engine.families.idefics2 import Idefics2Config
+from idefics_cli.engine.quantization import GROUP
 
 CPU_SEQUENCES = 8
 GPU_SEQUENCES = 64
@@ -12,6 +15,14 @@ _QUESTION_TOKENS = 64  # a question of about 40 words
 _CROPS = 5  # of a split page
 _HEADROOM = 0.9  # of free memory; the rest is the allocator's gaps and the libraries' workspaces
 _CPU_PATCHES = 1 << 14
+_GROUPED = (Quantize.INT8, Quantize.INT4)
+_FIXED = 1 << 29
+_PRODUCT_BYTES = {
+    # of one weight of a product, with its part of scales (float16) and zeros (a byte); fp8's are one for an output
+    Quantize.FP8: 1.0,
+    Quantize.INT8: 1 + 2 / GROUP,
+    Quantize.INT4: 0.5 + 3 / GROUP,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +37,15 @@ class WorkSizes:
     """Activations of one patch in the connector's projection."""
     token: int
     """Activations of one token of a prompt."""
-    fixed: int = 1 << 29
+    fixed: int = _FIXED
     """What does not grow with the work: logits, workspaces of libraries, the graph."""
 
     @classmethod
-    def of(cls, config: Idefics2Config, item: int) -> WorkSizes:
-        """Count what is alive at the peak of each stage; `item` is the bytes of one number."""
+    def of(cls, config: Idefics2Config, item: int, quantize: Quantize = Quantize.NONE) -> WorkSizes:
+        """Count what is alive at the peak of each stage; `item` is the bytes of one number.
+
+        Products in int8 and int4 write their weight out in the dtype of the model where rows are many.
+        """
         vision, text, perceiver = config.vision, config.text, config.perceiver
         context = 2 * perceiver.num_layers * perceiver.num_kv_heads * perceiver.head_dim
         tower = max(7 * vision.hidden_size + vision.intermediate_size, vision.hidden_size + 2 * context)
@@ -40,6 +54,7 @@ class WorkSizes:
             crop=vision.positions**2 * item * tower,
             patch=(3 * text.intermediate_size + 2 * text.hidden_size) * item,
             token=(3 * text.intermediate_size + 6 * text.hidden_size) * item,
+            fixed=_FIXED + (2 * text.intermediate_size * text.hidden_size * item if quantize in _GROUPED else 0),
         )
 
 
@@ -63,6 +78,24 @@ class MemoryPlan:
         encoding = self.max_encoded_pages * (_CROPS * sizes.crop + self.max_projected_patches * sizes.patch)
         prefill = (self.max_num_batched_tokens or 0) * sizes.token
         return sizes.fixed + self.slots * sizes.slot + encoding + prefill
+
+
+def weight_bytes(config: Idefics2Config, quantize: Quantize, item: int) -> int:
+    """Return how much memory the weights take; embeddings and the head are never quantized.
+
+    Args:
+        config: of the checkpoint.
+        quantize: the format of products.
+        item: bytes of one number in the dtype of the model.
+
+    """
+    total = 0.0
+    for name, shape in config.weight_shapes().items():
+        is_product = len(shape) == 2 and name.endswith(("_proj.weight", "fc1.weight", "fc2.weight"))
+        width = -(-shape[-1] // GROUP) * GROUP if quantize in _GROUPED else shape[-1]
+        each = _PRODUCT_BYTES.get(quantize, item) if is_product else item
+        total += math.prod(shape[:-1]) * (width if is_product else shape[-1]) * each
+    return int(total)
 
 
 def plan_memory(

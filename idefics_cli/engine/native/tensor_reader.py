@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from idefics_cli.engine.checkpoint import TensorHeader
+from idefics_cli.engine.files import TensorHeader
 from idefics_cli.errors import ModelError
 
 _DTYPES = {

@@ -1,4 +1,4 @@
-"""Weights on their way to the device: read, joined and quantized, tensor by tensor."""
+"""Weights on their way to the device: read, adapted, joined and quantized, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from torch import Tensor
 
 from idefics_cli.config import Quantize
 from idefics_cli.engine.checkpoint import Checkpoint
-from idefics_cli.engine.native.ops.linear import Linear, linear_class
+from idefics_cli.engine.native import awq, compressed
+from idefics_cli.engine.native.compressed import QuantizedWeight
+from idefics_cli.engine.native.merge import AdapterMerger
+from idefics_cli.engine.native.ops.linear import Linear, QuantizedLinear, linear_class
 from idefics_cli.engine.native.tensor_reader import TensorReader
+from idefics_cli.engine.quantization import CompressedFormat
 
 _READERS = 8  # threads: copying from the page cache keeps about as many cores busy as the bus to a GPU takes
 
@@ -26,6 +30,10 @@ class Weights:
 
     def __init__(self, source: Source, quantize: Quantize, dtype: torch.dtype, device: torch.device) -> None:
         self._source, self._linear = source, linear_class(quantize)
+        is_stored = isinstance(source, CheckpointSource) and quantize is source.quantize
+        self._stored = source.quantized if isinstance(source, CheckpointSource) and is_stored else None
+        # A prepared folder says what is quantized: the rest stays as it is.
+        self._is_prepared = isinstance(source, CheckpointSource) and source.is_prepared
         self.dtype, self.device = dtype, device
 
     def tensor(self, name: str) -> Tensor:
@@ -33,13 +41,23 @@ class Weights:
         return self._source(name)
 
     def linear(self, names: Sequence[str], *, bias: bool = False) -> Linear:
-        """Join products that share their input, by their names without `.weight`, into one."""
-        weight = _joined([self._source(f"{name}.weight") for name in names])
-        return self._linear(weight, _joined([self._source(f"{name}.bias") for name in names]) if bias else None)
+        """Join products that share their input, by their names without `.weight`, into one.
+
+        Levels that are stored in the format of the layer are taken as they are.
+        """
+        joined_bias = _joined([self._source(f"{name}.bias") for name in names]) if bias else None
+        stored = [self._stored(f"{name}.weight") for name in names] if self._stored else []
+        parts = [part for part in stored if part is not None]
+        if parts and len(parts) == len(stored) and issubclass(self._linear, QuantizedLinear):
+            return self._linear.of_stored(parts, joined_bias, self.dtype)
+        return self._new(_joined([self._source(f"{name}.weight") for name in names]), joined_bias)
 
     def linear_of(self, weight: Tensor) -> Linear:
         """Return a product with a weight that was computed from others."""
-        return self._linear(weight)
+        return self._new(weight, None)
+
+    def _new(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return (Linear if self._is_prepared else self._linear)(weight, bias)
 
     def layers(self, build: Callable[[int], Layer], count: int) -> list[Layer]:
         """Build layers 0 to `count` - 1, several at a time: reading is what takes the time."""
@@ -48,7 +66,7 @@ class Weights:
 
 
 class CheckpointSource:
-    """Reads the tensors of a checkpoint to the device."""
+    """Reads the tensors of a checkpoint to the device, and merges its adapter."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         """Read the headers of the files.
@@ -57,18 +75,65 @@ class CheckpointSource:
             ModelError: one of them is damaged.
 
         """
-        self._name, self._dtype = checkpoint.name, dtype
+        self._dtype, self._stored = dtype, checkpoint.stored
         self._headers = checkpoint.tensors()
         self._reader = TensorReader(checkpoint.name, device)
+        self._merge = AdapterMerger(checkpoint.adapter, device) if checkpoint.adapter else None
 
     def __call__(self, name: str) -> Tensor:
-        """Read a tensor.
+        """Read a tensor, unpacked where it is stored quantized; an adapter is merged in float32 before it is cast.
+
+        Raises:
+            ModelError: it, or its update, is damaged.
+
+        """
+        tensor = self._dense(name)
+        if self._merge is not None:
+            tensor = self._merge(name, tensor)
+        return tensor.to(self._dtype)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether weights are stored in a format of the engine."""
+        return isinstance(self._stored, CompressedFormat)
+
+    @property
+    def quantize(self) -> Quantize:
+        """The format of the engine in which weights are stored; AWQ words may be int4 of it."""
+        if isinstance(self._stored, CompressedFormat):
+            return self._stored.kind
+        return Quantize.NONE if self._stored is None else Quantize.INT4
+
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """Return a weight as it is stored, in a format of the engine; None where it is not.
 
         Raises:
             ModelError: it is damaged.
 
         """
-        return self._reader.read(self._headers[name]).to(self._dtype)
+        if self._merge is not None and self._merge.changes(name):
+            return None
+        module = name.removesuffix("weight")
+        if isinstance(self._stored, CompressedFormat) and f"{module}weight_scale" in self._headers:
+            return compressed.from_parts(self._stored.kind, lambda part: self._read(module + part))
+        if f"{module}qweight" in self._headers:
+            return awq.grouped_weight(*self._awq_parts(module))
+        return None
+
+    def _dense(self, name: str) -> Tensor:
+        """Return a tensor; of one that is stored quantized what it stands for, in float32."""
+        module = name.removesuffix("weight")
+        if isinstance(self._stored, CompressedFormat) and f"{module}weight_scale" in self._headers:
+            weight = compressed.from_parts(self._stored.kind, lambda part: self._read(module + part))
+            return compressed.dense_weight(weight)
+        return awq.dense_weight(*self._awq_parts(module)) if f"{module}qweight" in self._headers else self._read(name)
+
+    def _awq_parts(self, module: str) -> list[Tensor]:
+        """Return words, zeros and scales."""
+        return [self._read(module + part) for part in ("qweight", "qzeros", "scales")]
+
+    def _read(self, name: str) -> Tensor:
+        return self._reader.read(self._headers[name])
 
 
 class RandomSource:

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from idefics_cli.engine.native.ops.groupwise import GroupedWeight
+
 
 class InputFormat(Enum):
     """What a matrix product takes; norms and activations write their results so."""
@@ -104,6 +106,15 @@ class Ops(Protocol):
         A query at position p sees positions above p - window. The sum of a query is added up in an order that depends
         on its own segment alone.
         """
+
+    def group_product(self, rows: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Tensor:
+        """Return rows (tokens, in) times a group-wise quantized weight: (tokens, out); meant for few rows.
+
+        A row's result does not depend on how many rows there are.
+        """
+
+    def dequantize(self, weight: GroupedWeight, dtype: torch.dtype) -> Tensor:
+        """Return a group-wise quantized weight (out, in) in a dtype."""
 
     def sdpa(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention without a mask over (n, heads, tokens, head dim)."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.config import Quantize
 from idefics_cli.engine.native.ops import torch_ops
-from idefics_cli.engine.native.ops.base import InputFormat, Ops, Rows
+from idefics_cli.engine.native.ops.base import InputFormat, Ops, Rows, ScaledRows
+from idefics_cli.engine.native.ops.groupwise import GroupedWeight, join
+from idefics_cli.engine.native.ops.groupwise import quantize as quantize_groups
 
 
 class Linear:
@@ -32,15 +37,47 @@ class Linear:
         return ops.gelu(self(rows, ops), out)
 
 
-class Fp8Linear(Linear):
+class QuantizedLinear(Linear, ABC):
+    """A weight in fewer bits than the dtype of the model."""
+
+    @classmethod
+    @abstractmethod
+    def of_stored(cls, parts: Sequence[GroupedWeight | ScaledRows], bias: Tensor | None, dtype: torch.dtype) -> Linear:
+        """Take weights of the same inputs that are quantized in the format of the layer already, joined.
+
+        Args:
+            parts: in the format of the layer.
+            bias: of all outputs.
+            dtype: of the model.
+
+        """
+
+    def with_gelu(self, rows: Rows, ops: Ops, out: InputFormat) -> Rows:
+        """See `Linear`."""
+        return ops.gelu(self(rows, ops), out)
+
+
+class Fp8Linear(QuantizedLinear):
     """A weight in float8_e4m3fn with a scale for each output, times rows with a scale each."""
 
     input_format = InputFormat.FP8
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        quantized = torch_ops.quantize(weight)
+        self._take(torch_ops.quantize(weight), bias, weight.dtype)
+
+    @classmethod
+    def of_stored(cls, parts: Sequence[GroupedWeight | ScaledRows], bias: Tensor | None, dtype: torch.dtype) -> Linear:
+        """See `QuantizedLinear`."""
+        rows = [part for part in parts if isinstance(part, ScaledRows)]
+        # Not every device can join float8: its bytes are joined.
+        values = torch.cat([part.values.view(torch.uint8) for part in rows]).view(torch.float8_e4m3fn)
+        layer = cls.__new__(cls)
+        layer._take(ScaledRows(values, torch.cat([part.scales for part in rows])), bias, dtype)  # noqa: SLF001
+        return layer
+
+    def _take(self, quantized: ScaledRows, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(quantized.values, bias)
-        self._scale, self._dtype = quantized.scales, weight.dtype
+        self._scale, self._dtype = quantized.scales, dtype
 
     def __call__(self, rows: Rows, ops: Ops) -> Tensor:
         """Return rows (tokens, in) times the weight: (tokens, out)."""
@@ -60,12 +97,58 @@ class Fp8Linear(Linear):
         wide = (rows.values.float() @ self.weight.float().t()) * rows.scales * self._scale.t()
         return (wide if self.bias is None else wide + self.bias).to(self._dtype)
 
-    def with_gelu(self, rows: Rows, ops: Ops, out: InputFormat) -> Rows:
-        """See `Linear`."""
-        return ops.gelu(self(rows, ops), out)
+
+class GroupedLinear(QuantizedLinear):
+    """A weight in integer levels with a scale for each group of 128 inputs, times rows in the dtype of the model."""
+
+    bits: int
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._take(quantize_groups(weight, self.bits), bias, weight.dtype)
+
+    @classmethod
+    def of_stored(cls, parts: Sequence[GroupedWeight | ScaledRows], bias: Tensor | None, dtype: torch.dtype) -> Linear:
+        """See `QuantizedLinear`."""
+        layer = cls.__new__(cls)
+        grouped = join([part for part in parts if isinstance(part, GroupedWeight)])
+        layer._take(grouped, bias, dtype)  # noqa: SLF001
+        return layer
+
+    def _take(self, grouped: GroupedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(grouped.words, bias)
+        self._grouped, self._dtype = grouped, dtype
+
+    def __call__(self, rows: Rows, ops: Ops) -> Tensor:
+        """Return rows (tokens, in) times the weight: (tokens, out).
+
+        A few rows, such as a decoding step has, read the packed words. Many are worth writing the weight out in the
+        dtype of the model for a plain product.
+        """
+        assert isinstance(rows, Tensor)
+        if len(rows) <= _FEW_ROWS:
+            return ops.group_product(rows, self._grouped, self.bias)
+        return functional.linear(rows, ops.dequantize(self._grouped, self._dtype), self.bias)
 
 
-_FORMATS: dict[Quantize, type[Linear]] = {Quantize.NONE: Linear, Quantize.FP8: Fp8Linear}
+class Int8Linear(GroupedLinear):
+    """Levels of 8 bits."""
+
+    bits = 8
+
+
+class Int4Linear(GroupedLinear):
+    """Levels of 4 bits."""
+
+    bits = 4
+
+
+_FEW_ROWS = 64
+_FORMATS: dict[Quantize, type[Linear]] = {
+    Quantize.NONE: Linear,
+    Quantize.FP8: Fp8Linear,
+    Quantize.INT8: Int8Linear,
+    Quantize.INT4: Int4Linear,
+}
 
 
 def linear_class(quantize: Quantize) -> type[Linear]:

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from idefics_cli.engine.native.ops.base import AttentionMetadata, InputFormat, Rows, ScaledRows
+from idefics_cli.engine.native.ops.groupwise import GroupedWeight
+from idefics_cli.engine.native.ops.groupwise import dequantize as dequantize
 
 FLOAT8_MAX = 448.0  # of float8_e4m3fn
 _CONTEXT_BLOCK = 512  # keys that torch's attention on the CPU takes at once
@@ -46,6 +48,11 @@ def quantize(rows: Tensor) -> ScaledRows:
     wide = rows.float()
     scale = wide.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FLOAT8_MAX
     return ScaledRows((wide / scale).to(torch.float8_e4m3fn), scale)
+
+
+def group_product(rows: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Tensor:
+    """See `Ops`."""
+    return functional.linear(rows, dequantize(weight, rows.dtype), bias)
 
 
 def rope_and_cache(

@@ -14,6 +14,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from idefics_cli.engine.native.ops.base import AttentionMetadata, InputFormat, Rows, ScaledRows
+from idefics_cli.engine.native.ops.triton_linear import dequantize as dequantize
+from idefics_cli.engine.native.ops.triton_linear import group_product as group_product
 
 _BY_SPEED = [  # at head size 72 on an H200; the later ones take what cuDNN can't
     SDPBackend.CUDNN_ATTENTION,

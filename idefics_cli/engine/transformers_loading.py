@@ -1,0 +1,134 @@
+"""Loads the models that transformers runs: checkpoints as they are, with an adapter, quantized ones, random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from idefics_cli.engine.checkpoint import GENERATION_CONFIG, Checkpoint
+from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source
+from idefics_cli.errors import ModelError, first_line
+
+
+def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load the weights in evaluation mode, an adapter merged.
+
+    Raises:
+        ModelError: weights missing, damaged, or too large for the device.
+
+    """
+    name = checkpoint.name
+    load = _from_pretrained if checkpoint.stored is None else _unpacked
+    try:
+        return load(checkpoint, device, dtype)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{name}: can't load this checkpoint: {first_line(error)}") from error
+
+
+def _from_pretrained(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load a checkpoint as transformers does, straight to the device; what it misses or does not know is refused."""
+    from transformers import AutoModelForImageTextToText, GenerationConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        checkpoint.folder,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    for words, key in (
+        ("lacks", "missing_keys"),
+        ("has no place in its config.json for", "unexpected_keys"),
+        ("has in its config.json another shape for", "mismatched_keys"),
+    ):
+        found = sorted(one if isinstance(one, str) else one[0] for one in report[key])
+        if found:
+            raise ModelError(f"{checkpoint.name}: the checkpoint {words} {len(found)} weights, {found[0]} among them")
+    model = model.to(device).eval()
+    _merge_adapter(checkpoint, model, device, dtype)
+    if checkpoint.generation_config and not (checkpoint.folder / GENERATION_CONFIG).is_file():
+        model.generation_config = GenerationConfig.from_dict(dict(checkpoint.generation_config))  # --processor's
+    return model
+
+
+@torch.no_grad()
+def _merge_adapter(checkpoint: Checkpoint, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Read the weights that an adapter changes anew, from the files: those of the model may have been cast.
+
+    Raises:
+        ModelError: the adapter changes a weight that the model lacks.
+
+    """
+    if checkpoint.adapter is None:
+        return
+    source, weights = CheckpointSource(checkpoint, dtype, device), model.state_dict()
+    for name in checkpoint.adapter.updates:
+        if name not in weights:
+            raise ModelError(f"{checkpoint.adapter.name}: the adapter changes {name}, which the model does not have")
+        weights[name].copy_(source(name))
+
+
+def _unpacked(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load weights that are stored quantized in the dtype of the model: no library for their format is needed."""
+    from transformers import GenerationConfig
+
+    model = _without_weights(checkpoint, dtype)
+    given = checkpoint.weight_shapes()
+    for name, weight in _weights(model).items():
+        if given.get(name) != tuple(weight.shape):
+            raise ModelError(f"{checkpoint.name}: {name} is {given.get(name)}, by config.json {tuple(weight.shape)}")
+    model = _filled(model, CheckpointSource(checkpoint, dtype, device), device)
+    if checkpoint.generation_config:
+        model.generation_config = GenerationConfig.from_dict(dict(checkpoint.generation_config))
+    return model
+
+
+def load_random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """Make a model with random weights, on the device."""
+    model = _without_weights(checkpoint, dtype)
+    shapes = {name: tuple(weight.shape) for name, weight in _weights(model).items()}
+    return _filled(model, RandomSource(shapes, dtype, device), device)
+
+
+def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """Return a model of a checkpoint's shape on no device."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    settings = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+
+
+def _weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of a model by name, without a head that is the embedding."""
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    return weights
+
+
+def _filled(model: Any, source: Source, device: torch.device) -> Any:
+    """Give a model on no device its weights."""
+    config = model.config
+    model.load_state_dict({name: source(name) for name in _weights(model)}, assign=True, strict=False)
+    model.tie_weights()
+    for name, buffer in list(model.named_buffers()):  # rotary frequencies are not saved: computed anew
+        if buffer.is_meta:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            fresh = type(owner)(config.text_config)
+            owner.register_buffer(
+                name.rpartition(".")[2],
+                dict(fresh.named_buffers())[name.rpartition(".")[2]].to(device),
+                persistent=False,
+            )
+    return model.eval()

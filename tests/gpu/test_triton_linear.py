@@ -1,0 +1,97 @@
+"""Products with int8 and int4 weights: the kernels against torch, bit for bit the same for any number of rows, and fast."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from idefics_cli.engine.native.ops import torch_ops
+from idefics_cli.engine.native.ops.base import Ops
+from idefics_cli.engine.native.ops.groupwise import GroupedWeight, quantize
+from idefics_cli.engine.native.ops.linear import GroupedLinear, Int4Linear, Int8Linear, Linear
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+BITS = pytest.mark.parametrize("bits", [4, 8])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+SHAPES = [(96, 200), (64, 128), (130, 1152), (1152, 4304), (6144, 4096), (28672, 4096), (4096, 14336)]
+"""Outputs and inputs: odd ones, one group, padded groups, and products of the 8B shape with and without parts."""
+
+
+@pytest.fixture(scope="module")
+def ops() -> Ops:
+    from idefics_cli.engine.native.ops import triton_ops
+
+    return triton_ops
+
+
+def draw(*shape: int, dtype: torch.dtype) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(shape, device="cuda").to(dtype)
+
+
+def weight_of(outputs: int, inputs: int, bits: int) -> GroupedWeight:
+    return quantize(draw(outputs, inputs, dtype=torch.float32) * 0.02, bits)
+
+
+@BITS
+@DTYPES
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weights_are_written_out_as_in_torch(ops: Ops, bits: int, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    weight = weight_of(*shape, bits)
+    assert torch.equal(ops.dequantize(weight, dtype), torch_ops.dequantize(weight, dtype))
+
+
+@BITS
+@DTYPES
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_of_few_rows(ops: Ops, bits: int, dtype: torch.dtype, shape: tuple[int, int], has_bias: bool) -> None:
+    weight, bias = weight_of(*shape, bits), draw(shape[0], dtype=dtype) if has_bias else None
+    rows = draw(64, shape[1], dtype=dtype)
+    wanted = rows.double() @ torch_ops.dequantize(weight, torch.float32).double().t()
+    wanted = wanted if bias is None else wanted + bias.double()
+    whole = ops.group_product(rows, weight, bias)
+    assert whole.dtype is dtype
+    assert float((whole.double() - wanted).norm() / wanted.norm()) < TOLERANCE[dtype]
+    for count in (1, 2, 7, 16, 33):
+        assert torch.equal(ops.group_product(rows[:count], weight, bias), whole[:count])
+    assert torch.equal(ops.group_product(rows[20:50], weight, bias), whole[20:50])
+    assert torch.equal(ops.group_product(rows.repeat(3, 1), weight, bias)[130:], whole[2:])
+
+
+@pytest.mark.parametrize("kind", [Int4Linear, Int8Linear])
+def test_many_rows_take_the_plain_product(ops: Ops, kind: type[GroupedLinear]) -> None:
+    weight, rows = draw(512, 1152, dtype=torch.bfloat16), draw(1024, 1152, dtype=torch.bfloat16)
+    dense = torch_ops.dequantize(quantize(weight, kind.bits), torch.bfloat16)
+    assert torch.equal(kind(weight)(rows, ops), functional.linear(rows, dense))
+
+
+def milliseconds(layer: Linear, rows: Tensor, ops: Ops) -> float:
+    """The median of replays of a CUDA graph of 20 products."""
+    layer(rows, ops)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(20):
+            layer(rows, ops)
+    times: list[float] = []
+    for _ in range(20):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 20)
+    return sorted(times)[10]
+
+
+@pytest.mark.parametrize("shape", [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)])
+def test_a_decoding_step_gains_from_reading_less(ops: Ops, shape: tuple[int, int]) -> None:
+    """Prints what the four products of a layer take at 64 rows; the large ones must not be slower than bfloat16."""
+    weight, rows = draw(*shape, dtype=torch.bfloat16) * 0.02, draw(64, shape[1], dtype=torch.bfloat16)
+    times = {kind.__name__: milliseconds(kind(weight), rows, ops) for kind in (Linear, Int8Linear, Int4Linear)}
+    print(shape, {name: round(value, 4) for name, value in times.items()})
+    if shape[0] * shape[1] > 50_000_000:
+        assert times["Int4Linear"] < times["Linear"]
