@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from idefics_cli.records import PAGE, PagePart, PreparedPage, Question, Request, Turn
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedExamples:
+    """The turns of examples, and their pages."""
+
+    turns: tuple[Turn, ...]
+    """Each question with its pages, then its answer."""
+    pages: tuple[PreparedPage, ...]
+    page_ids: tuple[str, ...]
+
+
 def request_of(
-    question: Question, counts: Sequence[int], pages: tuple[PreparedPage, ...], page_ids: tuple[str, ...]
+    question: Question,
+    counts: Sequence[int],
+    pages: tuple[PreparedPage, ...],
+    page_ids: tuple[str, ...],
+    examples: PreparedExamples | None = None,
 ) -> Request:
     """Return the request of a question.
 
@@ -17,11 +32,23 @@ def request_of(
         counts: how many of the pages are of each of its documents, in their order.
         pages: all of them.
         page_ids: likewise.
+        examples: stand in front of it, behind a system turn.
 
     """
-    if not question.turns:
+    if not question.turns and examples is None:
         return Request(question.text, pages, page_ids)
-    return Request(question.text, pages, page_ids, conversation_of(question, counts))
+    turns = conversation_of(question, counts)
+    if examples is None:
+        return Request(question.text, pages, page_ids, turns)
+    system = turns[:1] if turns[0].role == "system" else ()
+    shared = (*system, *examples.turns)
+    return Request(
+        question.text,
+        (*examples.pages, *pages),
+        (*examples.page_ids, *page_ids),
+        (*shared, *turns[len(system) :]),
+        shared_turns=len(shared),
+    )
 
 
 def conversation_of(question: Question, counts: Sequence[int]) -> tuple[Turn, ...]:

@@ -14,6 +14,7 @@ from typing import IO
 from idefics_cli.config import QuestionSettings, RunSettings
 from idefics_cli.documents import discover
 from idefics_cli.errors import InputError, UsageError
+from idefics_cli.examples import Example, Examples
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.file import QuestionFile
 from idefics_cli.questions.pair import Pairing, pair
@@ -64,6 +65,45 @@ def read_inputs(documents: Sequence[str], questions: str | Sequence[str], settin
     else:
         inputs = _from_texts(questions, given, settings.questions)
     return replace(inputs, notes=inputs.notes + notes)
+
+
+def read_examples(path: Path, settings: QuestionSettings) -> Examples:
+    """Read questions with their documents and answers from CSV or JSONL, such as an output of `run`.
+
+    Raises:
+        InputError: they can't be read, or one lacks its document or its answer; names the line.
+
+    """
+    each: list[Example] = []
+    pairing = _pairing([], path.parent, settings)
+    try:
+        with path.open("rb") as stream:
+            for job in pair(read_stream(stream, str(path), ColumnNames()), pairing):
+                location = job.question.location
+                if job.question.failure:
+                    raise InputError(f"{location}: example: {job.question.failure}")
+                if each and each[-1].job.question.location == location:
+                    raise InputError(
+                        f"{location}: example: {job.question.document} names several documents; give each a line, or "
+                        "in JSONL read them together with documents"
+                    )
+                each.append(Example(job, _example_answer(job.question)))
+    except OSError as error:
+        raise InputError(f"--examples {path}: {error.strerror or error}") from error
+    if not each:
+        raise InputError(f"--examples {path}: no examples in it")
+    return Examples(path, tuple(each))
+
+
+def _example_answer(question: Question) -> str:
+    """Return the answer of an example: that of the column `answer`, else the first that is accepted."""
+    own = {name.strip().casefold(): value for name, value in question.extra.items()}
+    answer = own.get("answer")
+    text = answer if isinstance(answer, str) else str(answer) if isinstance(answer, int | float) else ""
+    text = text.strip() or next(iter(question.answers), "")
+    if not text:
+        raise InputError(f"{question.location}: example: no answer; give one in a column 'answer'")
+    return text
 
 
 def _from_name(questions: str, columns: ColumnNames, given: list[Document], settings: QuestionSettings) -> Inputs:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 from idefics_cli.config import RunSettings
-from idefics_cli.conversation import request_of
+from idefics_cli.conversation import PreparedExamples, request_of
 from idefics_cli.documents.page_cache import PageCache
 from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine.base import Engine
 from idefics_cli.errors import Failure, RowFailedError
+from idefics_cli.examples import Examples
 from idefics_cli.jobs import rows_of
 from idefics_cli.prefetch import prefetch
 from idefics_cli.records import Job, PreparedPage, Row
@@ -45,6 +46,8 @@ def run(
     pool: PagePool,
     settings: RunSettings,
     *,
+    examples: Examples | None = None,
+    fingerprint: str | None = None,
     take_answered: Callable[[str], bool] = lambda _: False,
     progress: Progress | None = None,
 ) -> Generator[Row, None, None]:
@@ -58,16 +61,22 @@ def run(
         engine: answers the questions.
         pool: prepares the pages.
         settings: of the run.
+        examples: stand in front of every question.
+        fingerprint: for the `settings` column; None makes it of the settings and the engine's.
         take_answered: whether a row with this key is there already, and not yet taken for another; it is skipped then.
         progress: kept up to date.
 
     Raises:
+        InputError: the examples can't be read.
         ModelError: the engine can't go on.
 
     """
     progress = progress if progress is not None else Progress()
-    stages = _Stages(engine, PageCache(pool, engine.info.image_processor), settings, take_answered, progress)
-    fingerprint = settings_fingerprint(settings_values(engine.info.settings, settings))
+    cache = PageCache(pool, engine.info.image_processor)
+    stages = _Stages(engine, cache, settings, take_answered, progress, examples)
+    if fingerprint is None:
+        digest = examples.digest() if examples else ""
+        fingerprint = settings_fingerprint(settings_values(engine.info.settings, settings, examples=digest))
     in_flight: deque[PendingRow] = deque()
 
     def finish(row: PendingRow) -> Row:
@@ -113,9 +122,12 @@ class _Stages:
         settings: RunSettings,
         take_answered: Callable[[str], bool],
         progress: Progress,
+        examples: Examples | None,
     ) -> None:
         self._engine, self._cache, self._settings = engine, cache, settings
         self._take_answered, self._progress = take_answered, progress
+        self._examples = examples
+        self._prepared_examples: PreparedExamples | None = None
         self._room = threading.Semaphore(engine.info.capacity)
         self._is_stopped = threading.Event()
 
@@ -186,7 +198,10 @@ class _Stages:
                 if self._is_stopped.is_set():
                     return
                 page_ids = tuple(request.page_ids[page] for page in pages)
-                asked = request_of(row.job.question, row.page_counts, tuple(pages.values()), page_ids)
+                if self._examples is not None:
+                    self._prepare_examples(self._examples, row)
+                counts, prepared = row.page_counts, tuple(pages.values())
+                asked = request_of(row.job.question, counts, prepared, page_ids, self._prepared_examples)
                 answer = self._engine.submit(asked)
                 if row.submitted_at is None:  # by now the weights are loaded
                     row.submitted_at = time.perf_counter()
@@ -195,6 +210,18 @@ class _Stages:
             if request.is_last:
                 row.is_submitted = True
                 yield row
+
+    def _prepare_examples(self, examples: Examples, row: PendingRow) -> None:
+        """Prepare the pages of the examples, once; the row that first needs them bears their cost.
+
+        Raises:
+            InputError: one can't be read.
+
+        """
+        if self._prepared_examples is None:
+            self._prepared_examples = examples.prepared(self._cache)
+            row.raster_ms += sum(page.raster_ms for page in self._prepared_examples.pages)
+            row.prepare_ms += sum(page.prepare_ms for page in self._prepared_examples.pages)
 
     def _prepared(self, request: _PageRequest) -> dict[int, PreparedPage]:
         """Wait for the pages of a request; the row that first uses a page bears its cost."""

@@ -138,6 +138,11 @@ class Request:
         return self.turns or plain_turns(self.question, len(self.pages))
 
     @property
+    def shared_pages(self) -> int:
+        """How many pages stand in the shared turns."""
+        return sum(isinstance(part, PagePart) for turn in self.turns[: self.shared_turns] for part in turn.content)
+
+    @property
     def asked(self) -> str:
         """One text for all that is asked, equal for equal conversations; of a plain question the question itself."""
         return repr(self.turns) if self.turns else self.question

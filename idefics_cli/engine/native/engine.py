@@ -64,7 +64,7 @@ class NativeEngine:
             if self._error is not None:
                 raise self._error
             key = random_key(self._rules.seed, request.asked, request.page_ids)
-            self._submitted.put((Sequence(prompt, pages, request.page_ids, key), future))
+            self._submitted.put((Sequence(prompt, pages, request.page_ids, request.shared_pages, key), future))
         return future
 
     def close(self) -> None:
