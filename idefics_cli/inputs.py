@@ -19,7 +19,7 @@ from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.file import QuestionFile
 from idefics_cli.questions.pair import Pairing, pair
 from idefics_cli.questions.read import read_stream
-from idefics_cli.records import Document, Job, Question
+from idefics_cli.records import Document, DocumentPart, Job, Question
 
 STDIN = "-"
 STDIN_NAME = "<stdin>"
@@ -43,13 +43,16 @@ class Inputs:
     """The files that are read, none of which may be the output."""
 
 
-def read_inputs(documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings) -> Inputs:
+def read_inputs(
+    documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings, *, together: bool = False
+) -> Inputs:
     """Read and pair questions: a file is checked whole, a pipe is read as its lines come.
 
     Args:
         documents: files, folders, globs, addresses and `-` (stdin) of the command line.
         questions: the name of a file, `-` for stdin, or the questions themselves.
         settings: of the run.
+        together: whether each of the questions themselves is about all documents in one prompt.
 
     Raises:
         InputError: they can't be read, or can't be asked.
@@ -63,7 +66,7 @@ def read_inputs(documents: Sequence[str], questions: str | Sequence[str], settin
     if isinstance(questions, str):
         inputs = _from_name(questions, columns, given, settings.questions)
     else:
-        inputs = _from_texts(questions, given, settings.questions)
+        inputs = _from_texts(questions, given, settings.questions, together=together)
     return replace(inputs, notes=inputs.notes + notes)
 
 
@@ -199,7 +202,7 @@ def _from_stream(
     return Inputs(jobs, own, None, notes, _paths(given))
 
 
-def _from_texts(texts: Sequence[str], given: list[Document], settings: QuestionSettings) -> Inputs:
+def _from_texts(texts: Sequence[str], given: list[Document], settings: QuestionSettings, *, together: bool) -> Inputs:
     questions = [Question(text.strip(), f"question {number}") for number, text in enumerate(texts, 1)]
     for question in questions:
         if not question.text:
@@ -208,6 +211,10 @@ def _from_texts(texts: Sequence[str], given: list[Document], settings: QuestionS
             raise InputError(f"{question.location}: not UTF-8")
     if not settings.allow_empty and not (questions and given):
         raise InputError("no question was given" if not questions else "no document was given")
+    if together and given:
+        parts = tuple(DocumentPart(document.name) for document in given)
+        jobs = [Job(replace(question, documents=parts), given[0], tuple(given)) for question in questions]
+        return Inputs(jobs, (), len(jobs), [], _paths(given))
     total = len(questions) * len(given)
     return Inputs(_product_jobs(questions, given), (), total, _product(len(questions), len(given)), _paths(given))
 
