@@ -34,7 +34,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
         json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 5_000}),
         "the last turn is the assistant's",
     ),
-    "more than the model takes": (json.dumps({"messages": [user(*[IMAGE] * 60, TEXT)]}), "too-large: "),
+    "more than the model takes": (json.dumps({"messages": [user(*[IMAGE] * 200, TEXT)]}), "too-large: "),
     "a special token": (
         json.dumps({"messages": [user(IMAGE, {"type": "text", "text": "a <image> b"})]}),
         "bad-question: the question holds the model's special token <image>",
