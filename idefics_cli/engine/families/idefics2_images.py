@@ -9,6 +9,9 @@ from PIL import Image
 
 from idefics_cli.records import Crop
 
+MAX_CROPS = 5
+"""Of a page: its quarters and itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Idefics2ImageProcessor:
