@@ -17,6 +17,7 @@ from idefics_cli.errors import InputError, UsageError
 from idefics_cli.examples import Example, Examples
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.file import QuestionFile
+from idefics_cli.questions.messages import MOST_TOGETHER
 from idefics_cli.questions.pair import Pairing, pair
 from idefics_cli.questions.read import read_stream
 from idefics_cli.records import Document, DocumentPart, Job, Question
@@ -212,6 +213,8 @@ def _from_texts(texts: Sequence[str], given: list[Document], settings: QuestionS
     if not settings.allow_empty and not (questions and given):
         raise InputError("no question was given" if not questions else "no document was given")
     if together and given:
+        if len(given) > MOST_TOGETHER:
+            raise InputError(f"--together: {len(given):,} documents; at most {MOST_TOGETHER} are read together")
         parts = tuple(DocumentPart(document.name) for document in given)
         jobs = [Job(replace(question, documents=parts), given[0], tuple(given)) for question in questions]
         return Inputs(jobs, (), len(jobs), [], _paths(given))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from idefics_cli.config import Across, PageSettings
 from idefics_cli.documents.page_cache import PageCache
 from idefics_cli.errors import Failure, FailureKind, RowFailedError
+from idefics_cli.questions.messages import MOST_TOGETHER
 from idefics_cli.questions.pages import format_pages, select_pages
 from idefics_cli.records import Document, Job, Question
 from idefics_cli.results.fingerprint import row_key
@@ -66,6 +67,9 @@ def _row_of_several(job: Job, cache: PageCache, settings: PageSettings) -> Pendi
             failure = failure or _named(document, error.failure, job)
         digests.append(digest)
         selections.append(chosen)
+    if failure is None and len(places) > MOST_TOGETHER:
+        words = f"{len(places):,} pages; at most {MOST_TOGETHER} are read together"
+        failure = Failure(FailureKind.TOO_LARGE, words)
     key = row_key(digests, "; ".join(selections), asked_words(question), question.id)
     pages = tuple(range(1, len(places) + 1)) if failure is None else ()
     return PendingRow(job, key, pages, is_together=True, places=tuple(places), failure=failure)

@@ -14,6 +14,7 @@ from idefics_cli.batch import run as run_batch
 from idefics_cli.config import Across, Format, OutputSettings, PageSettings, RetryFailed, RunSettings, Split
 from idefics_cli.documents.page import DocumentInfo
 from idefics_cli.documents.pool import PagePool, result_of
+from idefics_cli.errors import InputError
 from idefics_cli.inputs import read_inputs
 from idefics_cli.pipeline import run
 from idefics_cli.records import PAGE, Document, Row, Turn
@@ -185,3 +186,22 @@ def test_pages_of_a_pdf_among_images(tmp_path: Path, asked: Any) -> None:
     write_pdf(tmp_path / "one.pdf")
     (row,), _ = asked({"question": "q", "documents": ["dark.png", "one.pdf"]})
     assert (row.status, row.page) == ("ok", "1; 1")
+
+
+def test_more_pages_than_any_prompt_holds_are_not_even_rendered(asked: Any, tmp_path: Path) -> None:
+    frames = [Image.new("L", (20, 20), 8 * number) for number in range(30)]
+    frames[0].save(tmp_path / "many.tiff", save_all=True, append_images=frames[1:])
+    (row,), engine = asked({"question": "q", "documents": ["many.tiff"] * 17})
+    assert row.error == "too-large: 510 pages; at most 500 are read together"
+    assert engine.asked == []
+
+
+def test_a_folder_of_more_documents_than_are_read_together_is_refused(tmp_path: Path) -> None:
+    for number in range(501):
+        (tmp_path / f"{number}.png").touch()
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps({"question": "q", "documents": ["*.png"]}))
+    with pytest.raises(InputError, match=r"q.jsonl:1: bad-question: documents: 501 documents; at most 500"):
+        read_inputs([], str(file), settings())
+    with pytest.raises(InputError, match=r"--together: 501 documents; at most 500"):
+        read_inputs([str(tmp_path)], ["q"], settings(), together=True)

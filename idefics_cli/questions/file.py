@@ -20,6 +20,7 @@ from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.formats import open_records
 from idefics_cli.questions.lines import Record
+from idefics_cli.questions.messages import check_count
 from idefics_cli.questions.pair import Pairing, pair
 from idefics_cli.questions.read import id_text, to_question
 from idefics_cli.records import Document, Job, Question
@@ -122,12 +123,16 @@ class QuestionFile:
         names = [part.document for part in question.documents]
         key = hashlib.sha256(repr((names, question.password)).encode(errors="surrogateescape")).digest()
         if key not in self._target_of:
+            count = 0
             for name in names:
-                if name[:5].lower() == "data:":
-                    continue
-                _, failure = self._target(Question("", "", document=name, password=question.password))
+                target, failure = self._target(Question("", "", document=name, password=question.password))
                 if failure:
                     return 0, failure
+                count += self._target_sizes[target]
+            try:
+                check_count(count, "documents")
+            except ValueError as error:
+                return 0, Failure(FailureKind.BAD_QUESTION, str(error))
         return self._numbered_target(key, [key]), None
 
     def _numbered_target(self, key: object, groups: Sequence[Document | bytes | None]) -> int:

@@ -9,8 +9,9 @@ from idefics_cli.questions.pages import selection_of
 from idefics_cli.records import DocumentPart, Role, Turn
 
 _ROLES = ("system", "user", "assistant")
-_MOST_DOCUMENTS = 500
 _SHOWN = 40
+MOST_TOGETHER = 500
+"""Documents, and pages, of one prompt: whole pages of Idefics2 fill its 32,768 positions with fewer."""
 _SOURCES = {
     "image": ("image", "path", "url"),
     "image_url": ("image_url",),
@@ -41,7 +42,7 @@ def read_messages(value: object) -> tuple[Turn, ...]:
         raise ValueError(f"messages: the last turn is the {turns[-1].role}'s, and the user's is wanted, which asks")
     if not question_of(turns):
         raise ValueError("messages: the last turn holds no text, and so no question")
-    _check_count(len(documents_of(turns)), "messages")
+    check_count(len(documents_of(turns)), "messages")
     return turns
 
 
@@ -66,7 +67,7 @@ def read_documents(value: object) -> tuple[DocumentPart, ...]:
             raise ValueError(f"{location}: {wanted} are wanted")
         _check_keys(item, ("document", "page"), location)
         parts.append(DocumentPart(_source(item.get("document"), location), selection_of(item.get("page"))))
-    _check_count(len(parts), "documents")
+    check_count(len(parts), "documents")
     return tuple(parts)
 
 
@@ -143,9 +144,15 @@ def _check_keys(given: Mapping[str, object], known: Sequence[str], location: str
             raise ValueError(f"{location}: {_shown(key)} is not read here; leave it out (known: {', '.join(known)})")
 
 
-def _check_count(count: int, name: str) -> None:
-    if count > _MOST_DOCUMENTS:
-        raise ValueError(f"{name}: {count:,} documents; at most {_MOST_DOCUMENTS} are read together")
+def check_count(count: int, name: str, things: str = "documents") -> None:
+    """Refuse more than are read together.
+
+    Raises:
+        ValueError: with both numbers.
+
+    """
+    if count > MOST_TOGETHER:
+        raise ValueError(f"{name}: {count:,} {things}; at most {MOST_TOGETHER} are read together")
 
 
 def _shown(value: object) -> str:

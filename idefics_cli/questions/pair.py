@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from idefics_cli.errors import FailureKind, InputError, RowFailedError
+from idefics_cli.questions.messages import check_count
 from idefics_cli.questions.read import failed
 from idefics_cli.records import Document, DocumentPart, Job, PagePart, Question, Turn
 
@@ -52,6 +53,7 @@ class Pairing:
 
         Raises:
             RowFailedError: one is not there (kind bad-question), or its data URI does not decode.
+            ValueError: more than are read together.
 
         """
         found = [self._with_password(part.document, question.password) for part in question.documents]
@@ -59,6 +61,7 @@ class Pairing:
             [DocumentPart(document.name, part.page) for document in documents]
             for part, documents in zip(question.documents, found, strict=True)
         ]
+        check_count(sum(map(len, parts)), "documents")
         following = iter(parts)
         turns = tuple(
             Turn(turn.role, tuple(one for part in turn.content for one in _expanded(part, following)))
