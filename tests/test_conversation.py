@@ -145,6 +145,9 @@ def test_a_system_turn_that_a_template_does_not_take_stands_in_the_first_of_the_
     folded = (Turn("user", ("Be brief.\n\n", *turns[1].content)), *turns[2:])
     crops = [1] * pages_in(turns)
     assert builder(folder=folder).build(turns, crops).tokens == builder().build(folded, crops).tokens
+    greeted = (turns[0], Turn("assistant", ("Hello.",)), *turns[1:])
+    shown = (Turn("assistant", ("Hello.",)), *folded)
+    assert builder(folder=folder).build(greeted, crops).tokens == builder().build(shown, crops).tokens
 
 
 def test_turns_that_a_template_refuses_are_a_bad_question(tmp_path: Path) -> None:

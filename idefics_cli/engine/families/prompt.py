@@ -107,11 +107,11 @@ class PromptForm:
             RowFailedError: it refuses these turns.
 
         """
-        if self._chat is None or not self._chat.has_system_turn:
-            turns = _without_system_turn(turns)
         asked = [Turn(turn.role, self._asked(turn)) for turn in turns]
         if self._chat is None:
-            return self._continued(asked) if len(asked) > 1 else self._joined(asked[0].content)
+            return self._continued(asked)
+        if not self._chat.has_system_turn:
+            asked = _without_system_turn(asked)
         messages = [{"role": turn.role, "content": list(map(_chat_part, turn.content))} for turn in asked]
         try:
             return self._chat.render(messages, add_generation_prompt=is_open)
@@ -131,6 +131,11 @@ class PromptForm:
     def _continued(self, turns: Sequence[Turn]) -> str:
         """Return turns as they stand in a text: `<image>Question: ... Answer: ...`, a line for each answer."""
         words = []
+        if turns[0].role == "system":
+            words.append(f"{self._joined(turns[0].content)}\n\n")
+            turns = turns[1:]
+        if len(turns) == 1:
+            return "".join([*words, self._joined(turns[0].content)])
         for turn, following in zip(turns, [*turns[1:], None], strict=True):
             if turn.role == "assistant":
                 words.append(f" {self._joined(turn.content)}\n")
@@ -153,13 +158,15 @@ def _chat_part(part: str | DocumentPart | PagePart) -> dict[str, str]:
     return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
 
 
-def _without_system_turn(turns: Sequence[Turn]) -> Sequence[Turn]:
+def _without_system_turn(turns: list[Turn]) -> list[Turn]:
     """Put what a system turn says at the beginning of the first user's turn."""
     if turns[0].role != "system":
         return turns
-    system, first, *others = turns
+    system, *others = turns
     said = "".join(part for part in system.content if isinstance(part, str))
-    return [Turn(first.role, (f"{said}\n\n", *first.content)), *others]
+    first = next(at for at, turn in enumerate(others) if turn.role == "user")
+    others[first] = Turn("user", (f"{said}\n\n", *others[first].content))
+    return others
 
 
 @functools.lru_cache(4)
