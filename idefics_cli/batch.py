@@ -18,7 +18,6 @@ from idefics_cli.pipeline import Progress
 from idefics_cli.questions.read import accepted_answers
 from idefics_cli.records import Answer, Request, Row
 from idefics_cli.results.check import check_output, read_state
-from idefics_cli.results.fingerprint import settings_values
 from idefics_cli.results.output import open_output
 from idefics_cli.results.stats import RunStats
 from idefics_cli.session import Session
@@ -79,11 +78,12 @@ def run(
     inputs = read_inputs(documents, questions, settings)
     result = BatchResult()
     with Session(settings=settings, engine=engine) as session:
-        values = settings_values(session.engine.info.settings, settings)
-        check_output(settings.output, inputs.columns, values, inputs.paths)
+        values = session.setting_values
+        paths = inputs.paths + (session.examples.paths if session.examples else [])
+        check_output(settings.output, inputs.columns, values, paths)
         on_start(inputs, session)
         started = time.monotonic()
-        with open_output(settings.output, inputs.columns, stdout, values, inputs.paths) as output:
+        with open_output(settings.output, inputs.columns, stdout, values, paths) as output:
             result.kept_failed = output.earlier.failed - output.earlier.to_retry
             try:
                 rows = session.rows(inputs, take_answered=output.answered.take, progress=result.progress)
@@ -109,11 +109,11 @@ def dry_run(documents: Sequence[str], questions: str | Sequence[str], settings: 
     """
     inputs = read_inputs(documents, questions, settings)
     engine = NullEngine(open_engine(settings.model).info)
-    values = settings_values(engine.info.settings, settings)
-    check_output(settings.output, inputs.columns, values, inputs.paths)
-    earlier = read_state(settings.output, inputs.columns, values)
     progress, failures = Progress(), Counter[str]()
     with Session(settings=settings, engine=engine) as session:
+        paths = inputs.paths + (session.examples.paths if session.examples else [])
+        check_output(settings.output, inputs.columns, session.setting_values, paths)
+        earlier = read_state(settings.output, inputs.columns, session.setting_values)
         for row in session.rows(inputs, take_answered=earlier.answered.take, progress=progress):
             if row.status == "failed":
                 failures[f"{row.document}: {row.error}"] += 1

@@ -428,6 +428,15 @@ class QuestionSettings:
             metavar="OURS=YOURS",
         ),
     ] = ()
+    examples: Annotated[
+        Path | None,
+        Option(
+            "CSV or JSONL of questions with document and answer that stand in front of every question (few-shot).",
+            Panel.COMMON,
+            metavar="FILE",
+            default="none",
+        ),
+    ] = None
     limit: Annotated[int | None, Option("Ask at most N rows.", Panel.LIMITS, metavar="N", default="no limit")] = None
     root: Annotated[
         Path | None, Option("Questions may name documents below this folder only.", Panel.LIMITS, metavar="FOLDER")

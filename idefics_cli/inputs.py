@@ -14,11 +14,13 @@ from typing import IO
 from idefics_cli.config import QuestionSettings, RunSettings
 from idefics_cli.documents import discover
 from idefics_cli.errors import InputError, UsageError
+from idefics_cli.examples import Example, Examples
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.file import QuestionFile
+from idefics_cli.questions.messages import MOST_TOGETHER
 from idefics_cli.questions.pair import Pairing, pair
 from idefics_cli.questions.read import read_stream
-from idefics_cli.records import Document, Job, Question
+from idefics_cli.records import Document, DocumentPart, Job, Question
 
 STDIN = "-"
 STDIN_NAME = "<stdin>"
@@ -42,13 +44,16 @@ class Inputs:
     """The files that are read, none of which may be the output."""
 
 
-def read_inputs(documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings) -> Inputs:
+def read_inputs(
+    documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings, *, together: bool = False
+) -> Inputs:
     """Read and pair questions: a file is checked whole, a pipe is read as its lines come.
 
     Args:
         documents: files, folders, globs, addresses and `-` (stdin) of the command line.
         questions: the name of a file, `-` for stdin, or the questions themselves.
         settings: of the run.
+        together: whether each of the questions themselves is about all documents in one prompt.
 
     Raises:
         InputError: they can't be read, or can't be asked.
@@ -62,8 +67,47 @@ def read_inputs(documents: Sequence[str], questions: str | Sequence[str], settin
     if isinstance(questions, str):
         inputs = _from_name(questions, columns, given, settings.questions)
     else:
-        inputs = _from_texts(questions, given, settings.questions)
+        inputs = _from_texts(questions, given, settings.questions, together=together)
     return replace(inputs, notes=inputs.notes + notes)
+
+
+def read_examples(path: Path, settings: QuestionSettings) -> Examples:
+    """Read questions with their documents and answers from CSV or JSONL, such as an output of `run`.
+
+    Raises:
+        InputError: they can't be read, or one lacks its document or its answer; names the line.
+
+    """
+    each: list[Example] = []
+    pairing = _pairing([], path.parent, settings)
+    try:
+        with path.open("rb") as stream:
+            for job in pair(read_stream(stream, str(path), ColumnNames()), pairing):
+                location = job.question.location
+                if job.question.failure:
+                    raise InputError(f"{location}: example: {job.question.failure}")
+                if each and each[-1].job.question.location == location:
+                    raise InputError(
+                        f"{location}: example: {job.question.document} names several documents; give each a line, or "
+                        "in JSONL read them together with documents"
+                    )
+                each.append(Example(job, _example_answer(job.question)))
+    except OSError as error:
+        raise InputError(f"--examples {path}: {error.strerror or error}") from error
+    if not each:
+        raise InputError(f"--examples {path}: no examples in it")
+    return Examples(path, tuple(each))
+
+
+def _example_answer(question: Question) -> str:
+    """Return the answer of an example: that of the column `answer`, else the first that is accepted."""
+    own = {name.strip().casefold(): value for name, value in question.extra.items()}
+    answer = own.get("answer")
+    text = answer if isinstance(answer, str) else str(answer) if isinstance(answer, int | float) else ""
+    text = text.strip() or next(iter(question.answers), "")
+    if not text:
+        raise InputError(f"{question.location}: example: no answer; give one in a column 'answer'")
+    return text
 
 
 def _from_name(questions: str, columns: ColumnNames, given: list[Document], settings: QuestionSettings) -> Inputs:
@@ -153,13 +197,13 @@ def _from_stream(
     own = tuple(dict.fromkeys(column for question in seen for column in question.extra))
     ours_there = [name for name in ("document", "page", "id") if any(getattr(question, name) for question in seen)]
     notes = columns.notes([*own, "question", *ours_there])
-    if len(given) > 1 and any(question.document is None for question in seen):
+    if len(given) > 1 and any(not (question.document or question.documents) for question in seen):
         notes.append(f"each question without a document is asked of {len(given)} documents")
     jobs = pair(itertools.chain(seen[:1], questions), _pairing(given, Path.cwd(), settings))
     return Inputs(jobs, own, None, notes, _paths(given))
 
 
-def _from_texts(texts: Sequence[str], given: list[Document], settings: QuestionSettings) -> Inputs:
+def _from_texts(texts: Sequence[str], given: list[Document], settings: QuestionSettings, *, together: bool) -> Inputs:
     questions = [Question(text.strip(), f"question {number}") for number, text in enumerate(texts, 1)]
     for question in questions:
         if not question.text:
@@ -168,6 +212,12 @@ def _from_texts(texts: Sequence[str], given: list[Document], settings: QuestionS
             raise InputError(f"{question.location}: not UTF-8")
     if not settings.allow_empty and not (questions and given):
         raise InputError("no question was given" if not questions else "no document was given")
+    if together and given:
+        if len(given) > MOST_TOGETHER:
+            raise InputError(f"--together: {len(given):,} documents; at most {MOST_TOGETHER} are read together")
+        parts = tuple(DocumentPart(document.name) for document in given)
+        jobs = [Job(replace(question, documents=parts), given[0], tuple(given)) for question in questions]
+        return Inputs(jobs, (), len(jobs), [], _paths(given))
     total = len(questions) * len(given)
     return Inputs(_product_jobs(questions, given), (), total, _product(len(questions), len(given)), _paths(given))
 

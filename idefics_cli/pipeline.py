@@ -12,15 +12,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
-from idefics_cli.config import Across, RunSettings
+from idefics_cli.config import RunSettings
+from idefics_cli.conversation import PreparedExamples, request_of
 from idefics_cli.documents.page_cache import PageCache
 from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine.base import Engine
-from idefics_cli.errors import Failure, FailureKind, RowFailedError
+from idefics_cli.errors import Failure, RowFailedError
+from idefics_cli.examples import Examples
+from idefics_cli.jobs import rows_of
 from idefics_cli.prefetch import prefetch
-from idefics_cli.questions.pages import format_pages, select_pages
-from idefics_cli.records import Job, PreparedPage, Request, Row
-from idefics_cli.results.fingerprint import row_key, settings_fingerprint, settings_values
+from idefics_cli.records import Job, PreparedPage, Row
+from idefics_cli.results.fingerprint import settings_fingerprint, settings_values
 from idefics_cli.rows import PageFacts, PendingRow, finished_row
 
 _PAGES_AHEAD = 4  # requests for each page process whose pages are being rendered
@@ -44,6 +46,8 @@ def run(
     pool: PagePool,
     settings: RunSettings,
     *,
+    examples: Examples | None = None,
+    fingerprint: str | None = None,
     take_answered: Callable[[str], bool] = lambda _: False,
     progress: Progress | None = None,
 ) -> Generator[Row, None, None]:
@@ -57,16 +61,22 @@ def run(
         engine: answers the questions.
         pool: prepares the pages.
         settings: of the run.
+        examples: stand in front of every question.
+        fingerprint: for the `settings` column; None makes it of the settings and the engine's.
         take_answered: whether a row with this key is there already, and not yet taken for another; it is skipped then.
         progress: kept up to date.
 
     Raises:
+        InputError: the examples can't be read.
         ModelError: the engine can't go on.
 
     """
     progress = progress if progress is not None else Progress()
-    stages = _Stages(engine, PageCache(pool, engine.info.image_processor), settings, take_answered, progress)
-    fingerprint = settings_fingerprint(settings_values(engine.info.settings, settings))
+    cache = PageCache(pool, engine.info.image_processor)
+    stages = _Stages(engine, cache, settings, take_answered, progress, examples)
+    if fingerprint is None:
+        digest = examples.digest() if examples else ""
+        fingerprint = settings_fingerprint(settings_values(engine.info.settings, settings, examples=digest))
     in_flight: deque[PendingRow] = deque()
 
     def finish(row: PendingRow) -> Row:
@@ -112,9 +122,12 @@ class _Stages:
         settings: RunSettings,
         take_answered: Callable[[str], bool],
         progress: Progress,
+        examples: Examples | None,
     ) -> None:
         self._engine, self._cache, self._settings = engine, cache, settings
         self._take_answered, self._progress = take_answered, progress
+        self._examples = examples
+        self._prepared_examples: PreparedExamples | None = None
         self._room = threading.Semaphore(engine.info.capacity)
         self._is_stopped = threading.Event()
 
@@ -137,10 +150,10 @@ class _Stages:
         )
 
     def open_documents(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Start to open the document of each job."""
+        """Start to open the documents of each job."""
         for job in jobs:
-            if job.document is not None:
-                self._cache.expect(job.document)
+            for document in job.documents or filter(None, [job.document]):
+                self._cache.expect(document)
             yield job
 
     def pending_rows(self, jobs: Iterable[Job]) -> Iterator[PendingRow]:
@@ -148,7 +161,7 @@ class _Stages:
         limit = self._settings.questions.limit
         count = 0
         for job in jobs:
-            for row in self._rows_of(job):
+            for row in rows_of(job, self._cache, self._settings.pages):
                 if self._take_answered(row.key):
                     self._progress.skipped += 1
                     continue
@@ -160,17 +173,15 @@ class _Stages:
     def request_pages(self, rows: Iterable[PendingRow]) -> Iterator[_PageRequest]:
         """Ask the page processes for the pages of each row, one request of the engine at a time."""
         for row in rows:
-            document = row.job.document
-            pages = row.pages if row.failure is None and document is not None else ()
+            pages = row.pages if row.failure is None else ()
             groups = [pages] if row.is_together or not pages else [(page,) for page in pages]
             if pages:
                 self._engine.start()  # the weights are loaded while the first pages are rendered
             for index, group in enumerate(groups, 1):
                 page_ids: dict[int, str] = {}
                 for page in group:
-                    assert document is not None
                     try:
-                        page_ids[page] = self._cache.request(document, page)
+                        page_ids[page] = self._cache.request(*row.place(page))
                     except RowFailedError as error:
                         row.page_failures.append(error.failure)
                 yield _PageRequest(row, page_ids, index == len(groups))
@@ -187,7 +198,11 @@ class _Stages:
                 if self._is_stopped.is_set():
                     return
                 page_ids = tuple(request.page_ids[page] for page in pages)
-                answer = self._engine.submit(Request(row.job.question.text, tuple(pages.values()), page_ids))
+                if self._examples is not None:
+                    self._prepare_examples(self._examples, row)
+                counts, prepared = row.page_counts, tuple(pages.values())
+                asked = request_of(row.job.question, counts, prepared, page_ids, self._prepared_examples)
+                answer = self._engine.submit(asked)
                 if row.submitted_at is None:  # by now the weights are loaded
                     row.submitted_at = time.perf_counter()
                 answer.add_done_callback(lambda _: self._room.release())
@@ -196,45 +211,35 @@ class _Stages:
                 row.is_submitted = True
                 yield row
 
-    def _rows_of(self, job: Job) -> Iterator[PendingRow]:
-        question, document, settings = job.question, job.document, self._settings.pages
-        if document is None or question.failure:
-            failure = question.failure or Failure(FailureKind.BAD_QUESTION, "it has no document")
-            if not question.text:  # nothing else in the row tells which line it was
-                failure = Failure(failure.kind, f"{question.location}: {failure.detail}")
-            key = row_key(question.document or "", question.page or "", question.text, question.id)
-            yield PendingRow(job, key, failure=failure)
-            return
-        digest = f"unreadable {document.name}"
-        try:
-            info = self._cache.info(document)
-            digest = info.digest
-            pages = select_pages(question.page or settings.selection, info.pages)
-        except RowFailedError as error:
-            key = row_key(digest, question.page or "", question.text, question.id)
-            yield PendingRow(job, key, failure=error.failure)
-            return
-        together = settings.across is Across.TOGETHER and len(pages) > 1
-        for group in [(page,) for page in pages] if settings.across is Across.EACH else [pages]:
-            key = row_key(digest, format_pages(group), question.text, question.id)
-            yield PendingRow(job, key, group, together)
+    def _prepare_examples(self, examples: Examples, row: PendingRow) -> None:
+        """Prepare the pages of the examples, once; the row that first needs them bears their cost.
+
+        Raises:
+            InputError: one can't be read.
+
+        """
+        if self._prepared_examples is None:
+            self._prepared_examples = examples.prepared(self._cache)
+            row.raster_ms += sum(page.raster_ms for page in self._prepared_examples.pages)
+            row.prepare_ms += sum(page.prepare_ms for page in self._prepared_examples.pages)
 
     def _prepared(self, request: _PageRequest) -> dict[int, PreparedPage]:
         """Wait for the pages of a request; the row that first uses a page bears its cost."""
-        row, document, ready = request.row, request.row.job.document, {}
+        row, ready = request.row, {}
         for page in request.page_ids:
-            assert document is not None
+            document, number = row.place(page)
             try:
-                prepared = ready[page] = self._cache.prepared(document, page)
+                prepared = ready[page] = self._cache.prepared(document, number)
             except RowFailedError as error:
-                detail = f"page {page}: {error.failure.detail}" if len(row.pages) > 1 else error.failure.detail
+                detail = f"page {number}: {error.failure.detail}" if len(row.pages) > 1 else error.failure.detail
+                detail = f"{document.name}: {detail}" if len(row.job.documents) > 1 else detail
                 row.page_failures.append(Failure(error.failure.kind, detail))
             else:
                 row.facts[page] = PageFacts.of(prepared)
-                if self._cache.is_first_use(document, page):
+                if self._cache.is_first_use(document, number):
                     self._progress.pages += 1
                     self._progress.split_pages += prepared.split
                     row.raster_ms += prepared.raster_ms
                     row.prepare_ms += prepared.prepare_ms
-            self._cache.release(document, page)
+            self._cache.release(document, number)
         return ready

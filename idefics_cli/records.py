@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,35 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentPart:
+    """Where a document stands among others that are read together with it."""
+
+    document: str
+    """As the line names it."""
+    page: str | None = None
+    """The page selection; None leaves it to the options."""
+
+
+@dataclass(frozen=True, slots=True)
+class PagePart:
+    """Where the next of a request's pages stands in a turn."""
+
+
+PAGE = PagePart()
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says in a conversation: texts and pages, in their order."""
+
+    role: Role
+    content: tuple[str | DocumentPart | PagePart, ...]
+    """Documents as a question names them, which become pages in a request."""
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """One line of the questions file."""
 
@@ -51,15 +81,22 @@ class Question:
     """Of the documents it names; never written to the output."""
     failure: Failure | None = None
     """Why this line can't be asked."""
+    documents: tuple[DocumentPart, ...] = ()
+    """Documents that are read together in one prompt, in this order; `document` is None then."""
+    turns: tuple[Turn, ...] = ()
+    """The conversation that ends with the question; its document parts are `documents`, or there are none, and the
+    pages stand at its beginning. Empty for a question by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A question to be asked of a document: one row of the output, or one for each page."""
+    """A question to be asked of a document, or of several together: one row of the output, or one for each page."""
 
     question: Question
     document: Document | None
     """None where the line's document could not be found; `question.failure` says why."""
+    documents: tuple[Document, ...] = ()
+    """Those of `question.documents`, one for each, of which `document` is the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +119,38 @@ class PreparedPage:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an engine is asked: one question about one page or several."""
+    """What an engine is asked: a question about one page or several, or a conversation that ends with one."""
 
     question: str
+    """In words, for messages; what the model is told stands in `conversation`."""
     pages: tuple[PreparedPage, ...]
+    """Of the whole conversation, in their order."""
     page_ids: tuple[str, ...]
     """What each page shows, by content: requests with equal ids share the encoding of the page."""
+    turns: tuple[Turn, ...] = ()
+    """The conversation, a page part for each page; empty for the pages and then the question."""
+    shared_turns: int = 0
+    """How many turns at the start other requests begin with too, such as examples: they are computed once."""
+
+    @property
+    def conversation(self) -> tuple[Turn, ...]:
+        """Turns of texts and pages; a plain question is one turn."""
+        return self.turns or plain_turns(self.question, len(self.pages))
+
+    @property
+    def shared_pages(self) -> int:
+        """How many pages stand in the shared turns."""
+        return sum(isinstance(part, PagePart) for turn in self.turns[: self.shared_turns] for part in turn.content)
+
+    @property
+    def asked(self) -> str:
+        """One text for all that is asked, equal for equal conversations; of a plain question the question itself."""
+        return repr(self.turns) if self.turns else self.question
+
+
+def plain_turns(question: str, pages: int) -> tuple[Turn, ...]:
+    """Return the conversation of a question about so many pages."""
+    return (Turn("user", (*[PAGE] * pages, question)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +192,7 @@ class Row:
 
     document: str
     page: str
-    """The page's number from 1; a selection such as 1-3 when several pages were read together."""
+    """The page's number from 1; a selection such as 1-3 of pages read together, one for each document."""
     question: str
     answer: str
     confidence: float | None
@@ -162,7 +225,8 @@ class Row:
     settings: str
     """Fingerprint of everything but document, pages, question and id that can change the answer."""
     key: str
-    """What the row answers: digest of the document's bytes, its pages, the question and the id; 32 hex digits."""
+    """What the row answers: digest of the document's bytes, its pages, the question with its conversation, the id; 32
+    hex digits."""
 
 
 COLUMNS: tuple[str, ...] = tuple(name for name in Row.__dataclass_fields__ if name != "extra")

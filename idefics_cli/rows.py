@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from idefics_cli.errors import Failure, FailureKind
 from idefics_cli.questions.pages import format_pages
-from idefics_cli.records import Answer, Job, PreparedPage, Row
+from idefics_cli.records import Answer, Document, Job, PreparedPage, Row
 
 _ABSTENTIONS = frozenset(("", "not found", "unanswerable", "not answerable", "no answer", "not mentioned", "n/a"))
+
+_SEPARATOR = "; "  # of several documents, and of their pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,9 @@ class PendingRow:
     pages: tuple[int, ...] = ()
     is_together: bool = False
     """Whether all pages are read in one prompt."""
+    places: tuple[tuple[int, int], ...] = ()
+    """Of several documents read together: the document's index and the page's number for each of `pages`, which are
+    then numbers from 1 on. Empty where `pages` are those of the job's one document."""
     failure: Failure | None = None
     facts: dict[int, PageFacts] = field(default_factory=dict)
     """Of the pages that could be prepared."""
@@ -52,6 +57,21 @@ class PendingRow:
     """When its first request was submitted, by `time.perf_counter`."""
     answered_at: list[float] = field(default_factory=list)
     """When each answer came, likewise; noted a moment after the answer can be read."""
+
+    def place(self, page: int) -> tuple[Document, int]:
+        """Return the document and the number of one of `pages`."""
+        if self.places:
+            index, number = self.places[page - 1]
+            return self.job.documents[index], number
+        assert self.job.document is not None
+        return self.job.document, page
+
+    @property
+    def page_counts(self) -> tuple[int, ...]:
+        """How many pages are read of each document; for one document, those that are read together."""
+        if not self.places:
+            return (len(self.pages) if self.is_together else 1,)
+        return tuple(sum(index == at for index, _ in self.places) for at in range(len(self.job.documents)))
 
     def expect(self, page: int, answer: Future[Answer]) -> None:
         """Take the answer of a request about a page."""
@@ -112,10 +132,10 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
     warnings = [page.warning for page in facts] + [answer.warning if answer else ""]
     if answer is not None and failures:
         warnings.append(f"{len(failures)} of {len(row.pages)} pages failed: {failures[0]}")
-    question, document = row.job.question, row.job.document
+    question = row.job.question
     return Row(
-        document=document.name if document else question.document or "",
-        page=format_pages(read if answer is not None else row.pages) or question.page or "",
+        document=_document_names(row.job),
+        page=_page_words(row, read if answer is not None else row.pages) or question.page or "",
         question=question.text,
         answer=answer.text if answer else "",
         confidence=answer.confidence if answer else None,
@@ -141,6 +161,23 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         settings=settings,
         key=row.key,
     )
+
+
+def _document_names(job: Job) -> str:
+    """Name the document of a row; several in their order."""
+    if job.documents:
+        return _SEPARATOR.join(document.name for document in job.documents)
+    if job.question.documents:
+        return _SEPARATOR.join(part.document for part in job.question.documents)
+    return job.document.name if job.document else job.question.document or ""
+
+
+def _page_words(row: PendingRow, pages: Sequence[int]) -> str:
+    """Write pages as a selection; of several documents, one for each."""
+    if not row.places:
+        return format_pages(pages)
+    of_documents = range(len(row.job.documents))
+    return _SEPARATOR.join(format_pages([page for at, page in row.places if at == index]) for index in of_documents)
 
 
 def _sum(answers: Iterable[Answer], name: str) -> float:

@@ -11,9 +11,10 @@ from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine import open_engine
 from idefics_cli.engine.base import Engine
 from idefics_cli.errors import ModelError
-from idefics_cli.inputs import Inputs, read_inputs
+from idefics_cli.inputs import Inputs, read_examples, read_inputs
 from idefics_cli.pipeline import Progress, run
 from idefics_cli.records import Row
+from idefics_cli.results.fingerprint import settings_fingerprint, settings_values
 
 
 class Session:
@@ -36,6 +37,7 @@ class Session:
             engine: takes the place of the checkpoint's.
 
         Raises:
+            InputError: the examples can't be read.
             ModelError: no such checkpoint, or one that can't be run.
 
         """
@@ -43,9 +45,15 @@ class Session:
         if model is not None:
             settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, model=model))
         self.settings = settings
+        path = settings.questions.examples
+        self.examples = read_examples(path, settings.questions) if path is not None else None
+        """What stands in front of every question."""
+        examples_digest = self.examples.digest() if self.examples else ""
         self.engine = engine or open_engine(settings.model)
         self.pool = PagePool(settings.pages)
         self._is_closed = False
+        self.setting_values = settings_values(self.engine.info.settings, settings, examples=examples_digest)
+        """Every setting that can change an answer, by the name that a user knows it by."""
 
     def __enter__(self) -> Session:
         return self
@@ -100,4 +108,13 @@ class Session:
         """
         if self._is_closed:
             raise ModelError("the session has been closed")
-        return run(inputs.jobs, self.engine, self.pool, self.settings, take_answered=take_answered, progress=progress)
+        return run(
+            inputs.jobs,
+            self.engine,
+            self.pool,
+            self.settings,
+            examples=self.examples,
+            fingerprint=settings_fingerprint(self.setting_values),
+            take_answered=take_answered,
+            progress=progress,
+        )

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from idefics_cli.engine.base import EngineInfo
 from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
 from idefics_cli.errors import Failure, FailureKind
-from idefics_cli.records import Answer, Request
+from idefics_cli.records import Answer, Request, Turn
 
 
 class FakeEngine:
@@ -19,6 +19,7 @@ class FakeEngine:
         )
         self.asked: list[tuple[str, tuple[str, ...]]] = []
         """Question and page ids of each request; its pixels are let go."""
+        self.conversations: list[tuple[Turn, ...]] = []
         self.starts = 0
         self._threads = ThreadPoolExecutor(2)
 
@@ -27,6 +28,7 @@ class FakeEngine:
 
     def submit(self, request: Request) -> Future[Answer]:
         self.asked.append((request.question, request.page_ids))
+        self.conversations.append(request.conversation)
         return self._threads.submit(self.answer, request)
 
     def close(self) -> None:

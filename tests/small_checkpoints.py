@@ -157,7 +157,7 @@ def model_inputs(settings: ModelSettings) -> Callable[[Request], dict[str, torch
     prompts = opened(settings)[1].prompt_builder("{question}")
 
     def inputs(request: Request) -> dict[str, torch.Tensor]:
-        tokens = torch.tensor([prompts.build(request.question, [len(page.crops) for page in request.pages]).tokens])
+        tokens = torch.tensor([prompts.build(request.conversation, [len(page.crops) for page in request.pages]).tokens])
         pixels, mask = ours.pixels([[crop for page in request.pages for crop in page.crops]])
         return {
             "input_ids": tokens,

@@ -73,7 +73,7 @@ def sequences(family: Idefics2Family, requests: Sequence[Request]) -> list[Asked
     builder = family.prompt_builder("{question}")
     return [
         Asked(
-            builder.build(request.question, [len(page.crops) for page in request.pages]),
+            builder.build(request.conversation, [len(page.crops) for page in request.pages]),
             dict(zip(request.page_ids, request.pages, strict=True)),
             request.page_ids,
         )

@@ -79,3 +79,49 @@ def test_no_slot_is_ever_given_twice() -> None:
         runs = sorted([*held, *((prefix.start, prefix.length) for prefix in prefixes)])
         assert all(start + length <= later for (start, length), (later, _) in itertools.pairwise(runs))
         assert all(start >= 1 and start + length <= 500 for start, length in runs)
+
+
+def test_prefixes_with_the_same_head_share_it_and_keep_it() -> None:
+    slots = KVCacheManager(0, 100)
+    one, other = (slots.acquire_prefix(key, 30, ("examples", 20)) for key in "ab")
+    assert one is not None
+    assert other is not None
+    head = one.head
+    assert head is not None
+    assert head is other.head
+    assert (head.key, head.length, head.references) == ("examples", 20, 2)
+    for prefix in (one, other, head):
+        prefix.is_filled = True
+    assert slots.allocate(21) is None
+    slots.release_prefix(one)
+    slots.release_prefix(other)
+    assert slots.allocate(60) is not None  # in the place of `a` alone
+    third = slots.acquire_prefix("c", 20, ("examples", 20))
+    assert third is None or third.head is head
+
+
+def test_a_head_that_was_never_filled_goes_with_the_prefix_that_wanted_it() -> None:
+    slots = KVCacheManager(0, 100)
+    prefix = slots.acquire_prefix("page", 60, ("examples", 40))
+    assert prefix is not None
+    assert slots.allocate(1) is None
+    slots.release_prefix(prefix)
+    assert slots.allocate(100) == 0
+
+
+def test_a_prefix_that_does_not_fit_beside_its_head_takes_neither() -> None:
+    slots = KVCacheManager(0, 100)
+    assert slots.acquire_prefix("page", 70, ("examples", 40)) is None
+    assert slots.allocate(100) == 0
+
+
+def test_all_unused_prefixes_go_and_their_heads_behind_them() -> None:
+    slots = KVCacheManager(0, 100)
+    for key in "ab":
+        prefix = slots.acquire_prefix(key, 30, ("examples", 20))
+        assert prefix is not None
+        assert prefix.head is not None
+        prefix.is_filled = prefix.head.is_filled = True
+        slots.release_prefix(prefix)
+    slots.evict_unused()
+    assert slots.allocate(100) == 0

@@ -14,6 +14,7 @@ from idefics_cli.engine.families import family_of
 from idefics_cli.engine.families.base import PromptBuilder
 from idefics_cli.engine.families.prompt import ChatTemplate
 from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
+from idefics_cli.records import plain_turns
 from tests.conftest import SAMPLES
 
 FOLDER = SAMPLES / "tiny-idefics2"
@@ -59,7 +60,7 @@ def test_tokens_are_those_of_transformers_processor(
             else "<image>" * images + question
         )
         expected = processor(text=text, images=[Image.new("RGB", (300, 400))] * images)["input_ids"][0]
-        prompt = ours.build(question, [5 if split else 1] * images)
+        prompt = ours.build(plain_turns(question, images), [5 if split else 1] * images)
         assert list(prompt.tokens) == expected
         image = processor.image_token_id
         assert image in prompt.tokens[: prompt.prefix_length]
@@ -68,19 +69,19 @@ def test_tokens_are_those_of_transformers_processor(
 
 
 def test_split_and_unsplit_pages_stand_in_one_prompt(processor: Any) -> None:
-    prompt = builder().build("q", [5, 1])
+    prompt = builder().build(plain_turns("q", 2), [5, 1])
     assert prompt.tokens.count(processor.image_token_id) == 6 * 64
     assert prompt.tokens.count(processor.tokenizer.convert_tokens_to_ids("<fake_token_around_image>")) == 7
 
 
 def test_questions_about_the_same_pages_have_a_prefix_in_common() -> None:
-    first, second = (builder().build(question, [5]) for question in ("What is the total?", "Who?"))
+    first, second = (builder().build(plain_turns(question, 1), [5]) for question in ("What is the total?", "Who?"))
     assert first.prefix_length == second.prefix_length
     assert first.tokens[: first.prefix_length] == second.tokens[: first.prefix_length]
 
 
 def test_the_template_wraps_the_question(processor: Any) -> None:
-    tokens = builder("{question} Answer briefly: {x} {question}").build("What?", [1]).tokens
+    tokens = builder("{question} Answer briefly: {x} {question}").build(plain_turns("What?", 1), [1]).tokens
     assert "What? Answer briefly: {x} What?<end_of_utterance>" in processor.tokenizer.decode(list(tokens))
 
 
@@ -92,7 +93,7 @@ def test_decoding_is_that_of_transformers_and_stripped(processor: Any) -> None:
 @pytest.mark.parametrize("token", ["<image>", "<end_of_utterance>", "<fake_token_around_image>", "</s>"])
 def test_special_tokens_are_no_question_and_no_template(token: str) -> None:
     with pytest.raises(RowFailedError, match=token) as caught:
-        builder().build(f"What is {token}?", [1])
+        builder().build(plain_turns(f"What is {token}?", 1), [1])
     assert caught.value.failure.kind is FailureKind.BAD_QUESTION
     with pytest.raises(UsageError, match=token):
         builder(token + "{question}")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, Annotated
 
 import typer
 
-from idefics_cli.cli.console import log, note, one_line, set_up_messages
+from idefics_cli.cli.answers import AnswerPrinter, is_file
+from idefics_cli.cli.console import log, note, set_up_messages
 from idefics_cli.cli.options import AsJson, PasswordFile, checked_pages, from_settings
 from idefics_cli.cli.progress import RunState, progress_line
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import (
+    Across,
     MessageSettings,
     ModelSettings,
     Option,
@@ -23,10 +23,6 @@ from idefics_cli.config import (
     RunSettings,
 )
 from idefics_cli.errors import ROWS_FAILED, InputError, UsageError
-
-if TYPE_CHECKING:
-    from idefics_cli.records import Row
-    from idefics_cli.session import Session
 
 _SILENT_SECONDS = 2.0
 _ADDRESS = ("http://", "https://")
@@ -62,29 +58,53 @@ def ask(
             metavar="QUESTION",
         ),
     ] = None,
+    together: Annotated[
+        bool, Option("Read all documents in one prompt, in their order: one answer.", Panel.PAGES)
+    ] = False,
+    chat: Annotated[
+        bool, Option("Go on with questions from stdin, a line each, until an empty one or /quit.", Panel.COMMON)
+    ] = False,
     as_json: AsJson = False,
     password_file: PasswordFile = None,
 ) -> None:
     """Ask questions of documents, and print each answer on a line of its own.
 
     The answers of several documents begin with the document's name. With --json a line is the whole row.
+    With --chat questions and answers are a conversation about the same pages.
 
     Examples:
     [bold]idefics-cli ask invoice.pdf "What is the total?"[/bold]
 
     [bold]idefics-cli ask inbox/*.pdf -q "What is the total?" -q "What is the date?"[/bold]
 
+    [bold]idefics-cli ask --together old.pdf new.pdf "Which is dearer?"[/bold]
+
     """
     set_up_messages(messages)
-    names, texts = split_words([*(documents or []), question], questions or [])
+    names, texts = split_words([*(documents or []), question], questions or [], is_chat=chat)
+    _check_options(names, pages, together=together, chat=chat)
     settings = RunSettings(checked_pages(pages, password_file), model, allowed, messages=messages)
     with results_on_stdout() as stdout:
-        if _answer(names, texts, settings, stdout, as_json=as_json):
+        if chat:
+            from idefics_cli.cli.chat import chat_about as answer
+        else:
+            answer = _answer
+        if answer(names, texts, settings, stdout, together=together, as_json=as_json):
             raise typer.Exit(ROWS_FAILED)
 
 
-def split_words(words: Sequence[str], questions: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the documents and the questions of a command line.
+def _check_options(names: Sequence[str], pages: PageSettings, *, together: bool, chat: bool) -> None:
+    if pages.across is Across.EACH and (together or chat):
+        flag, words = ("--together", "all pages one") if together else ("--chat", "each question one")
+        raise UsageError(f"{flag} gives {words} answer: leave --across each out")
+    if chat and "-" in names:
+        raise UsageError("--chat reads its questions from stdin: give the document as a file")
+
+
+def split_words(
+    words: Sequence[str], questions: Sequence[str], *, is_chat: bool = False
+) -> tuple[list[str], list[str]]:
+    """Return the documents and the questions of a command line; a chat may begin without a question.
 
     Raises:
         UsageError: there is no question, or it does not come last.
@@ -92,23 +112,16 @@ def split_words(words: Sequence[str], questions: Sequence[str]) -> tuple[list[st
 
     """
     names, texts = list(words), list(questions)
-    if not texts:
-        if names[-1] and _is_file(names[-1]):
+    if not texts and not (is_chat and (len(names) == 1 or is_file(names[-1]))):
+        if names[-1] and is_file(names[-1]):
             raise UsageError(f"{names[-1]!r} is a file; the question comes last: ask DOCUMENT... QUESTION")
         if len(names) == 1:
             raise UsageError(f"no question for {names[0]!r}: ask DOCUMENT... QUESTION")
         texts = [names.pop()]
     for name in names:
-        if (" " in name.strip() or name.endswith("?")) and not _is_file(name) and not _is_pattern(name):
+        if (" " in name.strip() or name.endswith("?")) and not is_file(name) and not _is_pattern(name):
             raise InputError(f"{name!r}: no such file or folder; several questions are asked with -q, each its own")
     return names, texts
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _is_pattern(name: str) -> bool:
@@ -116,7 +129,7 @@ def _is_pattern(name: str) -> bool:
 
 
 def _answer(
-    names: Sequence[str], texts: Sequence[str], settings: RunSettings, stdout: IO[str], *, as_json: bool
+    names: Sequence[str], texts: Sequence[str], settings: RunSettings, stdout: IO[str], *, together: bool, as_json: bool
 ) -> bool:
     """Print the answers as they are done; says whether any failed."""
     from idefics_cli.inputs import read_inputs
@@ -124,7 +137,7 @@ def _answer(
     from idefics_cli.results.write import json_line, row_values
     from idefics_cli.session import Session
 
-    inputs = read_inputs(names, texts, settings)
+    inputs = read_inputs(names, texts, settings, together=together)
     for words in inputs.notes:
         note(words)
     is_any_failed = False
@@ -133,7 +146,8 @@ def _answer(
         session.engine.start()  # the weights are loaded while the first pages are rendered
         for setting, value in session.engine.info.settings.items():
             log.info("%s: %s", setting, value)
-        printer = _Printer(session, (inputs.total or 0) > len(texts))
+        is_named = (inputs.total or 0) > len(texts)
+        printer = AnswerPrinter(session, is_named=is_named, is_together=together)
         quiet = settings.messages.quiet
         with progress_line(state.words, state=state, delay=_SILENT_SECONDS, quiet=quiet) as line:
             for row in session.rows(inputs, progress=state.progress):
@@ -144,49 +158,3 @@ def _answer(
                     printer.messages(row, is_whole=as_json)
                 is_any_failed |= row.status == "failed"
     return is_any_failed
-
-
-class _Printer:
-    """Prints answers for people, and for `$(...)` of a shell."""
-
-    def __init__(self, session: Session, has_several_documents: bool) -> None:
-        self._session = session
-        self._is_named = has_several_documents
-        self._pages: tuple[str, int] = "", 0
-
-    def line(self, row: Row) -> str:
-        """Return the answer, named by what else could have been meant; nothing for a failed row."""
-        if row.status == "failed":
-            return ""
-        place = [row.document] if self._is_named else []
-        is_each = self._session.settings.pages.across == "each"
-        if (self._is_named or is_each) and self._has_several_pages(row):
-            place.append(f"page {row.page}")
-        return f"{', '.join(place)}: {one_line(row.answer)}\n" if place else f"{one_line(row.answer)}\n"
-
-    def messages(self, row: Row, *, is_whole: bool) -> None:
-        """Say on stderr why a row failed, and what its answer should be read with."""
-        if row.status == "failed":
-            log.error("%s: %s", row.document, row.error)
-        elif row.warning and not is_whole:
-            log.warning("%s: %s", row.document, row.warning)
-        if row.status == "ok":
-            log.info("%s, page %s: answered in %.0f ms", row.document, row.page, row.latency_ms or 0.0)
-            if not self._is_named and not is_whole and sys.stderr.isatty() and row.page != "1":
-                note(f"from page {row.page}")
-
-    def _has_several_pages(self, row: Row) -> bool:
-        if row.page != "1":
-            return True
-        from idefics_cli.documents.page import DocumentInfo
-        from idefics_cli.documents.pool import result_of
-        from idefics_cli.records import Document
-
-        if self._pages[0] != row.document:
-            document = Document(row.document, row.document if _is_file(row.document) else None)
-            try:
-                pages = result_of(self._session.pool.open(document), DocumentInfo).pages if document.path else 1
-            except Exception:
-                pages = 1
-            self._pages = row.document, pages
-        return self._pages[1] > 1

@@ -34,7 +34,7 @@ class _Missing:
     """Rows of the output that none of the questions asks for."""
 
 
-@from_settings(without=("split", "rasterizer", "page_timeout", "max_pixels", "limit"))
+@from_settings(without=("split", "rasterizer", "page_timeout", "max_pixels", "limit", "examples"))
 def status(
     output: Annotated[Path, typer.Argument(help="An output of run.", show_default=False)],
     pages: PageSettings,

@@ -39,7 +39,8 @@ class Engine(Protocol):
     def submit(self, request: Request) -> Future[Answer]:
         """Answer a request, from any thread and at any time; never blocks for long.
 
-        Requests whose `page_ids` are equal share the encoding of the page. An answer does not depend on which other
+        Requests whose `page_ids` are equal share the encoding of the page; what their conversations begin with may be
+        computed once. An answer does not depend on which other
         requests are answered with it. A request that can't be answered has an answer with a `failure`; the future
         raises ModelError only when the model or its device can't be used any more.
         """

@@ -94,7 +94,7 @@ class TransformersModel:
         for request in requests:
             # transformers draws from torch's generator: another stream than the native engine's.
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(random_key(self._rules.seed, request.question, request.page_ids))
+                torch.manual_seed(random_key(self._rules.seed, request.asked, request.page_ids))
                 found += self._generate([request])
         return found
 
@@ -105,7 +105,7 @@ class TransformersModel:
             RowFailedError: a question can't be asked, or its prompt leaves no room for an answer.
 
         """
-        prompts = [self._prompts.build(r.question, [len(page.crops) for page in r.pages]).tokens for r in requests]
+        prompts = [self._prompts.build(r.conversation, [len(page.crops) for page in r.pages]).tokens for r in requests]
         for prompt in prompts:
             check_length(len(prompt), self._rules, self._family.config.text.max_positions)
         longest = max(map(len, prompts))

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from idefics_cli.errors import UsageError
 
 QUESTION_COLUMNS = ("question", "document", "page", "id", "answers", "password")
+LIST_COLUMNS = ("documents", "messages")
+"""Columns of JSONL alone."""
+_OURS = QUESTION_COLUMNS + LIST_COLUMNS
 _OTHER_NAMES = {
     "question": "questions query queries q prompt text",
-    "document": "documents doc docs file files filename file_name filepath file_path path image images pdf url",
+    "document": "doc docs file files filename file_name filepath file_path path image images pdf url",
     "page": "pages page_no page_number pagenumber",
     "id": "ids question_id questionid qid uid uuid",
     "answers": "answer_list gold label labels expected ground_truth reference target",
@@ -39,12 +42,12 @@ class ColumnNames:
         for option in given:
             ours, _, theirs = option.partition("=")
             ours = _folded(ours)
-            if ours not in QUESTION_COLUMNS:
-                raise UsageError(f"--column {option}: {ours!r} is none of {', '.join(QUESTION_COLUMNS)}")
+            if ours not in _OURS:
+                raise UsageError(f"--column {option}: {ours!r} is none of {', '.join(_OURS)}")
             if ours in self.given or not theirs.strip():
                 raise UsageError(f"--column {option}: give each of our columns one column of yours")
             self.given[ours] = theirs.strip()
-        self._ours = {ours: ours for ours in QUESTION_COLUMNS if ours not in self.given}
+        self._ours = {ours: ours for ours in _OURS if ours not in self.given}
         self._ours |= {_folded(theirs): ours for ours, theirs in self.given.items()}
         self._known: dict[str, str | None] = {}
 

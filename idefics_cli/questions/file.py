@@ -20,6 +20,7 @@ from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.formats import open_records
 from idefics_cli.questions.lines import Record
+from idefics_cli.questions.messages import check_count
 from idefics_cli.questions.pair import Pairing, pair
 from idefics_cli.questions.read import id_text, to_question
 from idefics_cli.records import Document, Job, Question
@@ -90,7 +91,7 @@ class QuestionFile:
             return
         if not question.extra.keys() <= self.columns.keys():
             self.columns.update(dict.fromkeys(question.extra))
-        self.without_document += question.document is None and failure is None
+        self.without_document += question.document is None and not question.documents and failure is None
         self._starts.append(record.start)
         self._lines.append(record.line)
         self._ids.append(hash(id_text(question.id)) if question.id != "" else 0)
@@ -100,6 +101,8 @@ class QuestionFile:
         """Return the number of the set of documents that a question is asked of, or why there is none."""
         if question.failure:
             return self._numbered_target(None, [None]), question.failure
+        if question.documents:
+            return self._target_of_several(question)
         name = question.document or ""
         digest = hashlib.sha256(name.encode()).digest() if len(name) > _LONGEST_KEY else name.encode()
         key = (digest, question.password) if question.password or len(name) > _LONGEST_KEY else name
@@ -114,6 +117,23 @@ class QuestionFile:
         except Exception as error:
             return 0, Failure(FailureKind.BAD_QUESTION, f"document: {error or type(error).__name__}")
         return self._numbered_target(key, documents), None
+
+    def _target_of_several(self, question: Question) -> tuple[int, Failure | None]:
+        """Return the target of a line whose documents are read together; the line itself says which."""
+        names = [part.document for part in question.documents]
+        key = hashlib.sha256(repr((names, question.password)).encode(errors="surrogateescape")).digest()
+        if key not in self._target_of:
+            count = 0
+            for name in names:
+                target, failure = self._target(Question("", "", document=name, password=question.password))
+                if failure:
+                    return 0, failure
+                count += self._target_sizes[target]
+            try:
+                check_count(count, "documents")
+            except ValueError as error:
+                return 0, Failure(FailureKind.BAD_QUESTION, str(error))
+        return self._numbered_target(key, [key]), None
 
     def _numbered_target(self, key: object, groups: Sequence[Document | bytes | None]) -> int:
         if key in self._target_of:

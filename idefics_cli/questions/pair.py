@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from idefics_cli.errors import FailureKind, InputError, RowFailedError
+from idefics_cli.questions.messages import check_count
 from idefics_cli.questions.read import failed
-from idefics_cli.records import Document, Job, Question
+from idefics_cli.records import Document, DocumentPart, Job, PagePart, Question, Turn
 
 _SHOWN_CANDIDATES = 5
 _SHOWN_NAME = 200
@@ -44,10 +46,34 @@ class Pairing:
             RowFailedError: there is none (kind bad-question), or its data URI does not decode.
 
         """
-        found = self._named(question.document)
-        if question.password is None:
-            return found
-        return [dataclasses.replace(document, password=question.password) for document in found]
+        return self._with_password(question.document, question.password)
+
+    def together(self, question: Question) -> Job:
+        """Return the job of a question about several documents; one that is a folder or glob becomes several.
+
+        Raises:
+            RowFailedError: one is not there (kind bad-question), or its data URI does not decode.
+            ValueError: more than are read together.
+
+        """
+        found = [self._with_password(part.document, question.password) for part in question.documents]
+        parts = [
+            [DocumentPart(document.name, part.page) for document in documents]
+            for part, documents in zip(question.documents, found, strict=True)
+        ]
+        check_count(sum(map(len, parts)), "documents")
+        following = iter(parts)
+        turns = tuple(
+            Turn(turn.role, tuple(one for part in turn.content for one in _expanded(part, following)))
+            for turn in question.turns
+        )
+        asked = dataclasses.replace(question, documents=tuple(itertools.chain(*parts)), turns=turns)
+        documents = tuple(itertools.chain(*found))
+        return Job(asked, documents[0], documents)
+
+    def _with_password(self, name: str | None, password: str | None) -> Sequence[Document]:
+        found = self._named(name)
+        return found if password is None else [dataclasses.replace(each, password=password) for each in found]
 
     def _named(self, name: str | None) -> Sequence[Document]:
         if name is None:
@@ -116,6 +142,9 @@ def pair(questions: Iterable[Question], pairing: Pairing) -> Iterator[Job]:
             yield Job(question, None)
             continue
         try:
+            if question.documents:
+                yield pairing.together(question)
+                continue
             documents = pairing.documents_of(question)
         except RowFailedError as error:
             yield Job(failed(question, error.failure.detail, error.failure.kind), None)
@@ -125,6 +154,12 @@ def pair(questions: Iterable[Question], pairing: Pairing) -> Iterator[Job]:
             continue
         for document in documents:
             yield Job(question, document)
+
+
+def _expanded(
+    part: str | DocumentPart | PagePart, documents: Iterator[Sequence[DocumentPart]]
+) -> Sequence[str | DocumentPart | PagePart]:
+    return next(documents) if isinstance(part, DocumentPart) else (part,)
 
 
 def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:

@@ -11,8 +11,9 @@ from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.formats import open_records
 from idefics_cli.questions.lines import Record
+from idefics_cli.questions.messages import documents_of, question_of, read_documents, read_messages, shown_first
 from idefics_cli.questions.pages import selection_of
-from idefics_cli.records import Question
+from idefics_cli.records import DocumentPart, Question, Turn
 
 _REMEMBERED_IDS = 100_000
 
@@ -52,17 +53,23 @@ def _checked(record: Record, location: str, columns: ColumnNames) -> Question:
     if "answers" in ours:
         own["answers"] = ours["answers"]  # under this name, whatever the user's is: `eval` looks for it
     problem = record.problem or _problem(ours)
-    if "question" not in ours and not record.problem:
+    if not record.problem and not ours.keys() & {"question", "messages"}:
         problem = f"no 'question' in this line (found: {', '.join(own)[:200]}); {columns.hint(record.values)}"
     failure = Failure(FailureKind.BAD_QUESTION, problem) if problem else None
-    page = None
+    page: str | None = None
+    documents: tuple[DocumentPart, ...] = ()
+    turns: tuple[Turn, ...] = ()
     try:
         page = selection_of(ours.get("page"))
+        if failure is None:
+            documents, turns = _lists(ours)
     except RowFailedError as error:
         failure = failure or error.failure
+    except ValueError as error:
+        failure = Failure(FailureKind.BAD_QUESTION, str(error))
     identity = ours.get("id")
     return Question(
-        _text(ours.get("question")),
+        question_of(turns) if turns else _text(ours.get("question")),
         location,
         document=_text(ours.get("document")) or None,
         page=page,
@@ -71,13 +78,38 @@ def _checked(record: Record, location: str, columns: ColumnNames) -> Question:
         extra=own,
         password=_text(ours.get("password")) or None,
         failure=failure,
+        documents=documents,
+        turns=turns,
     )
+
+
+def _lists(ours: dict[str, object]) -> tuple[tuple[DocumentPart, ...], tuple[Turn, ...]]:
+    """Return the documents that are read together and the conversation of a line, empty where it has none.
+
+    Raises:
+        ValueError: they can't be read, or contradict other columns.
+        RowFailedError: a page selection does not read as pages (kind no-such-page).
+
+    """
+    turns = () if ours.get("messages") is None else read_messages(ours["messages"])
+    documents = () if ours.get("documents") is None else read_documents(ours["documents"])
+    shown = documents_of(turns)
+    if turns and ours.get("question") is not None:
+        raise ValueError("question and messages: give one of the two; the last turn of messages is the question")
+    if (shown or documents) and ours.get("document"):
+        raise ValueError(f"document and {'messages' if shown else 'documents'} name documents: give them in one place")
+    if shown and documents:
+        raise ValueError("documents and messages name documents: give them in one place")
+    if turns and documents:
+        turns = shown_first(turns, documents)
+    return documents or shown, turns
 
 
 def _problem(ours: dict[str, object]) -> str:
     """Say why a line can't be asked; empty when it can."""
     text = ours.get("question")
-    if not isinstance(text, str) or not text.strip():
+    is_question = isinstance(text, str) and text.strip()
+    if not is_question and not (text is None and ours.get("messages") is not None):
         return "question: a text is wanted" if text else "the question is empty"
     if not isinstance(ours.get("document"), str | None):
         return "document: a path is wanted"

@@ -8,10 +8,17 @@ import re
 from collections.abc import Iterator
 
 from idefics_cli.errors import InputError
-from idefics_cli.questions.columns import ColumnNames
+from idefics_cli.questions.columns import LIST_COLUMNS, ColumnNames
 from idefics_cli.questions.lines import LONGEST_LINE, Lines, Record
 
 _DELIMITERS = ",;\t|"
+_LISTS = {
+    "documents": "CSV has no lists: several documents for one question are JSONL, "
+    '{"question": "...", "documents": ["a.pdf", "b.pdf"]}; '
+    "where each line has one document, say --column document=documents",
+    "messages": 'CSV has no lists: a conversation is JSONL, {"messages": [{"role": "user", "content": "..."}]}; '
+    "give a column of your own another name",
+}
 
 
 class CsvTable:
@@ -81,6 +88,9 @@ def _check_header(header: list[str], location: str, columns: ColumnNames) -> Non
     named = [name for name in header if name]
     if missing := columns.missing(named):
         raise InputError(f"{location}: {missing} (found: {found})")
+    for name in named:
+        if (ours := columns.ours(name)) in LIST_COLUMNS:
+            raise InputError(f"{location}: column {name!r}: {_LISTS[str(ours)]}")
     if "question" not in map(columns.ours, named):
         raise InputError(
             f"{location}: not JSON, and as CSV no column 'question' (found: {found[:200]}); {columns.hint(named)}"

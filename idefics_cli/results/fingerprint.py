@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from idefics_cli.config import Rasterizer, RunSettings
@@ -15,20 +15,21 @@ _NAME = 3
 _OPTIONAL = frozenset(
     (
         *("--min-new-tokens", "--temperature", "--top-p", "--seed", "--repetition-penalty", "--num-beams"),
-        *("--stop", "--choices"),
+        *("--stop", "--choices", "--examples"),
     )
 )
 """Settings that are there only where they are given: a fingerprint holds digits of their names too."""
 
 
 def settings_values(
-    engine: Mapping[str, str], settings: RunSettings, *, rasterizer_version: str | None = None
+    engine: Mapping[str, str], settings: RunSettings, *, examples: str = "", rasterizer_version: str | None = None
 ) -> dict[str, str]:
     """Return every setting that can change an answer, by the name that a user knows it by.
 
     Args:
         engine: `EngineInfo.settings`.
         settings: of the run.
+        examples: a digest of those in front of every question; empty where there are none.
         rasterizer_version: of what renders PDF pages: another version may draw other pixels. None stands for the
             installed pypdfium2; that of Poppler is to be given.
 
@@ -41,6 +42,7 @@ def settings_values(
         "--across": pages.across,
         "--split": f"{pages.split} {pages.split_em:g}",
         "--rasterizer or its version": f"{pages.rasterizer} {rasterizer_version}".strip(),
+        **({"--examples": examples} if examples else {}),
     }
 
 
@@ -88,13 +90,14 @@ def _parts(fingerprint: str) -> tuple[str, dict[str, str]]:
     return each, {piece[:_NAME]: piece[_NAME:] for piece in pieces}
 
 
-def row_key(digest: str, pages: str, question: str, id: object) -> str:  # noqa: A002 - the column's name
+def row_key(digest: str | Sequence[str], pages: str, question: object, id: object) -> str:  # noqa: A002 - the column's name
     """Return the `key` column: 32 digits of what a row answers.
 
     Args:
-        digest: of the document's bytes; where they can't be read, what the document is called.
+        digest: of the document's bytes; where they can't be read, what the document is called. A list where documents
+            are read together.
         pages: as a selection, `1-3`.
-        question: with its conversation or examples.
+        question: a text, or the turns of a conversation.
         id: the user's identifier.
 
     """

@@ -88,7 +88,7 @@ def own_logits(requests: Sequence[Request]) -> tuple[list[tuple[int, ...]], list
     prompts = family.prompt_builder("{question}")
     asked = [
         Asked(
-            prompts.build(request.question, [len(page.crops) for page in request.pages]),
+            prompts.build(request.conversation, [len(page.crops) for page in request.pages]),
             dict(zip(request.page_ids, request.pages, strict=True)),
             request.page_ids,
         )
@@ -111,7 +111,7 @@ def reference_logits(model: Any, reader: TransformersModel, request: Request, to
     """Return the logits that precede each of the tokens, all tokens given, float32."""
     pixels, mask = reader.pixels([[crop for page in request.pages for crop in page.crops]])
     prompt = family_of(full_shape_checkpoint(SETTINGS)).prompt_builder("{question}")
-    built = prompt.build(request.question, [len(page.crops) for page in request.pages]).tokens
+    built = prompt.build(request.conversation, [len(page.crops) for page in request.pages]).tokens
     ids = torch.tensor([[*built, *tokens[:-1]]], device="cuda")
     out = model(
         input_ids=ids,

@@ -131,7 +131,7 @@ def outputs(settings: ModelSettings, plan: MemoryPlan, requests: Sequence[Reques
     prompts = family.prompt_builder("{question}")
     asked = [
         Asked(
-            prompts.build(request.question, [len(page.crops) for page in request.pages]),
+            prompts.build(request.conversation, [len(page.crops) for page in request.pages]),
             dict(zip(request.page_ids, request.pages, strict=True)),
             request.page_ids,
         )

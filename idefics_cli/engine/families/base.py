@@ -10,6 +10,7 @@ from idefics_cli.config import ModelSettings
 from idefics_cli.documents.page import ImageProcessor
 from idefics_cli.engine.families.generation import GenerationRules
 from idefics_cli.errors import ModelError
+from idefics_cli.records import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,24 @@ class Prompt:
     tokens: tuple[int, ...]
     prefix_length: int
     """Tokens up to the end of the last image, which requests about the same pages have in common."""
+    shared_length: int = 0
+    """Tokens of the prefix that requests about other pages begin with too: those of the examples."""
 
 
 class PromptBuilder(Protocol):
     """Puts questions into the words and tokens that a checkpoint was trained with."""
 
-    def build(self, question: str, crops: Sequence[int]) -> Prompt:
-        """Return the prompt of a question about pages of so many crops each.
+    def build(self, turns: Sequence[Turn], crops: Sequence[int], shared_turns: int = 0) -> Prompt:
+        """Return the prompt of a conversation, up to where its next answer begins.
+
+        Args:
+            turns: of texts and pages; the last is the user's.
+            crops: how many images each of the pages is, in their order.
+            shared_turns: how many turns at the start other requests begin with too.
 
         Raises:
-            RowFailedError: the question holds one of the model's special tokens, such as `<image>`.
+            RowFailedError: a text holds one of the model's special tokens, such as `<image>`, or the checkpoint's
+                template does not take these turns.
 
         """
 

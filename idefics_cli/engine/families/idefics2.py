@@ -15,8 +15,9 @@ from idefics_cli.engine.families.base import Normalization, Prompt
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.families.idefics2_config import Idefics2Config
 from idefics_cli.engine.families.idefics2_images import Idefics2ImageProcessor
-from idefics_cli.engine.families.prompt import ChatTemplate, Tokenizer, check_question
-from idefics_cli.errors import ModelError, UsageError
+from idefics_cli.engine.families.prompt import ChatTemplate, PromptForm, Tokenizer, check_turns
+from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
+from idefics_cli.records import PagePart, Turn, plain_turns
 
 __all__ = ["Idefics2Config", "Idefics2Family", "Idefics2ImageProcessor", "Idefics2PromptBuilder"]
 
@@ -144,10 +145,12 @@ class Idefics2PromptBuilder:
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, config: Idefics2Config, template: str) -> None:
         """Take the tokenizer; see `Idefics2Family.prompt_builder`."""
-        self._tokenizer, self._template = tokenizer, template
+        self._tokenizer = tokenizer
         self._image_seq_len = config.perceiver.num_latents
         self._special_tokens = self._tokenizer.special_tokens | {_IMAGE, _FAKE}
-        self._chat = ChatTemplate(checkpoint.chat_template, checkpoint.name) if checkpoint.chat_template else None
+        chat = ChatTemplate(checkpoint.chat_template, checkpoint.name) if checkpoint.chat_template else None
+        self._form = PromptForm(chat, template, _IMAGE)
+        self._shared_tokens = functools.lru_cache(1)(self._tokens_of_shared)
         self._closing = re.compile(rf"{re.escape(_FAKE)}(?=[^\s<])")
         found = sorted(token for token in self._special_tokens if token in template)
         if found:
@@ -159,14 +162,25 @@ class Idefics2PromptBuilder:
                 f"{config.image_token_id} of the model"
             )
 
-    def build(self, question: str, crops: Sequence[int]) -> Prompt:
+    def build(self, turns: Sequence[Turn], crops: Sequence[int], shared_turns: int = 0) -> Prompt:
         """See `PromptBuilder`."""
-        check_question(question, self._special_tokens)
-        text = self._template.replace("{question}", question)
-        tokens = self._tokenizer.encode(self._expanded(self._words(text, len(crops)), crops))
+        check_turns(turns, self._special_tokens)
+        if not crops:
+            raise RowFailedError(FailureKind.BAD_QUESTION, "there is no page in the conversation")
+        tokens = self._tokenizer.encode(self._expanded(self._form.words(turns), crops))
         last = max(index for index, token in enumerate(tokens) if token == self._image_id)
         # The closing fake token belongs to the prefix; at least one token is left behind it.
-        return Prompt(tuple(tokens), min(last + 2, len(tokens) - 1))
+        prefix_length = min(last + 2, len(tokens) - 1)
+        if not shared_turns:
+            return Prompt(tuple(tokens), prefix_length)
+        pages = sum(isinstance(part, PagePart) for turn in turns[:shared_turns] for part in turn.content)
+        shared = self._shared_tokens(tuple(turns[:shared_turns]), tuple(crops[:pages]))
+        differ = (at for at, (one, other) in enumerate(zip(shared, tokens, strict=False)) if one != other)
+        return Prompt(tuple(tokens), prefix_length, min(next(differ, len(shared)), prefix_length - 1))
+
+    def _tokens_of_shared(self, turns: tuple[Turn, ...], crops: tuple[int, ...]) -> list[int]:
+        """Return the tokens of turns at the start of a prompt; the last few may be others where it goes on."""
+        return self._tokenizer.encode(self._expanded(self._form.words(turns, is_open=False), crops))
 
     def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
         """See `PromptBuilder`."""
@@ -190,7 +204,7 @@ class Idefics2PromptBuilder:
 
         """
         text = text.strip()
-        prompt = self._words(self._template.replace("{question}", "?"), 0)
+        prompt = self._form.words(plain_turns("?", 0))
         before = self._tokenizer.encode(prompt)
         written = []
         for space in (" ", ""):
@@ -202,13 +216,6 @@ class Idefics2PromptBuilder:
         if not written:
             raise UsageError(f"--choices: the checkpoint can't write {text!r}; give this answer another spelling")
         return Choice(text, tuple(written))
-
-    def _words(self, text: str, images: int) -> str:
-        """Chat checkpoints get a user's turn, base checkpoints the images and the text."""
-        if self._chat is None:
-            return _IMAGE * images + text
-        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-        return self._chat.render([{"role": "user", "content": content}])
 
     def _expanded(self, words: str, crops: Sequence[int]) -> str:
         """Expand each image to its tokens, by the rules of transformers' processor but page by page.

@@ -10,6 +10,9 @@ from typing import Any
 
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.errors import FailureKind, ModelError, RowFailedError
+from idefics_cli.records import DocumentPart, PagePart, Turn
+
+_PROBE = "what a system turn says"
 
 
 class Tokenizer:
@@ -60,8 +63,8 @@ class ChatTemplate:
         self._name = name
         self._template = _compile(source, name)
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> str:
-        """Return the text of turns, up to where the assistant's answer begins.
+    def render(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """Return the text of turns, up to where the assistant's answer begins or, without that, to their end.
 
         Raises:
             ModelError: the template refuses the turns.
@@ -70,9 +73,100 @@ class ChatTemplate:
         from jinja2.exceptions import TemplateError
 
         try:
-            return str(self._template.render(messages=list(messages), add_generation_prompt=True))
+            return str(self._template.render(messages=list(messages), add_generation_prompt=add_generation_prompt))
         except TemplateError as error:
             raise ModelError(f"{self._name}: the chat template failed: {error}") from error
+
+    @functools.cached_property
+    def has_system_turn(self) -> bool:
+        """Whether it takes a system turn: some raise an error then, others leave it out."""
+        turns = [{"role": role, "content": [{"type": "text", "text": role}]} for role in ("system", "user")]
+        turns[0]["content"] = [{"type": "text", "text": _PROBE}]
+        try:
+            return _PROBE in self.render(turns)
+        except ModelError:
+            return False
+
+
+class PromptForm:
+    """Puts turns into words: by a chat template or, where a checkpoint has none, as text that goes on.
+
+    Without a template, turns are `Question: ... Answer: ...` lines with the pages where they stand; a question by
+    itself is its pages and its text, and nothing else.
+    """
+
+    def __init__(self, chat: ChatTemplate | None, template: str, image: str) -> None:
+        """Take the template of chat turns, that of questions (`--prompt`), and what stands for an image."""
+        self._chat, self._template, self._image = chat, template, image
+
+    def words(self, turns: Sequence[Turn], *, is_open: bool = True) -> str:
+        """Return the text of turns; an open one ends where the next answer begins.
+
+        Raises:
+            ModelError: the chat template refuses a question by itself.
+            RowFailedError: it refuses these turns.
+
+        """
+        asked = [Turn(turn.role, self._asked(turn)) for turn in turns]
+        if self._chat is None:
+            return self._continued(asked)
+        if not self._chat.has_system_turn:
+            asked = _without_system_turn(asked)
+        messages = [{"role": turn.role, "content": list(map(_chat_part, turn.content))} for turn in asked]
+        try:
+            return self._chat.render(messages, add_generation_prompt=is_open)
+        except ModelError as error:
+            if len(turns) == 1:
+                raise
+            raise RowFailedError(FailureKind.BAD_QUESTION, f"messages: {error}") from error
+
+    def _asked(self, turn: Turn) -> tuple[str | DocumentPart | PagePart, ...]:
+        """Return the content of a turn; the last text of a user's turn is the question that `--prompt` is about."""
+        last = _last_text(turn)
+        if turn.role != "user" or last is None:
+            return turn.content
+        text = self._template.replace("{question}", str(turn.content[last]))
+        return (*turn.content[:last], text, *turn.content[last + 1 :])
+
+    def _continued(self, turns: Sequence[Turn]) -> str:
+        """Return turns as they stand in a text: `<image>Question: ... Answer: ...`, a line for each answer."""
+        words = []
+        if turns[0].role == "system":
+            words.append(f"{self._joined(turns[0].content)}\n\n")
+            turns = turns[1:]
+        if len(turns) == 1:
+            return "".join([*words, self._joined(turns[0].content)])
+        for turn, following in zip(turns, [*turns[1:], None], strict=True):
+            if turn.role == "assistant":
+                words.append(f" {self._joined(turn.content)}\n")
+                continue
+            words.append(self._joined(turn.content[: _last_text(turn)]))
+            if (at := _last_text(turn)) is not None:
+                words.append(f"Question: {self._joined(turn.content[at:])}")
+                words.append(" Answer:" if following is None or following.role == "assistant" else " ")
+        return "".join(words)
+
+    def _joined(self, content: Sequence[str | DocumentPart | PagePart]) -> str:
+        return "".join(part if isinstance(part, str) else self._image for part in content)
+
+
+def _last_text(turn: Turn) -> int | None:
+    return max((at for at, part in enumerate(turn.content) if isinstance(part, str)), default=None)
+
+
+def _chat_part(part: str | DocumentPart | PagePart) -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+
+
+def _without_system_turn(turns: list[Turn]) -> list[Turn]:
+    """Put what a system turn says at the beginning of the first user's turn."""
+    if turns[0].role != "system":
+        return turns
+    system, *others = turns
+    said = "".join(part for part in system.content if isinstance(part, str))
+    first = next(at for at, turn in enumerate(others) if turn.role == "user")
+    others[first] = Turn("user", (f"{said}\n\n", *others[first].content))
+    return others
 
 
 @functools.lru_cache(4)
@@ -95,13 +189,15 @@ def _compile(source: str, name: str) -> Any:
         raise ModelError(f"{name}: the chat template can't be read: {error}") from error
 
 
-def check_question(text: str, special_tokens: frozenset[str]) -> None:
-    """Refuse a question that would be read as something else than words.
+def check_turns(turns: Sequence[Turn], special_tokens: frozenset[str]) -> None:
+    """Refuse texts that would be read as something else than words.
 
     Raises:
-        RowFailedError: it holds one of the model's special tokens.
+        RowFailedError: one holds one of the model's special tokens.
 
     """
-    found = sorted(token for token in special_tokens if token in text)
-    if found:
-        raise RowFailedError(FailureKind.BAD_QUESTION, f"the question holds the model's special token {found[0]}")
+    for number, turn in enumerate(turns, 1):
+        for text in (part for part in turn.content if isinstance(part, str)):
+            if found := sorted(token for token in special_tokens if token in text):
+                what = "the question" if number == len(turns) else f"turn {number} of the conversation"
+                raise RowFailedError(FailureKind.BAD_QUESTION, f"{what} holds the model's special token {found[0]}")

@@ -41,6 +41,7 @@ class EngineCore:
         self._runner = runner
         self._launched: deque[Timer] = deque()
         self._is_reduced = False
+        self._shared_length = 0
         while not self._allocate(plan, plan.slots):
             if plan.max_num_seqs == 1:
                 raise ModelError("the GPU's memory holds the weights, but not one question beside them")
@@ -122,6 +123,7 @@ class EngineCore:
     def _prefill(self) -> Iterator[Sequence]:
         """Let ready sequences join the batch; yields one that can't, even by itself."""
         scheduler = self._scheduler
+        self._make_room_for_examples()
         admitted = scheduler.admit(self._manager)
         if not admitted and not scheduler.running:
             self._manager.evict_unused()
@@ -136,6 +138,8 @@ class EngineCore:
         sharing: dict[object, list[Sequence]] = {}
         for sequence in [*sequences.values(), *scheduler.ready]:
             sharing.setdefault(sequence.prefix_key, []).append(sequence)
+            if sequence.head is not None:
+                sharing.setdefault(sequence.head[0], []).append(sequence)
         try:
             self._runner.prefill(sequences, sharing)
             return
@@ -188,6 +192,14 @@ class EngineCore:
             yield sequence
 
     # --- memory ---
+
+    def _make_room_for_examples(self) -> None:
+        """Let the KV cache grow by what each sequence of a batch begins with, once, as far as there is memory."""
+        length = max((sequence.prompt.shared_length for sequence in self._scheduler.ready), default=0)
+        if length > self._shared_length and not self._scheduler.running:
+            self._shared_length = length
+            wanted = self.plan.slots + (self._scheduler.max_num_seqs + 1) * length
+            self._grow(min(wanted, self.plan.most_slots))
 
     def _grow(self, slots: int) -> bool:
         """Make room in the KV cache for a long prompt; says whether that was possible."""

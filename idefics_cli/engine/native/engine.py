@@ -52,7 +52,9 @@ class NativeEngine:
         """See `Engine`."""
         future: Future[Answer] = Future()
         try:
-            prompt = self._prompts.build(request.question, [len(page.crops) for page in request.pages])
+            prompt = self._prompts.build(
+                request.conversation, [len(page.crops) for page in request.pages], request.shared_turns
+            )
             check_length(len(prompt.tokens), self._rules, self._max_positions)
         except RowFailedError as error:
             future.set_result(Answer(failure=error.failure))
@@ -61,8 +63,8 @@ class NativeEngine:
         with self._lock:
             if self._error is not None:
                 raise self._error
-            key = random_key(self._rules.seed, request.question, request.page_ids)
-            self._submitted.put((Sequence(prompt, pages, request.page_ids, key), future))
+            key = random_key(self._rules.seed, request.asked, request.page_ids)
+            self._submitted.put((Sequence(prompt, pages, request.page_ids, request.shared_pages, key), future))
         return future
 
     def close(self) -> None:

@@ -20,6 +20,8 @@ class Prefix:
     """Sequences that read it now."""
     is_filled: bool = False
     """Whether its keys and values are computed."""
+    head: Prefix | None = None
+    """The prefix that it begins with, and whose keys and values it has a copy of; kept while this one is."""
 
 
 class KVCacheManager:
@@ -40,14 +42,26 @@ class KVCacheManager:
         """Return slots."""
         self._ranges.free(start, length)
 
-    def acquire_prefix(self, key: Hashable, length: int) -> Prefix | None:
-        """Return the prefix of that key for one more sequence, new or as it is; None while there is no room."""
+    def acquire_prefix(self, key: Hashable, length: int, head: tuple[Hashable, int] | None = None) -> Prefix | None:
+        """Return the prefix of that key for one more sequence, new or as it is; None while there is no room.
+
+        Args:
+            key: of the prefix.
+            length: of it, its head included.
+            head: key and length of the prefix that it begins with.
+
+        """
         prefix = self._prefixes.get(key)
         if prefix is None:
+            first = self.acquire_prefix(*head) if head is not None else None
+            if head is not None and first is None:
+                return None
             start = self.allocate(length)
             if start is None:
+                if first is not None:
+                    self.release_prefix(first)
                 return None
-            prefix = self._prefixes[key] = Prefix(key, start, length)
+            prefix = self._prefixes[key] = Prefix(key, start, length, head=first)
         self._prefixes.move_to_end(key)
         prefix.references += 1
         return prefix
@@ -72,6 +86,8 @@ class KVCacheManager:
     def _evict(self, prefix: Prefix) -> None:
         del self._prefixes[prefix.key]
         self._ranges.free(prefix.start, prefix.length)
+        if prefix.head is not None:
+            self.release_prefix(prefix.head)
 
 
 class _FreeRanges:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from idefics_cli.config import Quantize
 from idefics_cli.engine.families.idefics2 import Idefics2Config
@@ -71,6 +71,8 @@ class MemoryPlan:
     """Tokens of a prefill batch, to which it is padded; None computes each segment by itself."""
     max_encoded_pages: int = 1
     """Pages that go through the vision model side by side."""
+    most_slots: int = 0
+    """Slots that there would be memory for, where prompts are longer than planned; no more than `slots` if smaller."""
 
     def bytes(self, sizes: WorkSizes) -> int:
         """Return the memory at the peak, weights aside: the cache, encoding, whose graphs keep theirs, and prefill."""
@@ -126,7 +128,8 @@ def plan_memory(
     if free is None:
         if batch_size and free_host is not None:  # the system would end the process, not refuse the memory
             batch_size = max(1, min(batch_size, free_host // 2 // (sequence * sizes.slot)))
-        return plan(CPU_SEQUENCES, _CPU_PATCHES, None)
+        chosen = plan(CPU_SEQUENCES, _CPU_PATCHES, None)
+        return replace(chosen, most_slots=(free_host or 0) // 2 // sizes.slot)
     candidates = [
         plan(sequences, patches, PREFILL_TOKENS, pages)
         for sequences, patches, pages in (
@@ -139,7 +142,9 @@ def plan_memory(
             (1, 1 << 10, 1),
         )
     ]
-    return next((one for one in candidates if one.bytes(sizes) <= free * _HEADROOM), candidates[-1])
+    usable = free * _HEADROOM
+    chosen = next((one for one in candidates if one.bytes(sizes) <= usable), candidates[-1])
+    return replace(chosen, most_slots=chosen.slots + int((usable - chosen.bytes(sizes)) // sizes.slot))
 
 
 PREFILL_TOKENS = 1024

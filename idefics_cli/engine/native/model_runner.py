@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,31 +19,17 @@ from idefics_cli.engine.native.choices import step_decoder
 from idefics_cli.engine.native.decode import Start, StepDecoder
 from idefics_cli.engine.native.encoder_cache import EncoderCache
 from idefics_cli.engine.native.image_encoder import ImageEncoder
-from idefics_cli.engine.native.kv_cache import Prefix
 from idefics_cli.engine.native.memory_plan import DECODE_SEQUENCES, MemoryPlan
-from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, Segment, to_device
+from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, to_device
 from idefics_cli.engine.native.models.idefics2 import VisionEncoder
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.base import Ops, has_triton
+from idefics_cli.engine.native.prefill import Piece, batches_of, copy_heads, payers_of, pieces_of
 from idefics_cli.engine.native.sequence import CostShare, Output, Sequence
 from idefics_cli.engine.native.timer import Timer
 from idefics_cli.engine.native.weights import Weights
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Consecutive tokens of one sequence in a prefill batch."""
-
-    segment: Segment
-    tokens: tuple[int, ...]
-    features: Tensor | None
-    """Of the image tokens among them, (image tokens, width)."""
-    fills: Prefix | None
-    """The prefix that is computed once this piece is."""
-    starts: int | None
-    """Index of the sequence whose prompt ends with this piece."""
 
 
 class ModelRunner:
@@ -121,11 +106,12 @@ class ModelRunner:
 
         Args:
             admitted: by index.
-            sharing: sequences, by prefix key, among which the cost of a new prefix is divided.
+            sharing: sequences, by the key of a prefix or its head, among which the cost of a new one is divided.
 
         """
         starting: list[tuple[Start, Tensor]] = []
-        for pieces in self._batches(self._pieces(admitted)):
+        image, limit = self._family.config.image_token_id, self.plan.max_num_batched_tokens
+        for pieces in batches_of(pieces_of(admitted, self.features, image), limit, image):
             timer = Timer(self.device)
             hidden = self._forward(pieces)
             timer.stop()
@@ -138,7 +124,7 @@ class ModelRunner:
                     started = admitted[piece.starts]
                     start = Start(piece.starts, piece.segment, started.prompt.tokens, started.random_key)
                     starting.append((start, last))
-                for sequence, part in self._payers(piece, admitted, sharing):
+                for sequence, part in payers_of(piece, admitted, sharing):
                     sequence.prefill.append((timer, share * part))
         timer = Timer(self.device)
         self.decoding.start([start for start, _ in starting], torch.stack([last for _, last in starting]))
@@ -160,7 +146,7 @@ class ModelRunner:
         """Return the outputs of sequences that are done; waits for the device."""
         return self.decoding.finished(list(running)) if running else {}
 
-    def _forward(self, pieces: SequenceOf[_Piece]) -> Tensor:
+    def _forward(self, pieces: SequenceOf[Piece]) -> Tensor:
         """Run the tokens of pieces through the decoder; returns the last hidden state of each, (pieces, width)."""
         packed = PackedSegments(
             [piece.segment for piece in pieces], self.device, padded_to=self.plan.max_num_batched_tokens or 0
@@ -173,77 +159,9 @@ class ModelRunner:
             images = to_device((tokens == self._family.config.image_token_id).nonzero()[:, 0], self.device)
             hidden[images] = torch.cat(features).to(hidden.dtype)
         assert self.cache is not None
+        copy_heads(pieces, self.cache)
         states = self.decoder.forward(hidden, packed.positions, packed.slots, packed.metadata, self.cache, self.ops)
         return states[packed.last]
-
-    def _pieces(self, admitted: Mapping[int, Sequence]) -> Iterator[_Piece]:
-        """Yield what has to be computed: each new prefix once, then the suffix of each sequence."""
-        pending: set[int] = set()
-        for index, sequence in admitted.items():
-            prefix, length = sequence.prefix, sequence.prompt.prefix_length
-            assert prefix is not None
-            if not prefix.is_filled and id(prefix) not in pending:
-                pending.add(id(prefix))
-                features = torch.cat([self.features[page] for page in sequence.page_ids])
-                yield _Piece(Segment(length, prefix.start), sequence.prompt.tokens[:length], features, prefix, None)
-            segment = Segment(
-                len(sequence.suffix), sequence.suffix_start, prefix_start=prefix.start, prefix_length=length
-            )
-            yield _Piece(segment, sequence.suffix, None, None, index)
-
-    def _batches(self, pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-        """Pack pieces into batches of a fixed number of tokens, cut where a batch is full; or each by itself."""
-        limit = self.plan.max_num_batched_tokens
-        batch: list[_Piece] = []
-        room = limit or 0
-        for piece in pieces:
-            if limit is None:
-                yield [piece]
-                continue
-            rest: _Piece | None = piece
-            while rest is not None:
-                head, rest = self._cut(rest, room)
-                batch.append(head)
-                room -= len(head.tokens)
-                if room == 0:
-                    yield batch
-                    batch, room = [], limit
-        if batch:
-            yield batch
-
-    def _cut(self, piece: _Piece, room: int) -> tuple[_Piece, _Piece | None]:
-        """Cut a piece after so many tokens, if it is longer."""
-        if len(piece.tokens) <= room:
-            return piece, None
-        segment, tokens, features = piece.segment, piece.tokens, piece.features
-        images = sum(token == self._family.config.image_token_id for token in tokens[:room])
-        first = Segment(room, segment.suffix_start, segment.suffix_done, segment.prefix_start, segment.prefix_length)
-        second = Segment(
-            segment.length - room,
-            segment.suffix_start,
-            segment.suffix_done + room,
-            segment.prefix_start,
-            segment.prefix_length,
-        )
-        head = _Piece(first, tokens[:room], features[:images] if features is not None else None, None, None)
-        return head, _Piece(
-            second, tokens[room:], features[images:] if features is not None else None, piece.fills, piece.starts
-        )
-
-    def _payers(
-        self, piece: _Piece, admitted: Mapping[int, Sequence], sharing: Mapping[object, SequenceOf[Sequence]]
-    ) -> Iterator[tuple[Sequence, float]]:
-        """Yield who bears the cost of a piece, and in which parts: a sequence its suffix, its prefix with others."""
-        segment = piece.segment
-        for sequence in admitted.values():
-            assert sequence.prefix is not None
-            if segment.prefix_length and segment.suffix_start == sequence.suffix_start:
-                yield sequence, 1.0
-                return
-            if not segment.prefix_length and segment.suffix_start == sequence.prefix.start:
-                sharers = sharing[sequence.prefix_key]
-                yield from ((sharer, 1 / len(sharers)) for sharer in sharers)
-                return
 
 
 def choose_ops(kernels: Kernels, device: torch.device, head_dim: int) -> Ops:

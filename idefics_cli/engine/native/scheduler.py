@@ -96,7 +96,7 @@ class Scheduler:
         admitted = []
         while self.ready and len(self.running) < self.max_num_seqs:
             sequence = self.ready[0]
-            prefix = cache.acquire_prefix(sequence.prefix_key, sequence.prompt.prefix_length)
+            prefix = cache.acquire_prefix(sequence.prefix_key, sequence.prompt.prefix_length, sequence.head)
             if prefix is None:
                 break
             start = cache.allocate(self._suffix_slots(sequence))
@@ -129,7 +129,7 @@ class Scheduler:
 
     def slots_of(self, sequence: Sequence) -> int:
         """Return the slots that a sequence takes if it shares none."""
-        return sequence.prompt.prefix_length + self._suffix_slots(sequence)
+        return sequence.prompt.shared_length + sequence.prompt.prefix_length + self._suffix_slots(sequence)
 
     def _suffix_slots(self, sequence: Sequence) -> int:
         return len(sequence.suffix) + self._max_new_tokens

@@ -46,6 +46,8 @@ class Sequence:
     pages: dict[str, PreparedPage]
     """By page id, in the order of the prompt; let go once they are encoded."""
     page_ids: tuple[str, ...]
+    shared_pages: int = 0
+    """How many pages at the start are those of `prompt.shared_length`."""
     random_key: int = 0
     """What its random numbers are made from, where tokens are drawn."""
     prefix: Prefix | None = None
@@ -72,7 +74,16 @@ class Sequence:
     @property
     def prefix_key(self) -> Hashable:
         """What it has in common with requests about the same pages."""
-        return (self.page_ids, self.prompt.tokens[: self.prompt.prefix_length])
+        return (self.page_ids, self.prompt.tokens[: self.prompt.prefix_length], self.prompt.shared_length)
+
+    @property
+    def head(self) -> tuple[Hashable, int] | None:
+        """Key and length of what its prefix has in common with requests about other pages; None for nothing."""
+        length = self.prompt.shared_length
+        if not length:
+            return None
+        # Which images they are is for the page ids of the first pages to say; more of them would share nothing.
+        return (self.page_ids[: self.shared_pages], self.prompt.tokens[:length]), length
 
     @property
     def suffix(self) -> tuple[int, ...]:

@@ -1,0 +1,75 @@
+"""Prints answers as `ask` gives them: nothing else on stdout."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from idefics_cli.cli.console import log, note, one_line
+
+if TYPE_CHECKING:
+    from idefics_cli.records import Row
+    from idefics_cli.session import Session
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is that of a file or folder."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
+class AnswerPrinter:
+    """Prints answers for people, and for `$(...)` of a shell."""
+
+    def __init__(self, session: Session, *, is_named: bool, is_together: bool) -> None:
+        """Take how answers are told apart.
+
+        Args:
+            session: that they come from.
+            is_named: whether each begins with its document.
+            is_together: whether each is about all documents, which then need no name.
+
+        """
+        self._session, self._is_named, self._is_together = session, is_named, is_together
+        self._pages: tuple[str, int] = "", 0
+
+    def line(self, row: Row) -> str:
+        """Return the answer, named by what else could have been meant; nothing for a failed row."""
+        if row.status == "failed":
+            return ""
+        place = [row.document] if self._is_named else []
+        is_each = self._session.settings.pages.across == "each"
+        if (self._is_named or is_each) and self._has_several_pages(row):
+            place.append(f"page {row.page}")
+        return f"{', '.join(place)}: {one_line(row.answer)}\n" if place else f"{one_line(row.answer)}\n"
+
+    def messages(self, row: Row, *, is_whole: bool) -> None:
+        """Say on stderr why a row failed, and what its answer should be read with."""
+        if row.status == "failed":
+            log.error("%s: %s", row.document, row.error)
+        elif row.warning and not is_whole:
+            log.warning("%s: %s", row.document, row.warning)
+        if row.status == "ok":
+            log.info("%s, page %s: answered in %.0f ms", row.document, row.page, row.latency_ms or 0.0)
+            is_single = not (self._is_named or self._is_together or is_whole)
+            if is_single and sys.stderr.isatty() and row.page != "1":
+                note(f"from page {row.page}")
+
+    def _has_several_pages(self, row: Row) -> bool:
+        if row.page != "1":
+            return True
+        from idefics_cli.documents.page import DocumentInfo
+        from idefics_cli.documents.pool import result_of
+        from idefics_cli.records import Document
+
+        if self._pages[0] != row.document:
+            document = Document(row.document, row.document if is_file(row.document) else None)
+            try:
+                pages = result_of(self._session.pool.open(document), DocumentInfo).pages if document.path else 1
+            except Exception:
+                pages = 1
+            self._pages = row.document, pages
+        return self._pages[1] > 1
