@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from idefics_cli.errors import UsageError
 
@@ -86,12 +86,38 @@ class RetryFailed(StrEnum):
     ALL = "all"
 
 
-class Device(StrEnum):
-    """Where the model runs."""
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where the model runs: `auto`, `cpu`, `cuda` (the first GPU), `cuda:N`, or `mps`, the GPU of a Mac."""
 
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
+    AUTO: ClassVar[Device]
+    CPU: ClassVar[Device]
+    CUDA: ClassVar[Device]
+    MPS: ClassVar[Device]
+
+    kind: str
+    """auto, cpu, cuda or mps."""
+    index: int | None = None
+    """Of the GPU, where one is named."""
+
+    @classmethod
+    def parse(cls, value: object) -> Device:
+        """Read `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+
+        Raises:
+            UsageError: it is none of them.
+
+        """
+        match = re.fullmatch(r"(auto|cpu|mps|cuda)|cuda:([0-9]{1,3})", str(value))
+        if match is None:
+            raise UsageError(f"--device takes auto, cpu, cuda, cuda:N (N from 0) or mps: not {str(value)!r}")
+        return cls(match[1]) if match[1] else cls("cuda", int(match[2]))
+
+    def __str__(self) -> str:
+        return self.kind if self.index is None else f"{self.kind}:{self.index}"
+
+
+Device.AUTO, Device.CPU, Device.CUDA, Device.MPS = map(Device, ("auto", "cpu", "cuda", "mps"))
 
 
 class Dtype(StrEnum):
@@ -368,10 +394,24 @@ class ModelSettings(GenerationSettings):
             default="those of the checkpoint",
         ),
     ] = None
-    device: Annotated[Device, Option("Where the model runs.", Panel.MODEL)] = Device.AUTO
-    dtype: Annotated[Dtype, Option("Number format; auto: bfloat16 on a GPU, float32 on the CPU.", Panel.MODEL)] = (
-        Dtype.AUTO
-    )
+    device: Annotated[
+        Device,
+        Option(
+            "Where the model runs; mps, the GPU of a Mac, is unmeasured.",
+            Panel.MODEL,
+            metavar="auto|cpu|cuda[:N]|mps",
+            default="auto: a CUDA GPU, else the CPU",
+            parse=Device.parse,
+        ),
+    ] = Device.AUTO
+    dtype: Annotated[
+        Dtype,
+        Option(
+            "Number format; auto: bfloat16 on a GPU, float16 on one without bfloat16 (before Ampere), float32 on the "
+            "CPU.",
+            Panel.MODEL,
+        ),
+    ] = Dtype.AUTO
     quantize: Annotated[
         Quantize,
         Option(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idefics_cli.config import Device, ModelSettings, PageSettings, RunSettings, Split
+from idefics_cli.config import ModelSettings, PageSettings, RunSettings, Split
 from idefics_cli.diagnostics.environment import versions
 from idefics_cli.diagnostics.flops import page_flops, token_flops
 from idefics_cli.diagnostics.random_model import full_shape_checkpoint
@@ -29,7 +29,7 @@ from idefics_cli.pipeline import run
 from idefics_cli.records import Answer, Document, Job, PreparedPage, Question, Request
 
 _REFERENCE_BATCH = 8
-_PAGES = {"cpu": 8, "cuda": 256}
+_PAGES = {"cpu": 8, "mps": 8, "cuda": 256}
 _REPEATS = 3
 
 
@@ -111,7 +111,7 @@ class Benchmark:
         """
         self._folder = folder
         self._choice = choose_device(settings.model)
-        if settings.random_weights and (self._choice.device == "cpu" or settings.model.device is Device.CPU):
+        if settings.random_weights and self._choice.device == "cpu":
             raise UsageError("--random-weights has the shape of the 8B model and needs a GPU")
         is_random = settings.random_weights
         self._checkpoint = full_shape_checkpoint(settings.model) if is_random else open_checkpoint(settings.model)

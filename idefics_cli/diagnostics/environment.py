@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from idefics_cli.config import Kernels, ModelSettings, Quantize
 from idefics_cli.engine.checkpoint import find_locally, open_checkpoint
-from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory
+from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory, has_bfloat16
 from idefics_cli.engine.digests import is_prepared, verify
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.native.memory_plan import weight_bytes
@@ -76,16 +76,18 @@ def choices(settings: ModelSettings) -> dict[str, str]:
     checkpoint, choice = open_checkpoint(settings), choose_device(settings)
     family = family_of(checkpoint)
     quantize = effective_quantize(settings.quantize, checkpoint.stored, settings.model)
-    weights = weight_bytes(family.config, quantize, _ITEM_BYTES[choice.dtype])
-    capability, free = compute_capability(), free_host_memory()
-    has_kernels = choice.device == "cuda" and settings.kernels is Kernels.AUTO and (capability or (0, 0)) >= (8, 0)
+    capability = compute_capability(choice.index) if choice.device == "cuda" else None
+    wide = 4 if choice.dtype == "float16" and not has_bfloat16(capability) else None
+    weights = weight_bytes(family.config, quantize, _ITEM_BYTES[choice.dtype], wide_item=wide)
+    free = free_host_memory()
+    has_kernels = capability is not None and settings.kernels is Kernels.AUTO and capability >= (8, 0)
     flash = "FlashAttention 4" if _FLASH_ATTENTION in versions() else "cuDNN (FlashAttention 4: extra fa4)"
     form = choice.dtype if quantize is Quantize.NONE else f"{choice.dtype}, {quantize}"
     gaps = family.native_gaps + family.generation(settings).gaps
     engine = f"transformers, for {', '.join(gaps)}" if gaps else "native"
     return {
         "engine": engine,
-        "device": choice.device,
+        "device": f"{choice.name} (unmeasured)" if choice.device == "mps" else choice.name,
         "dtype": f"{form}, weights {weights / 1e9:.2g} GB",
         "host memory": "unknown" if free is None else f"{free / 1e9:.1f} GB free",
         "attention": flash if has_kernels else "torch",

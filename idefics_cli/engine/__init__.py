@@ -20,7 +20,7 @@ from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.errors import ModelError
 from idefics_cli.records import Answer, Request
 
-_CAPACITY = {"cpu": 32, "cuda": 128}
+_CAPACITY = {"cpu": 32, "mps": 32, "cuda": 128}
 """Requests worth having submitted: enough that the device seldom waits, few enough that their pages fit the host."""
 
 

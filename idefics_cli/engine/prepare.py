@@ -23,9 +23,9 @@ from idefics_cli.engine.device import choose_device
 from idefics_cli.engine.digests import MARK, is_prepared, write_mark
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.native.compressed import to_parts
-from idefics_cli.engine.native.engine import torch_device
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.groupwise import quantize as quantize_groups
+from idefics_cli.engine.native.torch_device import torch_device
 from idefics_cli.engine.native.weights import CheckpointSource
 from idefics_cli.engine.quantization import GROUP, CompressedFormat
 from idefics_cli.engine.shards import Planned, write_shards

@@ -21,8 +21,9 @@ from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families.generation import check_length, random_key
 from idefics_cli.engine.families.idefics2 import Idefics2Family
-from idefics_cli.engine.native.engine import torch_device
+from idefics_cli.engine.native.engine import not_a_number
 from idefics_cli.engine.native.models.idefics2 import normalize
+from idefics_cli.engine.native.torch_device import torch_device, use_device
 from idefics_cli.engine.transformers_generate import best_choice, generate_arguments, stops_at
 from idefics_cli.engine.transformers_loading import load_checkpoint, load_random
 from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError, first_line
@@ -74,6 +75,7 @@ class TransformersModel:
         self.device = torch_device(choice, settings.gpu_memory)
         self._prompts = family.prompt_builder(settings.prompt)
         self._rules = family.generation(settings)
+        self._dtype = choice.dtype
         dtype = getattr(torch, choice.dtype)
         load = load_random if random_weights else load_checkpoint
         self.model = load(checkpoint, self.device, dtype)
@@ -165,11 +167,7 @@ class TransformersModel:
         spent = (time.perf_counter() - started) * 1e3 / len(requests)
         answers = []
         for output in outputs:
-            failure = (
-                Failure(FailureKind.MODEL_ERROR, "the model's output is not a number")
-                if math.isnan(output.logprob)
-                else None
-            )
+            failure = not_a_number(self._dtype) if math.isnan(output.logprob) else None
             answers.append(
                 Answer(
                     "" if failure else output.text,
@@ -251,6 +249,7 @@ class TransformersEngine:
         self._thread.join()
 
     def _run(self) -> None:
+        use_device(self._model.device)
         while (submission := self._submitted.get()) is not None:
             batch = [submission]
             while len(batch) < self._batch_size and not self._submitted.empty():

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from idefics_cli.engine.checkpoint import GENERATION_CONFIG, Checkpoint
+from idefics_cli.engine.native.torch_device import wide_dtype
 from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source
 from idefics_cli.errors import ModelError, first_line
 
@@ -22,7 +23,7 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     name = checkpoint.name
     load = _from_pretrained if checkpoint.stored is None else _unpacked
     try:
-        return load(checkpoint, device, dtype)
+        return _with_wide_connector(load(checkpoint, device, dtype))
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
@@ -96,7 +97,29 @@ def load_random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
     """Make a model with random weights, on the device."""
     model = _without_weights(checkpoint, dtype)
     shapes = {name: tuple(weight.shape) for name, weight in _weights(model).items()}
-    return _filled(model, RandomSource(shapes, dtype, device), device)
+    return _with_wide_connector(_filled(model, RandomSource(shapes, dtype, device), device))
+
+
+def _with_wide_connector(model: Any) -> Any:
+    """Let the connector of an Idefics2 in float16 compute in a dtype that holds what its gated MLP makes."""
+    if model.config.model_type != "idefics2" or model.dtype is not torch.float16:
+        return model
+    wide = wide_dtype(model.dtype, model.device)
+
+    def widened(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def cast(value: Any) -> Any:
+            return value.to(wide) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+        return tuple(map(cast, arguments)), {name: cast(value) for name, value in named.items()}
+
+    def narrowed(_: Any, __: Any, features: torch.Tensor) -> torch.Tensor:
+        return features.to(torch.float16)  # normed
+
+    connector = model.model.connector
+    connector.to(wide)
+    connector.register_forward_pre_hook(widened, with_kwargs=True)
+    connector.register_forward_hook(narrowed)
+    return model
 
 
 def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
