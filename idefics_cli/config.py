@@ -138,6 +138,15 @@ class Quantize(StrEnum):
     INT4 = "int4"
 
 
+class Attention(StrEnum):
+    """What computes attention where transformers runs the model."""
+
+    AUTO = "auto"
+    SDPA = "sdpa"
+    FLASH_ATTENTION_2 = "flash_attention_2"
+    EAGER = "eager"
+
+
 class AdapterBase(StrEnum):
     """Which checkpoints an adapter is merged into."""
 
@@ -419,6 +428,24 @@ class ModelSettings(GenerationSettings):
             Panel.MODEL,
         ),
     ] = Quantize.NONE
+    longest_edge: Annotated[
+        int | None,
+        Option(
+            "Pixels of an image's longest edge: fewer take less memory and time, and show less.",
+            Panel.PAGES,
+            metavar="N",
+            default="the checkpoint's, 980 of idefics2-8b",
+        ),
+    ] = None
+    shortest_edge: Annotated[
+        int | None,
+        Option(
+            "Pixels to which the shortest edge of an image is enlarged.",
+            Panel.PAGES,
+            metavar="N",
+            default="the checkpoint's, 378 of idefics2-8b",
+        ),
+    ] = None
     prompt: Annotated[str, Option("Prompt template, for example '{question} Answer briefly.'", Panel.MODEL)] = (
         "{question}"
     )
@@ -430,6 +457,12 @@ class ModelSettings(GenerationSettings):
         float | None,
         Option("GB of the GPU's memory to use at most.", Panel.MODEL, metavar="GB", default="all that is free"),
     ] = None
+    attention: Annotated[
+        Attention,
+        Option(
+            "What computes attention where transformers runs the model; the native engine has its own.", Panel.MODEL
+        ),
+    ] = Attention.AUTO
     kernels: Annotated[Kernels, Option("Compiled GPU kernels.", Panel.MODEL)] = Kernels.AUTO
     ignore_eos: bool = False
     """Whether every answer takes `max_new_tokens`, end or not: for measurements."""
@@ -445,6 +478,8 @@ class ModelSettings(GenerationSettings):
             raise UsageError("--processor takes a hub id or a folder with tokenizer.json and processor_config.json")
         if self.adapter is None and self.adapter_base is not AdapterBase.SAME:
             raise UsageError("--adapter-base goes with --adapter")
+        _check_above_zero("--longest-edge", self.longest_edge, "a number of pixels")
+        _check_above_zero("--shortest-edge", self.shortest_edge, "a number of pixels")
         _check_above_zero("--batch-size", self.batch_size)
         _check_above_zero("--gpu-memory", self.gpu_memory, "a number of GB")
         GenerationSettings.__post_init__(self)  # no super(): a class with slots is made anew, and super() finds the old

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from idefics_cli.config import Kernels, ModelSettings, Quantize
+from idefics_cli.engine.attention import check_attention, implementation
 from idefics_cli.engine.checkpoint import find_locally, open_checkpoint
 from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory, has_bfloat16
 from idefics_cli.engine.digests import is_prepared, verify
@@ -84,13 +85,15 @@ def choices(settings: ModelSettings) -> dict[str, str]:
     flash = "FlashAttention 4" if _FLASH_ATTENTION in versions() else "cuDNN (FlashAttention 4: extra fa4)"
     form = choice.dtype if quantize is Quantize.NONE else f"{choice.dtype}, {quantize}"
     gaps = family.native_gaps + family.generation(settings).gaps
+    check_attention(settings, choice, is_native=not gaps)
+    flash = flash if not gaps else implementation(settings)
     engine = f"transformers, for {', '.join(gaps)}" if gaps else "native"
     return {
         "engine": engine,
         "device": f"{choice.name} (unmeasured)" if choice.device == "mps" else choice.name,
         "dtype": f"{form}, weights {weights / 1e9:.2g} GB",
         "host memory": "unknown" if free is None else f"{free / 1e9:.1f} GB free",
-        "attention": flash if has_kernels else "torch",
+        "attention": flash if has_kernels or gaps else "torch",
         "kernels": "Triton" if has_kernels else "none on this device",
         "batch size": str(settings.batch_size or "auto: from the memory that is free beside the weights"),
     }

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idefics_cli.config import AdapterBase, Device, Dtype, Kernels, ModelSettings, Quantize
+from idefics_cli.config import AdapterBase, Attention, Device, Dtype, Kernels, ModelSettings, Quantize
 from idefics_cli.diagnostics.synthetic_pages import write_letters
 from idefics_cli.errors import ModelError
 
@@ -85,6 +85,7 @@ def _main(arguments: Sequence[str]) -> None:
         "dtype": Dtype,
         "quantize": Quantize,
         "kernels": Kernels,
+        "attention": Attention,
     }
     for name, kind in kinds.items():
         values[name] = kind(values[name])

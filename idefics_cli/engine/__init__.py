@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
 
-from idefics_cli.config import ModelSettings, Quantize
+from idefics_cli.config import Attention, ModelSettings, Quantize
+from idefics_cli.engine.attention import check_attention
 from idefics_cli.engine.base import Engine, EngineInfo
 from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import DeviceChoice, choose_device
@@ -42,6 +43,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
     choice = choose_device(settings)
     family.prompt_builder(settings.prompt)
     gaps = family.native_gaps + family.generation(settings).gaps
+    check_attention(settings, choice, is_native=not gaps)
     info = engine_info(settings, checkpoint, family, choice)
 
     def load(is_closed: Callable[[], bool]) -> Engine:
@@ -146,4 +148,6 @@ def _answer_settings(
         "--max-new-tokens": str(rules.max_new_tokens),
         "engine": backend,
         **generation_flags(settings, rules),
+        **({} if settings.attention is Attention.AUTO else {"--attention": str(settings.attention)}),
+        **{f"--{edge.replace('_', '-')}": str(pixels) for edge, pixels in checkpoint.image_size.items()},
     }

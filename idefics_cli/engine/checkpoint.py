@@ -10,7 +10,7 @@ import dataclasses
 import importlib.resources
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Checkpoint:
     """How weights are quantized in the files; None where they are not."""
     adapter: Adapter | None = None
     """Merged into the weights while they are loaded."""
+    image_size: Mapping[str, int] = field(default_factory=dict)
+    """What the user wants in the place of the image processor's `size`; the digest is without it."""
 
     def weight_files(self) -> tuple[Path, ...]:
         """Return the files with weights.
@@ -124,7 +126,9 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
     """
     name = settings.model
     folder = find_locally(settings) or hub.find_or_download(_wanted(settings))
-    checkpoint = read_folder(name, folder, settings.processor)
+    sizes = {"longest_edge": settings.longest_edge, "shortest_edge": settings.shortest_edge}
+    wanted = {edge: pixels for edge, pixels in sizes.items() if pixels is not None}
+    checkpoint = dataclasses.replace(read_folder(name, folder, settings.processor), image_size=wanted)
     if settings.adapter is None:
         return checkpoint
     if isinstance(checkpoint.stored, CompressedFormat):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from idefics_cli.config import ModelSettings
+from idefics_cli.engine.attention import implementation
 from idefics_cli.engine.base import EngineInfo
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice
@@ -78,7 +79,7 @@ class TransformersModel:
         self._dtype = choice.dtype
         dtype = getattr(torch, choice.dtype)
         load = load_random if random_weights else load_checkpoint
-        self.model = load(checkpoint, self.device, dtype)
+        self.model = load(checkpoint, self.device, dtype, implementation(settings))
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Generated]:

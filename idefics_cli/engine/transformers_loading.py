@@ -13,8 +13,8 @@ from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, So
 from idefics_cli.errors import ModelError, first_line
 
 
-def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load the weights in evaluation mode, an adapter merged.
+def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
+    """Load the weights in evaluation mode, an adapter merged; `attention` is transformers' name of one.
 
     Raises:
         ModelError: weights missing, damaged, or too large for the device.
@@ -23,14 +23,14 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     name = checkpoint.name
     load = _from_pretrained if checkpoint.stored is None else _unpacked
     try:
-        return _with_wide_connector(load(checkpoint, device, dtype))
+        return _with_wide_connector(load(checkpoint, device, dtype, attention))
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name}: can't load this checkpoint: {first_line(error)}") from error
 
 
-def _from_pretrained(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def _from_pretrained(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
     """Load a checkpoint as transformers does, straight to the device; what it misses or does not know is refused."""
     from transformers import AutoModelForImageTextToText, GenerationConfig
     from transformers.utils import logging
@@ -40,7 +40,7 @@ def _from_pretrained(checkpoint: Checkpoint, device: torch.device, dtype: torch.
     model, report = AutoModelForImageTextToText.from_pretrained(
         checkpoint.folder,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
         use_safetensors=True,
         trust_remote_code=False,
         ignore_mismatched_sizes=True,
@@ -78,11 +78,11 @@ def _merge_adapter(checkpoint: Checkpoint, model: Any, device: torch.device, dty
         weights[name].copy_(source(name))
 
 
-def _unpacked(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def _unpacked(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
     """Load weights that are stored quantized in the dtype of the model: no library for their format is needed."""
     from transformers import GenerationConfig
 
-    model = _without_weights(checkpoint, dtype)
+    model = _without_weights(checkpoint, dtype, attention)
     given = checkpoint.weight_shapes()
     for name, weight in _weights(model).items():
         if given.get(name) != tuple(weight.shape):
@@ -93,9 +93,9 @@ def _unpacked(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
     return model
 
 
-def load_random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def load_random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
     """Make a model with random weights, on the device."""
-    model = _without_weights(checkpoint, dtype)
+    model = _without_weights(checkpoint, dtype, attention)
     shapes = {name: tuple(weight.shape) for name, weight in _weights(model).items()}
     return _with_wide_connector(_filled(model, RandomSource(shapes, dtype, device), device))
 
@@ -122,14 +122,14 @@ def _with_wide_connector(model: Any) -> Any:
     return model
 
 
-def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Any:
     """Return a model of a checkpoint's shape on no device."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     settings = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
 
 
 def _weights(model: Any) -> dict[str, torch.Tensor]:

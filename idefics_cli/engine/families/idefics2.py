@@ -14,7 +14,7 @@ from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.families.base import Normalization, Prompt
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.families.idefics2_config import Idefics2Config
-from idefics_cli.engine.families.idefics2_images import Idefics2ImageProcessor
+from idefics_cli.engine.families.idefics2_images import Idefics2ImageProcessor, check_edges
 from idefics_cli.engine.families.prompt import ChatTemplate, Tokenizer, check_question
 from idefics_cli.errors import ModelError, UsageError
 
@@ -50,14 +50,23 @@ class Idefics2Family:
 
     @functools.cached_property
     def image_processor(self) -> Idefics2ImageProcessor:
-        """The sizes of the checkpoint's image processor."""
-        settings = self._checkpoint.processor_config
-        size = settings.get("size") or {}
+        """The sizes of the checkpoint's image processor, or those that the user wants.
+
+        Raises:
+            ModelError: the checkpoint's can't be understood.
+            UsageError: the user's are more than the model takes, or contradict one another.
+
+        """
+        settings, wanted = self._checkpoint.processor_config, self._checkpoint.image_size
         resample = settings.get("resample")
         try:
+            size = {"longest_edge": 980, "shortest_edge": 378, **(settings.get("size") or {}), **wanted}
+            longest, shortest = int(size["longest_edge"]), int(size["shortest_edge"])
+            if wanted:
+                check_edges(longest, shortest, self.config.vision)
             return Idefics2ImageProcessor(
-                int(size.get("longest_edge", 980)),
-                int(size.get("shortest_edge", 378)),
+                longest,
+                shortest,
                 int(Image.Resampling.BILINEAR if resample is None else Image.Resampling(int(resample))),
             )
         except (TypeError, ValueError, AttributeError) as error:

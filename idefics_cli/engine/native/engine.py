@@ -189,7 +189,7 @@ def load_native(
     config = family.config
     plan = plan_memory(
         free_memory(device, settings.gpu_memory),
-        WorkSizes.of(config, dtype.itemsize, settings.quantize, wide_item=wide_dtype(dtype, device).itemsize),
+        _work_sizes(family, settings, dtype, device),
         batch_size=settings.batch_size,
         crop_tokens=config.perceiver.num_latents,
         max_new_tokens=runner.rules.max_new_tokens,
@@ -198,6 +198,12 @@ def load_native(
     with torch.inference_mode():
         core = EngineCore(runner, plan)
     return NativeEngine(core, info, prompts, family.generation(settings), config.text.max_positions)
+
+
+def _work_sizes(family: Idefics2Family, settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> WorkSizes:
+    images, wide = family.image_processor, wide_dtype(dtype, device)
+    edge = max(images.longest_edge, images.shortest_edge)
+    return WorkSizes.of(family.config, dtype.itemsize, settings.quantize, wide_item=wide.itemsize, edge=edge)
 
 
 def not_a_number(dtype: str | None) -> Failure:

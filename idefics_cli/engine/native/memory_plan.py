@@ -42,7 +42,13 @@ class WorkSizes:
 
     @classmethod
     def of(
-        cls, config: Idefics2Config, item: int, quantize: Quantize = Quantize.NONE, *, wide_item: int | None = None
+        cls,
+        config: Idefics2Config,
+        item: int,
+        quantize: Quantize = Quantize.NONE,
+        *,
+        wide_item: int | None = None,
+        edge: int | None = None,
     ) -> WorkSizes:
         """Count what is alive at the peak of each stage.
 
@@ -53,14 +59,16 @@ class WorkSizes:
             item: bytes of one number in the dtype of the model.
             quantize: the format of products.
             wide_item: bytes of one number in the connector's projection; None is `item`.
+            edge: longest edge of an image in pixels; None is the longest that the tower takes.
 
         """
         vision, text, perceiver = config.vision, config.text, config.perceiver
         context = 2 * perceiver.num_layers * perceiver.num_kv_heads * perceiver.head_dim
         tower = max(7 * vision.hidden_size + vision.intermediate_size, vision.hidden_size + 2 * context)
+        side = vision.positions if edge is None else edge // vision.patch_size
         return cls(
             slot=2 * text.num_layers * text.num_kv_heads * text.head_dim * item,
-            crop=vision.positions**2 * item * tower,
+            crop=side**2 * item * tower,
             patch=(3 * text.intermediate_size + 2 * text.hidden_size) * (wide_item or item),
             token=(3 * text.intermediate_size + 6 * text.hidden_size) * item,
             fixed=_FIXED + (2 * text.intermediate_size * text.hidden_size * item if quantize in _GROUPED else 0),
