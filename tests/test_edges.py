@@ -99,7 +99,7 @@ def test_they_enter_the_settings_by_name_and_nothing_else_changes(tiny_settings:
 def test_less_is_planned_for_smaller_images() -> None:
     config = Idefics2Config.of(IDEFICS2_8B, "8B")
     whole, half = WorkSizes.of(config, 2), WorkSizes.of(config, 2, edge=490)
-    assert half.crop == pytest.approx(whole.crop / 4)
+    assert half.page == pytest.approx(whole.page / 4)
     assert WorkSizes.of(config, 2, edge=980) == whole
 
 

@@ -13,7 +13,7 @@ from idefics_cli.engine.native.memory_plan import (
     weight_bytes,
 )
 
-EIGHT_BILLION = WorkSizes(slot=131_072, crop=121_000_000, patch=102_400, token=135_000)
+EIGHT_BILLION = WorkSizes(slot=131_072, page=5 * 121_000_000, patch=102_400, token=135_000)
 VISION = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -25,7 +25,7 @@ VISION = {
 
 
 def plan(free: int | None, batch_size: int | None = None) -> MemoryPlan:
-    return plan_memory(free, EIGHT_BILLION, batch_size=batch_size, crop_tokens=64, max_new_tokens=64)
+    return plan_memory(free, EIGHT_BILLION, batch_size=batch_size, page_tokens=5 * 66, max_new_tokens=64)
 
 
 @pytest.mark.parametrize("free", [120, 22, 6.5, 6, 4, 2.5, 1.5])
@@ -47,7 +47,7 @@ def test_plans_of_hosts_of_large_cards_and_of_the_users_will() -> None:
 
 def test_a_batch_on_the_host_is_held_to_half_of_its_free_memory() -> None:
     def on_host(batch_size: int | None) -> MemoryPlan:
-        sizes = {"crop_tokens": 64, "max_new_tokens": 64, "free_host": 16 * 10**9}
+        sizes = {"page_tokens": 5 * 66, "max_new_tokens": 64, "free_host": 16 * 10**9}
         return plan_memory(None, EIGHT_BILLION, batch_size=batch_size, **sizes)
 
     assert on_host(None).max_num_seqs == CPU_SEQUENCES
@@ -66,7 +66,7 @@ def test_sizes_at_full_shape() -> None:
     """Keys and values of a position: 2 x 32 layers x 8 heads x 128 x 2 bytes; activations as measured, or a little more."""
     found = WorkSizes.of(Idefics2Config.of({"vision_config": VISION, "text_config": {"vocab_size": 32003}}, "m"), 2)
     assert found.slot == 131_072
-    assert found.crop == pytest.approx(EIGHT_BILLION.crop, rel=0.01)
+    assert found.page == pytest.approx(EIGHT_BILLION.page, rel=0.01)
     assert found.patch == pytest.approx(EIGHT_BILLION.patch, rel=0.01)
     assert found.token == pytest.approx(EIGHT_BILLION.token, rel=0.01)
 

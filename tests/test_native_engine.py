@@ -141,6 +141,19 @@ def test_an_answer_is_bit_for_bit_the_same_in_any_company(
         assert comparable(together) == alone
 
 
+def test_neither_threads_nor_company_change_a_bit(case: tuple[ModelSettings, list[Request]]) -> None:
+    """Tests run with one thread; users have several."""
+    settings, requests = case
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        alone = comparable(shuffled(dataclasses.replace(settings, batch_size=1), requests[:40], 0))
+        together = comparable(shuffled(dataclasses.replace(settings, batch_size=16), requests[:40], 1))
+    finally:
+        torch.set_num_threads(before)
+    assert together == alone
+
+
 @pytest.mark.parametrize(("dtype", "quantize"), [(Dtype.BFLOAT16, Quantize.NONE), (Dtype.BFLOAT16, Quantize.FP8)])
 def test_short_and_long_prompts_leave_one_another_as_they_are(
     dtype: Dtype, quantize: Quantize, tmp_path_factory: pytest.TempPathFactory

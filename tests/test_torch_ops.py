@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -146,6 +149,39 @@ def test_paged_attention_reads_prefix_and_suffix_and_nothing_else(segments: list
     found = torch_ops.paged_attention(queries, keys, values, metadata_of(segments), window)
     for some, part, segment in zip(torch.split(queries, counts), torch.split(found, counts), segments, strict=True):
         assert error(part, naive(some, keys, values, segment, window)) < 1e-5
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 2, 30])
+def test_a_segments_attention_is_bit_for_bit_the_same_in_any_company_and_with_any_threads(
+    threads: int, dtype: torch.dtype, length: int
+) -> None:
+    """Eight segments, in several orders and each by itself."""
+    keys, values = (torch.randn(5000, 2, 64, dtype=dtype) for _ in range(2))
+    queries = torch.randn(8, length, 4 * 64, dtype=dtype)
+    segments = [
+        (length, 0, 40, 100 + 600 * n, length + more) for n, more in enumerate((0, 3, 17, 60, 61, 200, 350, 470))
+    ]
+
+    def attended(order: list[int]) -> Tensor:
+        metadata = metadata_of([segments[index] for index in order])
+        found = torch_ops.paged_attention(queries[order].flatten(0, 1), keys, values, metadata, 2**30)
+        return found.view(len(order), length, -1)
+
+    expected = attended(list(range(8)))
+    for seed in range(5):
+        order = random.Random(seed).sample(range(8), 8)
+        assert torch.equal(attended(order), expected[order])
+    for index in range(8):
+        assert torch.equal(attended([index])[0], expected[index])
 
 
 def test_sdpa() -> None:

@@ -119,8 +119,8 @@ class GenerationRules:
         return cls(
             max_new_tokens=settings.max_new_tokens or _default_max_new_tokens(checkpoint, values),
             eos_token_ids=eos,
-            suppressed_tokens=_ids(values.get("suppress_tokens")) | bad | image_tokens,
-            begin_suppressed_tokens=_ids(values.get("begin_suppress_tokens")),
+            suppressed_tokens=frozenset(map(int, values.get("suppress_tokens") or ())) | bad | image_tokens,
+            begin_suppressed_tokens=frozenset(map(int, values.get("begin_suppress_tokens") or ())),
             bad_words=tuple(word for word in words if len(word) > 1),
             min_new_tokens=int(own_least or 0),
             min_length=int(values.get("min_length") or 0) if own_least is None else 0,

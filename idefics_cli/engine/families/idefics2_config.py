@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from idefics_cli.engine.families.base import DecoderConfig, PerceiverConfig, VisionConfig, decoder_config
+from idefics_cli.engine.families.idefics2_images import MAX_CROPS
 from idefics_cli.errors import ModelError
 
 _PERCEIVER_MLP = 4  # times its width
@@ -67,6 +68,16 @@ class Idefics2Config:
             )
         except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
             raise ModelError(f"{name}: config.json: {error}") from error
+
+    @property
+    def max_crops(self) -> int:
+        """Images that a page is read as, at most."""
+        return MAX_CROPS
+
+    @property
+    def page_tokens(self) -> int:
+        """Tokens of a page in a prompt, at most: those of each crop between fake tokens."""
+        return MAX_CROPS * (self.perceiver.num_latents + 2)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every weight, by the name that the published checkpoints give it."""

@@ -11,6 +11,9 @@ from idefics_cli.engine.families.base import VisionConfig
 from idefics_cli.errors import UsageError
 from idefics_cli.records import Crop
 
+MAX_CROPS = 5
+"""Of a page: its quarters and itself."""
+
 
 def check_edges(longest: int, shortest: int, vision: VisionConfig) -> None:
     """Refuse edges, in pixels, that the tower has no patches or no positions for; raises UsageError."""

@@ -191,7 +191,7 @@ def load_native(
         free_memory(device, settings.gpu_memory),
         _work_sizes(family, settings, dtype, device),
         batch_size=settings.batch_size,
-        crop_tokens=config.perceiver.num_latents,
+        page_tokens=config.page_tokens,
         max_new_tokens=runner.rules.max_new_tokens,
         free_host=free_host_memory(),
     )

@@ -12,7 +12,6 @@ from idefics_cli.engine.quantization import GROUP
 CPU_SEQUENCES = 8
 GPU_SEQUENCES = 64
 _QUESTION_TOKENS = 64  # a question of about 40 words
-_CROPS = 5  # of a split page
 _HEADROOM = 0.9  # of free memory; the rest is the allocator's gaps and the libraries' workspaces
 _CPU_PATCHES = 1 << 14
 _GROUPED = (Quantize.INT8, Quantize.INT4)
@@ -31,8 +30,8 @@ class WorkSizes:
 
     slot: int
     """Keys and values of one position, all layers."""
-    crop: int
-    """Activations of one crop of the largest size in the vision tower."""
+    page: int
+    """Activations of one page, of as many crops of the largest size as there may be, in the vision tower."""
     patch: int
     """Activations of one patch in the connector's projection."""
     token: int
@@ -68,7 +67,7 @@ class WorkSizes:
         side = vision.positions if edge is None else edge // vision.patch_size
         return cls(
             slot=2 * text.num_layers * text.num_kv_heads * text.head_dim * item,
-            crop=side**2 * item * tower,
+            page=config.max_crops * side**2 * item * tower,
             patch=(3 * text.intermediate_size + 2 * text.hidden_size) * (wide_item or item),
             token=(3 * text.intermediate_size + 6 * text.hidden_size) * item,
             fixed=_FIXED + (2 * text.intermediate_size * text.hidden_size * item if quantize in _GROUPED else 0),
@@ -92,7 +91,7 @@ class MemoryPlan:
 
     def bytes(self, sizes: WorkSizes) -> int:
         """Return the memory at the peak, weights aside: the cache, encoding, whose graphs keep theirs, and prefill."""
-        encoding = self.max_encoded_pages * (_CROPS * sizes.crop + self.max_projected_patches * sizes.patch)
+        encoding = self.max_encoded_pages * (sizes.page + self.max_projected_patches * sizes.patch)
         prefill = (self.max_num_batched_tokens or 0) * sizes.token
         return sizes.fixed + self.slots * sizes.slot + encoding + prefill
 
@@ -122,7 +121,7 @@ def plan_memory(
     sizes: WorkSizes,
     *,
     batch_size: int | None,
-    crop_tokens: int,
+    page_tokens: int,
     max_new_tokens: int,
     free_host: int | None = None,
 ) -> MemoryPlan:
@@ -132,12 +131,12 @@ def plan_memory(
         free: bytes that may be used; None where memory is the host's.
         sizes: of the checkpoint's work.
         batch_size: sequences decoded together as the user wants them; None chooses.
-        crop_tokens: of one crop in a prompt.
+        page_tokens: of a page in a prompt, at most.
         max_new_tokens: of an answer.
         free_host: bytes of the host's memory that bound the cache where it lies there; None where they are unknown.
 
     """
-    sequence = _CROPS * (crop_tokens + 2) + _QUESTION_TOKENS + max_new_tokens
+    sequence = page_tokens + _QUESTION_TOKENS + max_new_tokens
 
     def plan(sequences: int, patches: int, tokens: int | None, pages: int = 1) -> MemoryPlan:
         wanted = batch_size or sequences

@@ -85,8 +85,9 @@ def paged_attention(queries: Tensor, keys: Tensor, values: Tensor, metadata: Att
         index < prefix, metadata.prefix_start[:, None] + index, metadata.suffix_start[:, None] + index - prefix
     )
     slot = torch.where(index < prefix + suffix, slot, metadata.suffix_start[:, None])
-    # 2. packed index and position of the queries: (segments, longest query)
-    step = torch.arange(metadata.max_query_length, device=device)[None]
+    # 2. packed index and position of the queries: (segments, longest query); two at least, since torch splits the
+    # context of a single query among the threads of a CPU, by the segment's place in the batch
+    step = torch.arange(max(2, metadata.max_query_length), device=device)[None]
     is_query = step < metadata.query_length[:, None]
     packed = metadata.query_start[:, None] + torch.where(is_query, step, 0)
     position = prefix + suffix - metadata.query_length[:, None] + step
