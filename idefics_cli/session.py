@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
-from idefics_cli.config import RunSettings
+from idefics_cli.config import RunSettings, Split
 from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine import open_engine
 from idefics_cli.engine.base import Engine
+from idefics_cli.errors import UsageError
 from idefics_cli.inputs import Inputs, read_inputs
 from idefics_cli.pipeline import Progress, run
 from idefics_cli.records import Row
@@ -36,6 +37,7 @@ class Session:
 
         Raises:
             ModelError: no such checkpoint, or one that can't be run.
+            UsageError: its pages can't be split as the settings want.
 
         """
         settings = settings or RunSettings()
@@ -43,6 +45,9 @@ class Session:
             settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, model=model))
         self.settings = settings
         self.engine = engine or open_engine(settings.model)
+        refusal, split = self.engine.info.split_refusal, settings.pages.split
+        if refusal and split is not Split.AUTO:
+            raise UsageError(f"--split {split}: {self.engine.info.name}: {refusal}; leave --split out")
         self.pool = PagePool(settings.pages)
 
     def __enter__(self) -> Session:

@@ -17,7 +17,7 @@ from idefics_cli.config import ModelSettings, PageSettings, Split
 from idefics_cli.documents.page import open_document, prepare_page
 from idefics_cli.engine import open_engine
 from idefics_cli.engine.checkpoint import open_checkpoint
-from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.families.idefics2 import Idefics2Config
 from idefics_cli.engine.families.published import IDEFICS2_8B
 from idefics_cli.engine.native.memory_plan import WorkSizes
@@ -61,7 +61,7 @@ def test_pages_are_rendered_and_split_by_the_new_edges(tiny_settings: ModelSetti
     info = open_document(document, PageSettings())
     shapes = {}
     for longest in (490, 245):
-        processor = family_of(open_checkpoint(edges(tiny_settings, longest, 140))).image_processor
+        processor = idefics2_family_of(open_checkpoint(edges(tiny_settings, longest, 140))).image_processor
         pages = [
             prepare_page(document, info, 1, PageSettings(split=split), processor)
             for split in (Split.NEVER, Split.ALWAYS, Split.AUTO)

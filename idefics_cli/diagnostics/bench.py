@@ -20,7 +20,7 @@ from idefics_cli.engine import engine_info, hardware
 from idefics_cli.engine.base import Engine
 from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.device import choose_device
-from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.native.engine import load_native, random_source
 from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.engine.transformers import TransformersModel
@@ -117,7 +117,7 @@ class Benchmark:
         self._checkpoint = full_shape_checkpoint(settings.model) if is_random else open_checkpoint(settings.model)
         quantize = effective_quantize(settings.model.quantize, self._checkpoint.stored, settings.model.model)
         self._settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, quantize=quantize))
-        self._family = family_of(self._checkpoint)
+        self._family = idefics2_family_of(self._checkpoint, "bench")
         self._new_tokens = self._family.generation(settings.model).max_new_tokens
         self._pages = settings.pages or _PAGES[self._choice.device]
         self._peak_tflops = hardware.peak_tflops(self._choice)

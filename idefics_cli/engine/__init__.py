@@ -15,6 +15,7 @@ from idefics_cli.engine.base import Engine, EngineInfo
 from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import DeviceChoice, choose_device
 from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families.base import Family
 from idefics_cli.engine.families.generation import generation_flags
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.quantization import effective_quantize
@@ -52,6 +53,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
             from idefics_cli.engine.transformers import TransformersEngine
 
             return TransformersEngine(checkpoint, family, settings, choice, info)
+        assert isinstance(family, Idefics2Family)  # any other has gaps
         from idefics_cli.engine.native.engine import load_native
 
         return load_native(checkpoint, family, settings, choice, info, is_cancelled=is_closed)
@@ -120,20 +122,20 @@ class DeferredEngine:
             loading.set_exception(error)
 
 
-def engine_info(
-    settings: ModelSettings, checkpoint: Checkpoint, family: Idefics2Family, choice: DeviceChoice
-) -> EngineInfo:
+def engine_info(settings: ModelSettings, checkpoint: Checkpoint, family: Family, choice: DeviceChoice) -> EngineInfo:
     """Return what a run must know of the engine for a checkpoint."""
     return EngineInfo(
         checkpoint.name,
         _answer_settings(settings, checkpoint, family, choice),
         max(_CAPACITY[choice.device], 2 * (settings.batch_size or 0)),
         family.image_processor,
+        family.notes,
+        family.split_refusal,
     )
 
 
 def _answer_settings(
-    settings: ModelSettings, checkpoint: Checkpoint, family: Idefics2Family, choice: DeviceChoice
+    settings: ModelSettings, checkpoint: Checkpoint, family: Family, choice: DeviceChoice
 ) -> Mapping[str, str]:
     """Return what of the model can change an answer, by the names that users know."""
     backend, rules = "native", family.generation(settings)

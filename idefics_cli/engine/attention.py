@@ -46,6 +46,6 @@ def check_attention(settings: ModelSettings, choice: DeviceChoice, *, is_native:
         raise UsageError("--attention flash_attention_2 takes --dtype bfloat16 or float16, not float32")
 
 
-def implementation(settings: ModelSettings) -> str:
-    """Return the implementation by transformers' name; auto is torch's own."""
-    return str(Attention.SDPA if settings.attention is Attention.AUTO else settings.attention)
+def implementation(settings: ModelSettings) -> str | None:
+    """Return the implementation by transformers' name; None leaves it to transformers: torch's own where it can."""
+    return None if settings.attention is Attention.AUTO else str(settings.attention)

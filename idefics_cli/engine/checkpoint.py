@@ -49,15 +49,10 @@ class Checkpoint:
     adapter: Adapter | None = None
     """Merged into the weights while they are loaded."""
     image_size: Mapping[str, int] = field(default_factory=dict)
-    """What the user wants in the place of the image processor's `size`; the digest is without it."""
+    """In the place of the image processor's `size`, by the user; the digest is without it."""
 
     def weight_files(self) -> tuple[Path, ...]:
-        """Return the files with weights.
-
-        Raises:
-            ModelError: there are none, or one of them is missing.
-
-        """
+        """Return the files with weights; raises ModelError where there are none, or one of them is missing."""
         return _weight_files(self.name, self.folder)
 
     def tensors(self) -> dict[str, TensorHeader]:
@@ -126,9 +121,9 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
     """
     name = settings.model
     folder = find_locally(settings) or hub.find_or_download(_wanted(settings))
-    sizes = {"longest_edge": settings.longest_edge, "shortest_edge": settings.shortest_edge}
-    wanted = {edge: pixels for edge, pixels in sizes.items() if pixels is not None}
-    checkpoint = dataclasses.replace(read_folder(name, folder, settings.processor), image_size=wanted)
+    edges = (("longest_edge", settings.longest_edge), ("shortest_edge", settings.shortest_edge))
+    size = {edge: pixels for edge, pixels in edges if pixels is not None}
+    checkpoint = dataclasses.replace(read_folder(name, folder, settings.processor), image_size=size)
     if settings.adapter is None:
         return checkpoint
     if isinstance(checkpoint.stored, CompressedFormat):

@@ -73,16 +73,8 @@ class Prompt:
     """Tokens up to the end of the last image, which requests about the same pages have in common."""
 
 
-class PromptBuilder(Protocol):
-    """Puts questions into the words and tokens that a checkpoint was trained with."""
-
-    def build(self, question: str, crops: Sequence[int]) -> Prompt:
-        """Return the prompt of a question about pages of so many crops each.
-
-        Raises:
-            RowFailedError: the question holds one of the model's special tokens, such as `<image>`.
-
-        """
+class AnswerReader(Protocol):
+    """Reads the tokens of answers."""
 
     def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Return the text of an answer's tokens: special tokens left out, spaces around it stripped.
@@ -95,6 +87,18 @@ class PromptBuilder(Protocol):
 
     def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
         """Whether the text of an answer's tokens holds one of these texts."""
+
+
+class PromptBuilder(AnswerReader, Protocol):
+    """Puts questions into the words and tokens that a checkpoint was trained with."""
+
+    def build(self, question: str, crops: Sequence[int]) -> Prompt:
+        """Return the prompt of a question about pages of so many crops each.
+
+        Raises:
+            RowFailedError: the question holds one of the model's special tokens, such as `<image>`.
+
+        """
 
 
 class Family(Protocol):
@@ -111,6 +115,22 @@ class Family(Protocol):
         `GenerationRules.gaps` are to be added.
         """
 
+    @property
+    def max_positions(self) -> float:
+        """Most tokens of a prompt and its answer; infinity where the checkpoint does not say."""
+
+    @property
+    def warning(self) -> str:
+        """What every answer should be read with; empty for nothing."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user is told once, at the start."""
+
+    @property
+    def split_refusal(self) -> str:
+        """Why pages are never split; empty where they may be."""
+
     def generation(self, settings: ModelSettings) -> GenerationRules:
         """Return how answers are generated.
 
@@ -119,6 +139,17 @@ class Family(Protocol):
             UsageError: the checkpoint can't do what the user asks for.
 
         """
+
+    def prompt_builder(self, template: str) -> AnswerReader:
+        """Return what knows the words of questions and answers; `template` holds `{question}`."""
+
+
+class PromptFamily(Family, Protocol):
+    """A family whose prompts and pixels are made here, not by the checkpoint's own processor."""
+
+    @property
+    def normalization(self) -> Normalization:
+        """How pixels are normalized."""
 
     def prompt_builder(self, template: str) -> PromptBuilder:
         """Return what builds prompts; `template` holds `{question}`."""

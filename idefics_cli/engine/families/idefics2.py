@@ -11,6 +11,7 @@ from PIL import Image
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.families.answer_text import AnswerText
 from idefics_cli.engine.families.base import Normalization, Prompt
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.families.idefics2_config import Idefics2Config
@@ -26,6 +27,9 @@ _HARMLESS_WEIGHTS = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
 
 class Idefics2Family:
     """An Idefics2 checkpoint, as far as torch is not needed to know it."""
+
+    warning = split_refusal = ""
+    notes: tuple[str, ...] = ()
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Read its settings.
@@ -47,6 +51,11 @@ class Idefics2Family:
             )
         cleanup = checkpoint.tokenizer_config.get("clean_up_tokenization_spaces")
         self.native_gaps = self.config.gaps + (("clean_up_tokenization_spaces",) if cleanup else ())
+
+    @property
+    def max_positions(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self.config.text.max_positions
 
     @functools.cached_property
     def image_processor(self) -> Idefics2ImageProcessor:
@@ -148,12 +157,13 @@ class Idefics2Family:
                 )
 
 
-class Idefics2PromptBuilder:
+class Idefics2PromptBuilder(AnswerText):
     """Builds prompts with a checkpoint's own template and tokenizer."""
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, config: Idefics2Config, template: str) -> None:
         """Take the tokenizer; see `Idefics2Family.prompt_builder`."""
-        self._tokenizer, self._template = tokenizer, template
+        super().__init__(tokenizer)
+        self._template = template
         self._image_seq_len = config.perceiver.num_latents
         self._special_tokens = self._tokenizer.special_tokens | {_IMAGE, _FAKE}
         self._chat = ChatTemplate(checkpoint.chat_template, checkpoint.name) if checkpoint.chat_template else None
@@ -177,20 +187,6 @@ class Idefics2PromptBuilder:
         # The closing fake token belongs to the prefix; at least one token is left behind it.
         return Prompt(tuple(tokens), min(last + 2, len(tokens) - 1))
 
-    def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """See `PromptBuilder`."""
-        text = self._tokenizer.decode(tokens)
-        starts = [start for start in map(text.find, stop) if start >= 0]
-        return text[: min(starts, default=len(text))].strip()
-
-    def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
-        """See `PromptBuilder`.
-
-        All tokens are decoded anew each time: what a token adds to a text may depend on those before it.
-        """
-        text = self._tokenizer.decode(tokens) if stop else ""
-        return any(one in text for one in stop)
-
     def choice(self, text: str, suppressed_tokens: Collection[int]) -> Choice:
         """Return an answer as tokens behind a prompt, as the tokenizer writes it there.
 
@@ -198,19 +194,8 @@ class Idefics2PromptBuilder:
             UsageError: it can't be written.
 
         """
-        text = text.strip()
         prompt = self._words(self._template.replace("{question}", "?"), 0)
-        before = self._tokenizer.encode(prompt)
-        written = []
-        for space in (" ", ""):
-            tokens = self._tokenizer.encode(prompt + space + text)
-            behind = tuple(tokens[len(before) :])
-            is_possible = tokens[: len(before)] == before and self.decode(behind) == text
-            if is_possible and behind not in written and not set(behind) & set(suppressed_tokens):
-                written.append(behind)
-        if not written:
-            raise UsageError(f"--choices: the checkpoint can't write {text!r}; give this answer another spelling")
-        return Choice(text, tuple(written))
+        return self.choice_behind(prompt, text, suppressed_tokens)
 
     def _words(self, text: str, images: int) -> str:
         """Chat checkpoints get a user's turn, base checkpoints the images and the text."""
