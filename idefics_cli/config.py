@@ -468,6 +468,8 @@ class ModelSettings(GenerationSettings):
     """Whether every answer takes `max_new_tokens`, end or not: for measurements."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.device, Device):  # from Python, its name will do
+            object.__setattr__(self, "device", Device.parse(self.device))
         if "{question}" not in self.prompt:
             raise UsageError("--prompt must contain {question}, for example --prompt '{question} Answer briefly.'")
         if not self.model.strip():

@@ -36,6 +36,7 @@ def test_devices_that_are_named_are_those_that_are_made() -> None:
     assert Device.parse("cuda:1") == Device("cuda", 1)
     assert Device.parse("cpu") == Device.CPU
     assert ModelSettings().device == Device.AUTO
+    assert ModelSettings(device="cuda:1").device == Device("cuda", 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

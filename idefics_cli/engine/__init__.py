@@ -60,8 +60,8 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
 
     if gaps and settings.quantize is not Quantize.NONE:
         raise ModelError(
-            f"{settings.model}: weights in {settings.quantize} (--quantize) are for what the native engine runs, "
-            f"which does not do {', '.join(gaps)}"
+            f"{settings.model}: --quantize {settings.quantize} is for what the native engine runs, which does not do "
+            f"{', '.join(gaps)}"
         )
     return DeferredEngine(info, load)
 

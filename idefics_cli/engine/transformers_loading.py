@@ -44,6 +44,8 @@ def _words(error: Exception) -> str:
     """Say what transformers could not load, on one line."""
     if "trust_remote_code" in str(error):
         return "it needs code of its own (auto_map in its files), which is never run"
+    if "Unrecognized configuration class" in str(error):
+        return "transformers has no model of its type that takes images and text"
     return " ".join(line.strip() for line in str(error).strip().splitlines()[:2] if line.strip()) or repr(error)
 
 
