@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from idefics_cli.errors import UsageError
 
@@ -89,12 +89,38 @@ class RetryFailed(StrEnum):
     ALL = "all"
 
 
-class Device(StrEnum):
-    """Where the model runs."""
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where the model runs: `auto`, `cpu`, `cuda` (the first GPU), `cuda:N`, or `mps`, the GPU of a Mac."""
 
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
+    AUTO: ClassVar[Device]
+    CPU: ClassVar[Device]
+    CUDA: ClassVar[Device]
+    MPS: ClassVar[Device]
+
+    kind: str
+    """auto, cpu, cuda or mps."""
+    index: int | None = None
+    """Of the GPU, where one is named."""
+
+    @classmethod
+    def parse(cls, value: object) -> Device:
+        """Read `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+
+        Raises:
+            UsageError: it is none of them.
+
+        """
+        match = re.fullmatch(r"(auto|cpu|mps|cuda)|cuda:([0-9]{1,3})", str(value))
+        if match is None:
+            raise UsageError(f"--device takes auto, cpu, cuda, cuda:N (N from 0) or mps: not {str(value)!r}")
+        return cls(match[1]) if match[1] else cls("cuda", int(match[2]))
+
+    def __str__(self) -> str:
+        return self.kind if self.index is None else f"{self.kind}:{self.index}"
+
+
+Device.AUTO, Device.CPU, Device.CUDA, Device.MPS = map(Device, ("auto", "cpu", "cuda", "mps"))
 
 
 class Dtype(StrEnum):
@@ -113,6 +139,15 @@ class Quantize(StrEnum):
     FP8 = "fp8"
     INT8 = "int8"
     INT4 = "int4"
+
+
+class Attention(StrEnum):
+    """What computes attention where transformers runs the model."""
+
+    AUTO = "auto"
+    SDPA = "sdpa"
+    FLASH_ATTENTION_2 = "flash_attention_2"
+    EAGER = "eager"
 
 
 class AdapterBase(StrEnum):
@@ -373,10 +408,24 @@ class ModelSettings(GenerationSettings):
             default="those of the checkpoint",
         ),
     ] = None
-    device: Annotated[Device, Option("Where the model runs.", Panel.MODEL)] = Device.AUTO
-    dtype: Annotated[Dtype, Option("Number format; auto: bfloat16 on a GPU, float32 on the CPU.", Panel.MODEL)] = (
-        Dtype.AUTO
-    )
+    device: Annotated[
+        Device,
+        Option(
+            "Where the model runs; mps, the GPU of a Mac, is unmeasured.",
+            Panel.MODEL,
+            metavar="auto|cpu|cuda[:N]|mps",
+            default="auto: a CUDA GPU, else the CPU",
+            parse=Device.parse,
+        ),
+    ] = Device.AUTO
+    dtype: Annotated[
+        Dtype,
+        Option(
+            "Number format; auto: bfloat16 on a GPU, float16 on one without bfloat16 (before Ampere), float32 on the "
+            "CPU.",
+            Panel.MODEL,
+        ),
+    ] = Dtype.AUTO
     quantize: Annotated[
         Quantize,
         Option(
@@ -384,6 +433,24 @@ class ModelSettings(GenerationSettings):
             Panel.MODEL,
         ),
     ] = Quantize.NONE
+    longest_edge: Annotated[
+        int | None,
+        Option(
+            "Pixels of an image's longest edge: fewer take less memory and time, and show less.",
+            Panel.PAGES,
+            metavar="N",
+            default="the checkpoint's, 980 of idefics2-8b",
+        ),
+    ] = None
+    shortest_edge: Annotated[
+        int | None,
+        Option(
+            "Pixels to which the shortest edge of an image is enlarged.",
+            Panel.PAGES,
+            metavar="N",
+            default="the checkpoint's, 378 of idefics2-8b",
+        ),
+    ] = None
     prompt: Annotated[str, Option("Prompt template, for example '{question} Answer briefly.'", Panel.MODEL)] = (
         "{question}"
     )
@@ -395,11 +462,19 @@ class ModelSettings(GenerationSettings):
         float | None,
         Option("GB of the GPU's memory to use at most.", Panel.MODEL, metavar="GB", default="all that is free"),
     ] = None
+    attention: Annotated[
+        Attention,
+        Option(
+            "What computes attention where transformers runs the model; the native engine has its own.", Panel.MODEL
+        ),
+    ] = Attention.AUTO
     kernels: Annotated[Kernels, Option("Compiled GPU kernels.", Panel.MODEL)] = Kernels.AUTO
     ignore_eos: bool = False
     """Whether every answer takes `max_new_tokens`, end or not: for measurements."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.device, Device):  # from Python, its name will do
+            object.__setattr__(self, "device", Device.parse(self.device))
         if "{question}" not in self.prompt:
             raise UsageError("--prompt must contain {question}, for example --prompt '{question} Answer briefly.'")
         if not self.model.strip():
@@ -410,6 +485,8 @@ class ModelSettings(GenerationSettings):
             raise UsageError("--processor takes a hub id or a folder with tokenizer.json and processor_config.json")
         if self.adapter is None and self.adapter_base is not AdapterBase.SAME:
             raise UsageError("--adapter-base goes with --adapter")
+        _check_above_zero("--longest-edge", self.longest_edge, "a number of pixels")
+        _check_above_zero("--shortest-edge", self.shortest_edge, "a number of pixels")
         _check_above_zero("--batch-size", self.batch_size)
         _check_above_zero("--gpu-memory", self.gpu_memory, "a number of GB")
         GenerationSettings.__post_init__(self)  # no super(): a class with slots is made anew, and super() finds the old

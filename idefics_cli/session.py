@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
-from idefics_cli.config import RunSettings
+from idefics_cli.config import RunSettings, Split
 from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine import open_engine
 from idefics_cli.engine.base import Engine
-from idefics_cli.errors import ModelError
+from idefics_cli.errors import ModelError, UsageError
 from idefics_cli.inputs import Inputs, read_examples, read_inputs
 from idefics_cli.pipeline import Progress, run
 from idefics_cli.records import Row
@@ -39,6 +39,7 @@ class Session:
         Raises:
             InputError: the examples can't be read.
             ModelError: no such checkpoint, or one that can't be run.
+            UsageError: its pages can't be split as the settings want.
 
         """
         settings = settings or RunSettings()
@@ -50,6 +51,9 @@ class Session:
         """What stands in front of every question."""
         examples_digest = self.examples.digest() if self.examples else ""
         self.engine = engine or open_engine(settings.model)
+        refusal, split = self.engine.info.split_refusal, settings.pages.split
+        if refusal and split is not Split.AUTO:
+            raise UsageError(f"--split {split}: {self.engine.info.name}: {refusal}; leave --split out")
         self.pool = PagePool(settings.pages)
         self._is_closed = False
         self.setting_values = settings_values(self.engine.info.settings, settings, examples=examples_digest)

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Idefics2Con
 from idefics_cli.config import Device, Dtype, ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import DeviceChoice
-from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.model_runner import ModelRunner
 from idefics_cli.engine.native.weights import CheckpointSource, Weights
@@ -110,7 +110,7 @@ def settings_of(folder: Path | str, **changes: Any) -> ModelSettings:
 def opened(settings: ModelSettings) -> tuple[Checkpoint, Idefics2Family, DeviceChoice]:
     checkpoint = open_checkpoint(settings)
     dtype = "float32" if settings.dtype is Dtype.AUTO else str(settings.dtype)
-    return checkpoint, family_of(checkpoint), DeviceChoice("cpu", dtype)
+    return checkpoint, idefics2_family_of(checkpoint), DeviceChoice("cpu", dtype)
 
 
 def weights_of(settings: ModelSettings) -> tuple[Weights, Idefics2Family]:

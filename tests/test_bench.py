@@ -10,7 +10,7 @@ from idefics_cli.diagnostics.bench import Benchmark, BenchSettings, Measurement,
 from idefics_cli.diagnostics.flops import page_flops, token_flops
 from idefics_cli.diagnostics.random_model import full_shape_checkpoint
 from idefics_cli.diagnostics.start import measure_start
-from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.errors import UsageError
 
 
@@ -43,7 +43,7 @@ def test_the_8b_shape_needs_a_gpu(tmp_path: Path) -> None:
 
 
 def test_the_full_shape_is_that_of_the_published_model() -> None:
-    family = family_of(full_shape_checkpoint(ModelSettings()))
+    family = idefics2_family_of(full_shape_checkpoint(ModelSettings()))
     count = sum(math.prod(shape) for shape in family.config.weight_shapes().values())
     assert round(count / 1e9, 2) == 8.40
     assert (family.image_processor.longest_edge, family.image_processor.shortest_edge) == (980, 378)
@@ -51,7 +51,7 @@ def test_the_full_shape_is_that_of_the_published_model() -> None:
 
 
 def test_operations_are_counted_from_the_shapes() -> None:
-    config = family_of(full_shape_checkpoint(ModelSettings())).config
+    config = idefics2_family_of(full_shape_checkpoint(ModelSettings())).config
     # A letter page split into five crops of 54 x 70 patches: 15.5 tower products, 8.9 attention, 3.5 projection,
     # 0.4 perceiver, in TFLOP, counted by hand from the published sizes.
     assert page_flops(config, [54 * 70] * 5) == pytest.approx(28.3e12, rel=0.02)

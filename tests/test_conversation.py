@@ -15,7 +15,7 @@ from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2I
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.engine.checkpoint import read_folder
-from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.families.base import PromptBuilder
 from idefics_cli.errors import FailureKind, RowFailedError
 from idefics_cli.records import PAGE, PagePart, Request, Turn, plain_turns
@@ -58,7 +58,7 @@ def processor() -> Any:
 
 
 def builder(template: str = "{question}", folder: Path = FOLDER) -> PromptBuilder:
-    return family_of(read_folder("tiny", folder)).prompt_builder(template)
+    return idefics2_family_of(read_folder("tiny", folder)).prompt_builder(template)
 
 
 def without_template(folder: Path, template: str | None = None) -> Path:

@@ -212,7 +212,7 @@ def test_weights_that_are_missing_or_have_no_place(generation: Mapping[str, Any]
 
 def test_quantizing_is_refused_where_transformers_runs(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "m", generation={"num_beams": 3})
-    with pytest.raises(ModelError, match=r"in fp8 \(--quantize\) .* num_beams 3"):
+    with pytest.raises(ModelError, match=r"--quantize fp8 .* num_beams 3"):
         open_engine(settings_of(folder, quantize=Quantize.FP8))
 
 
@@ -249,7 +249,12 @@ def test_a_base_checkpoint_has_no_turns(tmp_path: Path, plain: list[Answer]) -> 
 def test_an_unknown_kind_of_checkpoint_is_named(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "m", generation={})
     change(folder, "config.json", model_type="bert")
-    with pytest.raises(ModelError, match="a checkpoint of type bert; idefics-cli runs idefics2"):
+    engine = open_engine(settings_of(folder))
+    assert "a checkpoint of type bert, run by transformers" in engine.info.notes[0]
+    with pytest.raises(ModelError, match="transformers has no model of its type that takes images and text"):
+        engine.load()
+    change(folder, "config.json", model_type=None)
+    with pytest.raises(ModelError, match=r"config.json names no model_type"):
         open_engine(settings_of(folder))
 
 

@@ -305,9 +305,9 @@ def test_weights_that_cannot_fit_are_refused_at_once(small: ModelSettings) -> No
     checkpoint, _, _choice = opened(small)
     text = {**checkpoint.config["text_config"], "vocab_size": 2_000_000_000_000}
     huge = dataclasses.replace(checkpoint, config={**checkpoint.config, "text_config": text})
-    from idefics_cli.engine.families import family_of
+    from idefics_cli.engine.families import idefics2_family_of
 
-    family = family_of(huge)
+    family = idefics2_family_of(huge)
     started = time.monotonic()
     with pytest.raises(ModelError, match=r"the weights take [0-9.]+ GB in bfloat16, and [0-9.]+ GB of memory are free"):
         load_native(

@@ -10,7 +10,7 @@ from transformers import Idefics2Processor
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
 from idefics_cli.engine.checkpoint import read_folder
-from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.families.base import PromptBuilder
 from idefics_cli.engine.families.prompt import ChatTemplate
 from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
@@ -38,7 +38,7 @@ def processor() -> Any:
 
 
 def builder(template: str = "{question}", folder: Path = FOLDER) -> PromptBuilder:
-    return family_of(read_folder("tiny", folder)).prompt_builder(template)
+    return idefics2_family_of(read_folder("tiny", folder)).prompt_builder(template)
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])

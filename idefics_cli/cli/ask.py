@@ -143,6 +143,8 @@ def _answer(
     is_any_failed = False
     state = RunState(inputs.total, progress=Progress())
     with Session(settings=settings) as session:
+        for words in session.engine.info.notes:
+            note(words)
         session.engine.start()  # the weights are loaded while the first pages are rendered
         for setting, value in session.engine.info.settings.items():
             log.info("%s: %s", setting, value)

@@ -184,7 +184,7 @@ class RunWatch:
             raise
 
     def _start(self, inputs: Inputs, session: Session) -> None:
-        for words in inputs.notes:
+        for words in (*inputs.notes, *session.engine.info.notes):
             note(words)
         for name, value in session.engine.info.settings.items():
             log.info("%s: %s", name, value)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idefics_cli.config import Device, ModelSettings, PageSettings, RunSettings, Split
+from idefics_cli.config import ModelSettings, PageSettings, RunSettings, Split
 from idefics_cli.diagnostics.environment import versions
 from idefics_cli.diagnostics.flops import page_flops, token_flops
 from idefics_cli.diagnostics.random_model import full_shape_checkpoint
@@ -20,7 +20,7 @@ from idefics_cli.engine import engine_info, hardware
 from idefics_cli.engine.base import Engine
 from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.device import choose_device
-from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.native.engine import load_native, random_source
 from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.engine.transformers import TransformersModel
@@ -29,7 +29,7 @@ from idefics_cli.pipeline import run
 from idefics_cli.records import Answer, Document, Job, PreparedPage, Question, Request
 
 _REFERENCE_BATCH = 8
-_PAGES = {"cpu": 8, "cuda": 256}
+_PAGES = {"cpu": 8, "mps": 8, "cuda": 256}
 _REPEATS = 3
 
 
@@ -111,13 +111,13 @@ class Benchmark:
         """
         self._folder = folder
         self._choice = choose_device(settings.model)
-        if settings.random_weights and (self._choice.device == "cpu" or settings.model.device is Device.CPU):
+        if settings.random_weights and self._choice.device == "cpu":
             raise UsageError("--random-weights has the shape of the 8B model and needs a GPU")
         is_random = settings.random_weights
         self._checkpoint = full_shape_checkpoint(settings.model) if is_random else open_checkpoint(settings.model)
         quantize = effective_quantize(settings.model.quantize, self._checkpoint.stored, settings.model.model)
         self._settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, quantize=quantize))
-        self._family = family_of(self._checkpoint)
+        self._family = idefics2_family_of(self._checkpoint, "bench")
         self._new_tokens = self._family.generation(settings.model).max_new_tokens
         self._pages = settings.pages or _PAGES[self._choice.device]
         self._peak_tflops = hardware.peak_tflops(self._choice)

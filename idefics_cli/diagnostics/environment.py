@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from idefics_cli.config import Kernels, ModelSettings, Quantize
+from idefics_cli.engine.attention import check_attention, implementation
 from idefics_cli.engine.checkpoint import find_locally, open_checkpoint
-from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory
+from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory, has_bfloat16
 from idefics_cli.engine.digests import MARK, verify
 from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.memory_plan import weight_bytes
 from idefics_cli.engine.quantization import effective_quantize
 
@@ -76,19 +79,28 @@ def choices(settings: ModelSettings) -> dict[str, str]:
     checkpoint, choice = open_checkpoint(settings), choose_device(settings)
     family = family_of(checkpoint)
     quantize = effective_quantize(settings.quantize, checkpoint.stored, settings.model)
-    weights = weight_bytes(family.config, quantize, _ITEM_BYTES[choice.dtype])
-    capability, free = compute_capability(), free_host_memory()
-    has_kernels = choice.device == "cuda" and settings.kernels is Kernels.AUTO and (capability or (0, 0)) >= (8, 0)
+    capability = compute_capability(choice.index) if choice.device == "cuda" else None
+    wide = 4 if choice.dtype == "float16" and not has_bfloat16(capability) else None
+    item = _ITEM_BYTES[choice.dtype]
+    if isinstance(family, Idefics2Family):
+        weights = weight_bytes(family.config, quantize, item, wide_item=wide)
+    else:
+        weights = sum(map(math.prod, checkpoint.weight_shapes().values())) * item
+    free = free_host_memory()
+    has_kernels = capability is not None and settings.kernels is Kernels.AUTO and capability >= (8, 0)
     flash = "FlashAttention 4" if _FLASH_ATTENTION in versions() else "cuDNN (FlashAttention 4: extra fa4)"
     form = choice.dtype if quantize is Quantize.NONE else f"{choice.dtype}, {quantize}"
     gaps = family.native_gaps + family.generation(settings).gaps
+    check_attention(settings, choice, is_native=not gaps)
+    flash = flash if not gaps else implementation(settings) or "transformers' choice"
     engine = f"transformers, for {', '.join(gaps)}" if gaps else "native"
+    batch = "1 where transformers answers" if gaps else "from the memory that is free beside the weights"
     return {
         "engine": engine,
-        "device": choice.device,
+        "device": f"{choice.name} (unmeasured)" if choice.device == "mps" else choice.name,
         "dtype": f"{form}, weights {weights / 1e9:.2g} GB",
         "host memory": "unknown" if free is None else f"{free / 1e9:.1f} GB free",
-        "attention": flash if has_kernels else "torch",
+        "attention": flash if has_kernels or gaps else "torch",
         "kernels": "Triton" if has_kernels else "none on this device",
-        "batch size": str(settings.batch_size or "auto: from the memory that is free beside the weights"),
+        "batch size": str(settings.batch_size or f"auto: {batch}"),
     }

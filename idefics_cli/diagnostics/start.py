@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from idefics_cli.config import AdapterBase, Device, Dtype, Kernels, ModelSettings, Quantize
+from idefics_cli.config import AdapterBase, Attention, Device, Dtype, Kernels, ModelSettings, Quantize
 from idefics_cli.diagnostics.synthetic_pages import write_letters
 from idefics_cli.errors import ModelError
 
@@ -58,7 +58,13 @@ def measure_start(settings: ModelSettings) -> Iterator[Start]:
         document = write_letters(Path(folder), 1)[0]
         for _ in range(_REPEATS):
             started = time.time()
-            command = [sys.executable, "-m", __name__, json.dumps(dataclasses.asdict(settings)), str(document)]
+            command = [
+                sys.executable,
+                "-m",
+                __name__,
+                json.dumps({**dataclasses.asdict(settings), "device": str(settings.device)}),
+                str(document),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this module
             ended = time.time()
             if done.returncode:
@@ -73,7 +79,14 @@ def _main(arguments: Sequence[str]) -> None:
     times: dict[str, float | None] = {"interpreter_s": time.time()}
     memory = _OwnMemory()
     values = json.loads(arguments[0])
-    kinds = {"adapter_base": AdapterBase, "device": Device, "dtype": Dtype, "quantize": Quantize, "kernels": Kernels}
+    kinds = {
+        "adapter_base": AdapterBase,
+        "device": Device.parse,
+        "dtype": Dtype,
+        "quantize": Quantize,
+        "kernels": Kernels,
+        "attention": Attention,
+    }
     for name, kind in kinds.items():
         values[name] = kind(values[name])
     values["stop"] = tuple(values["stop"])

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
 
-from idefics_cli.config import ModelSettings, Quantize
+from idefics_cli.config import Attention, ModelSettings, Quantize
+from idefics_cli.engine.attention import check_attention
 from idefics_cli.engine.base import Engine, EngineInfo
 from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import DeviceChoice, choose_device
 from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families.base import Family
 from idefics_cli.engine.families.generation import generation_flags
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.files import reading
@@ -21,7 +23,7 @@ from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.errors import ModelError
 from idefics_cli.records import Answer, Request
 
-_CAPACITY = {"cpu": 32, "cuda": 128}
+_CAPACITY = {"cpu": 32, "mps": 32, "cuda": 128}
 """Requests worth having submitted: enough that the device seldom waits, few enough that their pages fit the host."""
 
 
@@ -44,6 +46,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
         family = family_of(checkpoint)
         family.prompt_builder(settings.prompt)
         gaps = family.native_gaps + family.generation(settings).gaps
+        check_attention(settings, choice, is_native=not gaps)
         info = engine_info(settings, checkpoint, family, choice)
 
     def load(is_closed: Callable[[], bool]) -> Engine:
@@ -54,6 +57,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
 
             engine = TransformersEngine(checkpoint, family, settings, choice, info)
         else:
+            assert isinstance(family, Idefics2Family)  # any other has gaps
             from idefics_cli.engine.native.engine import load_native
 
             engine = load_native(checkpoint, family, settings, choice, info, is_cancelled=is_closed)
@@ -64,8 +68,8 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
 
     if gaps and settings.quantize is not Quantize.NONE:
         raise ModelError(
-            f"{settings.model}: weights in {settings.quantize} (--quantize) are for what the native engine runs, "
-            f"which does not do {', '.join(gaps)}"
+            f"{settings.model}: --quantize {settings.quantize} is for what the native engine runs, which does not do "
+            f"{', '.join(gaps)}"
         )
     return DeferredEngine(info, load)
 
@@ -126,20 +130,20 @@ class DeferredEngine:
             loading.set_exception(error)
 
 
-def engine_info(
-    settings: ModelSettings, checkpoint: Checkpoint, family: Idefics2Family, choice: DeviceChoice
-) -> EngineInfo:
+def engine_info(settings: ModelSettings, checkpoint: Checkpoint, family: Family, choice: DeviceChoice) -> EngineInfo:
     """Return what a run must know of the engine for a checkpoint."""
     return EngineInfo(
         checkpoint.name,
         _answer_settings(settings, checkpoint, family, choice),
         max(_CAPACITY[choice.device], 2 * (settings.batch_size or 0)),
         family.image_processor,
+        family.notes,
+        family.split_refusal,
     )
 
 
 def _answer_settings(
-    settings: ModelSettings, checkpoint: Checkpoint, family: Idefics2Family, choice: DeviceChoice
+    settings: ModelSettings, checkpoint: Checkpoint, family: Family, choice: DeviceChoice
 ) -> Mapping[str, str]:
     """Return what of the model can change an answer, by the names that users know."""
     backend, rules = "native", family.generation(settings)
@@ -153,6 +157,8 @@ def _answer_settings(
         **({} if rules.choices else {"--max-new-tokens": str(rules.max_new_tokens)}),
         "engine": backend,
         **generation_flags(settings, rules),
+        **({} if settings.attention is Attention.AUTO else {"--attention": str(settings.attention)}),
+        **{f"--{edge.replace('_', '-')}": str(pixels) for edge, pixels in checkpoint.image_size.items()},
     }
 
 

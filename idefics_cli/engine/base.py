@@ -24,6 +24,10 @@ class EngineInfo:
     """How many requests are worth having submitted at once; more only take memory."""
     image_processor: ImageProcessor
     """Makes the crops that the checkpoint takes; picklable, since page processes use it."""
+    notes: tuple[str, ...] = ()
+    """What a user is told of the engine at the start."""
+    split_refusal: str = ""
+    """Why pages are never split; empty where they may be."""
 
 
 class Engine(Protocol):

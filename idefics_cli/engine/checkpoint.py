@@ -10,7 +10,7 @@ import dataclasses
 import importlib.resources
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,11 @@ class Checkpoint:
     """How weights are quantized in the files; None where they are not."""
     adapter: Adapter | None = None
     """Merged into the weights while they are loaded."""
+    image_size: Mapping[str, int] = field(default_factory=dict)
+    """In the place of the image processor's `size`, by the user; the digest is without it."""
 
     def weight_files(self) -> tuple[Path, ...]:
-        """Return the files with weights.
-
-        Raises:
-            ModelError: there are none, or one of them is missing.
-
-        """
+        """Return the files with weights; raises ModelError where there are none, or one of them is missing."""
         return _weight_files(self.name, self.folder)
 
     def tensors(self) -> dict[str, TensorHeader]:
@@ -128,7 +125,9 @@ def open_checkpoint(settings: ModelSettings) -> Checkpoint:
     with reading(settings.model):
         name = settings.model
         folder = find_locally(settings) or hub.find_or_download(_wanted(settings))
-        checkpoint = read_folder(name, folder, settings.processor)
+        edges = (("longest_edge", settings.longest_edge), ("shortest_edge", settings.shortest_edge))
+        size = {edge: pixels for edge, pixels in edges if pixels is not None}
+        checkpoint = dataclasses.replace(read_folder(name, folder, settings.processor), image_size=size)
         if settings.adapter is None:
             return checkpoint
         if isinstance(checkpoint.stored, CompressedFormat):

@@ -6,12 +6,13 @@ import ctypes
 import functools
 import importlib.util
 import os
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from idefics_cli.config import Device, Dtype, ModelSettings
-from idefics_cli.errors import ModelError
+from idefics_cli.config import Dtype, ModelSettings, Quantize
+from idefics_cli.errors import ModelError, UsageError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the CUDA driver API
 
@@ -21,9 +22,16 @@ class DeviceChoice:
     """Where the model runs, and in which dtype."""
 
     device: str
-    """cpu or cuda, as torch names it."""
+    """cpu, cuda or mps, as torch names it."""
     dtype: str
     """float32, bfloat16 or float16."""
+    index: int = 0
+    """Of the GPU."""
+
+    @property
+    def name(self) -> str:
+        """The device as torch names it, the GPU's index included."""
+        return f"cuda:{self.index}" if self.device == "cuda" else self.device
 
 
 def choose_device(settings: ModelSettings) -> DeviceChoice:
@@ -31,37 +39,91 @@ def choose_device(settings: ModelSettings) -> DeviceChoice:
 
     Raises:
         ModelError: the device that was asked for is not here.
+        UsageError: it can't do what else is asked for.
 
     """
-    has_gpu = compute_capability() is not None
-    if settings.device is Device.CUDA and not has_gpu:
-        raise ModelError("--device cuda: no usable CUDA device here; see idefics-cli doctor, or use --device cpu")
-    device = "cuda" if has_gpu and settings.device is not Device.CPU else "cpu"
-    auto = Dtype.BFLOAT16 if device == "cuda" else Dtype.FLOAT32
-    return DeviceChoice(device, str(auto if settings.dtype is Dtype.AUTO else settings.dtype))
+    asked, gpus = settings.device, compute_capabilities()
+    if asked.kind == "mps":
+        _check_mps(settings)
+    if asked.kind == "cuda" and not gpus:
+        raise ModelError(f"--device {asked}: no usable CUDA device here; see idefics-cli doctor, or use --device cpu")
+    if (asked.index or 0) >= max(1, len(gpus)):
+        there = "cuda:0" if len(gpus) == 1 else f"cuda:0 to cuda:{len(gpus) - 1}"
+        raise ModelError(f"--device {asked}: there is no such GPU; here is {there}")
+    first = "cuda" if gpus else "cpu"
+    device, index = first if asked.kind == "auto" else asked.kind, asked.index or 0
+    dtype = auto_dtype(device, gpus[index] if device == "cuda" else None) if settings.dtype is Dtype.AUTO else None
+    return DeviceChoice(device, str(dtype or settings.dtype), index)
+
+
+def auto_dtype(device: str, capability: tuple[int, int] | None) -> Dtype:
+    """Return the dtype that a device computes fast in.
+
+    Args:
+        device: cpu, cuda or mps.
+        capability: compute capability of a CUDA device.
+
+    """
+    if device == "cpu":
+        return Dtype.FLOAT32
+    return Dtype.BFLOAT16 if has_bfloat16(capability) else Dtype.FLOAT16
+
+
+def has_bfloat16(capability: tuple[int, int] | None) -> bool:
+    """Whether a GPU has bfloat16 units: NVIDIA's from Ampere on; None stands for what is no CUDA device."""
+    return capability is not None and capability >= (8, 0)
+
+
+def compute_capability(index: int = 0) -> tuple[int, int] | None:
+    """Return the compute capability of a GPU that torch would use; None where there is none."""
+    found = compute_capabilities()
+    return found[index] if index < len(found) else None
 
 
 @functools.cache
-def compute_capability() -> tuple[int, int] | None:
-    """Return the compute capability of the first GPU that torch would use; None where there is none."""
+def compute_capabilities() -> tuple[tuple[int, int], ...]:
+    """Return the compute capability of each GPU that torch would use, in its order."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not _is_torch_built_with_cuda():
-        return None
+        return ()
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return None
-    count, device = ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
-        return None
-    found = []
+        return ()
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    found = [_capability(driver, index) for index in range(count.value)]
+    return tuple(one for one in found if one is not None) if None not in found else ()
+
+
+def _capability(driver: ctypes.CDLL, index: int) -> tuple[int, int] | None:
+    device, found = ctypes.c_int(), []
     for attribute in (_MAJOR, _MINOR):
         value = ctypes.c_int()
-        if driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetAttribute(
+        if driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetAttribute(
             ctypes.byref(value), attribute, device
         ):
             return None
         found.append(value.value)
     return found[0], found[1]
+
+
+def _check_mps(settings: ModelSettings) -> None:
+    """Refuse what the GPU of a Mac can't do; whether torch can use it is found out when it is loaded.
+
+    Raises:
+        ModelError: this is no Mac with such a GPU.
+        UsageError: it lacks a number format.
+
+    """
+    if (platform.system(), platform.machine()) != ("Darwin", "arm64"):
+        raise ModelError("--device mps: that is the GPU of a Mac with Apple silicon; use --device auto, cuda or cpu")
+    if settings.quantize is Quantize.FP8:
+        raise UsageError("--quantize fp8: mps has no float8; use --quantize int8 or int4, or another --device")
+    if settings.is_sampling:
+        raise UsageError(
+            "--temperature: answers are drawn in float64, which mps lacks; use --device cpu, or leave it out"
+        )
 
 
 def free_host_memory() -> int | None:

@@ -25,14 +25,14 @@ def gpus() -> list[str]:
 def device_name(choice: DeviceChoice) -> str:
     """Return the name of the GPU, or of the processor."""
     if choice.device == "cuda":
-        return str(torch.cuda.get_device_name())
+        return str(torch.cuda.get_device_name(choice.index))
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def peak_tflops(choice: DeviceChoice) -> float:
     """Measure TFLOP/s of large square matrix products of random numbers."""
     side = _SIDE if choice.device == "cuda" else _SIDE // 8
-    device, dtype = torch.device(choice.device), getattr(torch, choice.dtype)
+    device, dtype = torch.device(choice.name), getattr(torch, choice.dtype)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(_REPEATS):
@@ -45,12 +45,12 @@ def peak_tflops(choice: DeviceChoice) -> float:
 def reset_peak_memory(choice: DeviceChoice) -> None:
     """Begin to watch the peak of the GPU's memory."""
     if choice.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(choice.index)
 
 
 def peak_memory_gb(choice: DeviceChoice) -> float | None:
     """Return the peak of this process's GPU memory since `reset_peak_memory`, in GB; None on the CPU."""
-    return torch.cuda.max_memory_allocated() / 1e9 if choice.device == "cuda" else None
+    return torch.cuda.max_memory_allocated(choice.index) / 1e9 if choice.device == "cuda" else None
 
 
 def free_memory_of_dropped_models() -> None:

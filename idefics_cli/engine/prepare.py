@@ -21,11 +21,11 @@ from idefics_cli.config import Dtype, ModelSettings, Quantize
 from idefics_cli.engine.checkpoint import GENERATION_CONFIG, Checkpoint, open_checkpoint
 from idefics_cli.engine.device import choose_device
 from idefics_cli.engine.digests import MARK, is_prepared, strangers, write_mark
-from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.native.compressed import to_parts
-from idefics_cli.engine.native.engine import torch_device
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.groupwise import quantize as quantize_groups
+from idefics_cli.engine.native.torch_device import torch_device
 from idefics_cli.engine.native.weights import CheckpointSource
 from idefics_cli.engine.quantization import GROUP, CompressedFormat
 from idefics_cli.engine.shards import Planned, write_shards
@@ -189,7 +189,7 @@ def _weight_shapes(checkpoint: Checkpoint, settings: ModelSettings) -> Mapping[s
         ModelError: some are missing, or not what config.json says, or can't be quantized.
 
     """
-    family, given = family_of(checkpoint), checkpoint.weight_shapes()
+    family, given = idefics2_family_of(checkpoint, "prepare"), checkpoint.weight_shapes()
     if not family.native_gaps:
         family.check_weights(given)
         return family.config.weight_shapes()

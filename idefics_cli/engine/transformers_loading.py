@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from idefics_cli.engine.checkpoint import GENERATION_CONFIG, Checkpoint
+from idefics_cli.engine.native.torch_device import wide_dtype
 from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source
-from idefics_cli.errors import ModelError, first_line
+from idefics_cli.errors import ModelError
+
+_NOT_LOADED = (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+_COMPUTED_ANEW = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
+"""Weights that older files hold, and no model reads."""
 
 
-def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def load_processor(checkpoint: Checkpoint) -> Any:
+    """Load a checkpoint's own processor, which pads on the left; code from the checkpoint is never run.
+
+    Raises:
+        ModelError: it can't be loaded, or needs a package that is not installed.
+
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(checkpoint.tokenizer_file.parent, trust_remote_code=False)
+    except Exception as error:  # of any library that a processor needs
+        raise ModelError(f"{checkpoint.name}: can't load its processor: {_words(error)}") from error
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or getattr(processor, "image_processor", None) is None:
+        raise ModelError(f"{checkpoint.name}: its processor is not one of images and text")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def _words(error: Exception) -> str:
+    """Say what transformers could not load, on one line."""
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own (auto_map in its files), which is never run"
+    if "Unrecognized configuration class" in str(error):
+        return "transformers has no model of its type that takes images and text"
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2] if line.strip()) or repr(error)
+
+
+def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str | None) -> Any:
     """Load the weights in evaluation mode, an adapter merged.
+
+    Args:
+        checkpoint: whose weights are read.
+        device: that they go to.
+        dtype: of the model.
+        attention: the implementation by transformers' name; None is its choice.
 
     Raises:
         ModelError: weights missing, damaged, or too large for the device.
@@ -22,14 +65,23 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     name = checkpoint.name
     load = _from_pretrained if checkpoint.stored is None else _unpacked
     try:
-        return load(checkpoint, device, dtype)
+        return _with_wide_connector(load(checkpoint, device, dtype, attention))
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{name}: can't load this checkpoint: {first_line(error)}") from error
+    except (
+        ImportError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise ModelError(f"{name}: can't load this checkpoint: {_words(error)}") from error
 
 
-def _from_pretrained(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def _from_pretrained(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str | None) -> Any:
     """Load a checkpoint as transformers does, straight to the device; what it misses or does not know is refused."""
     from transformers import AutoModelForImageTextToText, GenerationConfig
     from transformers.utils import logging
@@ -39,7 +91,7 @@ def _from_pretrained(checkpoint: Checkpoint, device: torch.device, dtype: torch.
     model, report = AutoModelForImageTextToText.from_pretrained(
         checkpoint.folder,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
         use_safetensors=True,
         trust_remote_code=False,
         ignore_mismatched_sizes=True,
@@ -50,7 +102,8 @@ def _from_pretrained(checkpoint: Checkpoint, device: torch.device, dtype: torch.
         ("has no place in its config.json for", "unexpected_keys"),
         ("has in its config.json another shape for", "mismatched_keys"),
     ):
-        found = sorted(one if isinstance(one, str) else one[0] for one in report[key])
+        names = (one if isinstance(one, str) else one[0] for one in report[key])
+        found = sorted(one for one in names if key != "unexpected_keys" or not _COMPUTED_ANEW.fullmatch(one))
         if found:
             raise ModelError(f"{checkpoint.name}: the checkpoint {words} {len(found)} weights, {found[0]} among them")
     model = model.to(device).eval()
@@ -77,11 +130,11 @@ def _merge_adapter(checkpoint: Checkpoint, model: Any, device: torch.device, dty
         weights[name].copy_(source(name))
 
 
-def _unpacked(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def _unpacked(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str | None) -> Any:
     """Load weights that are stored quantized in the dtype of the model: no library for their format is needed."""
     from transformers import GenerationConfig
 
-    model = _without_weights(checkpoint, dtype)
+    model = _without_weights(checkpoint, dtype, attention)
     given = checkpoint.weight_shapes()
     for name, weight in _weights(model).items():
         if given.get(name) != tuple(weight.shape):
@@ -92,21 +145,43 @@ def _unpacked(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
     return model
 
 
-def load_random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def load_random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str | None) -> Any:
     """Make a model with random weights, on the device."""
-    model = _without_weights(checkpoint, dtype)
+    model = _without_weights(checkpoint, dtype, attention)
     shapes = {name: tuple(weight.shape) for name, weight in _weights(model).items()}
-    return _filled(model, RandomSource(shapes, dtype, device), device)
+    return _with_wide_connector(_filled(model, RandomSource(shapes, dtype, device), device))
 
 
-def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def _with_wide_connector(model: Any) -> Any:
+    """Let the connector of an Idefics2 in float16 compute in a dtype that holds what its gated MLP makes."""
+    if model.config.model_type != "idefics2" or model.dtype is not torch.float16:
+        return model
+    wide = wide_dtype(model.dtype, model.device)
+
+    def widened(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def cast(value: Any) -> Any:
+            return value.to(wide) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+        return tuple(map(cast, arguments)), {name: cast(value) for name, value in named.items()}
+
+    def narrowed(_: Any, __: Any, features: torch.Tensor) -> torch.Tensor:
+        return features.to(torch.float16)  # normed
+
+    connector = model.model.connector
+    connector.to(wide)
+    connector.register_forward_pre_hook(widened, with_kwargs=True)
+    connector.register_forward_hook(narrowed)
+    return model
+
+
+def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype, attention: str | None) -> Any:
     """Return a model of a checkpoint's shape on no device."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     settings = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
 
 
 def _weights(model: Any) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ _NAME = 3
 _OPTIONAL = frozenset(
     (
         *("--min-new-tokens", "--temperature", "--top-p", "--seed", "--repetition-penalty", "--num-beams"),
-        *("--stop", "--choices", "--examples"),
+        *("--stop", "--choices", "--examples", "--longest-edge", "--shortest-edge", "--attention"),
     )
 )
 """Settings that are there only where they are given: a fingerprint holds digits of their names too."""

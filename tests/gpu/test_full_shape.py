@@ -18,7 +18,7 @@ from idefics_cli.config import Dtype, ModelSettings, Quantize
 from idefics_cli.diagnostics.random_model import full_shape_checkpoint
 from idefics_cli.engine import engine_info
 from idefics_cli.engine.device import DeviceChoice
-from idefics_cli.engine.families import family_of
+from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.native.core import EngineCore
 from idefics_cli.engine.native.engine import load_native, random_source
 from idefics_cli.engine.native.memory_plan import MemoryPlan
@@ -79,7 +79,7 @@ class Recording(ModelRunner):
 
 def own_logits(requests: Sequence[Request]) -> tuple[list[tuple[int, ...]], list[Tensor]]:
     """Return each request's tokens and the logits that they were chosen from, (tokens, vocabulary)."""
-    family = family_of(full_shape_checkpoint(SETTINGS))
+    family = idefics2_family_of(full_shape_checkpoint(SETTINGS))
     with torch.inference_mode():
         weights = Weights(random_source(family, CHOICE), Quantize.NONE, torch.bfloat16, torch.device("cuda"))
         runner = Recording(weights, family, SETTINGS)
@@ -110,7 +110,7 @@ def own_logits(requests: Sequence[Request]) -> tuple[list[tuple[int, ...]], list
 def reference_logits(model: Any, reader: TransformersModel, request: Request, tokens: tuple[int, ...]) -> Tensor:
     """Return the logits that precede each of the tokens, all tokens given, float32."""
     pixels, mask = reader.pixels([[crop for page in request.pages for crop in page.crops]])
-    prompt = family_of(full_shape_checkpoint(SETTINGS)).prompt_builder("{question}")
+    prompt = idefics2_family_of(full_shape_checkpoint(SETTINGS)).prompt_builder("{question}")
     built = prompt.build(request.conversation, [len(page.crops) for page in request.pages]).tokens
     ids = torch.tensor([[*built, *tokens[:-1]]], device="cuda")
     out = model(
@@ -132,7 +132,7 @@ def test_logits_are_as_near_to_float32_as_those_of_transformers_in_bfloat16() ->
     gc.collect()
     torch.cuda.empty_cache()
     checkpoint = full_shape_checkpoint(SETTINGS)
-    reader = TransformersModel(checkpoint, family_of(checkpoint), SETTINGS, CHOICE, random_weights=True)
+    reader = TransformersModel(checkpoint, idefics2_family_of(checkpoint), SETTINGS, CHOICE, random_weights=True)
     exact = copy.deepcopy(reader.model).float()
     decided = 0
     for request, given, logits in zip(requests, tokens, ours, strict=True):
@@ -169,7 +169,7 @@ def test_answers_are_bit_for_bit_the_same_in_any_company(quantize: Quantize) -> 
             random.Random(seed).shuffle(order)
         with_size = dataclasses.replace(settings, batch_size=batch_size)
         checkpoint = full_shape_checkpoint(with_size)
-        family = family_of(checkpoint)
+        family = idefics2_family_of(checkpoint)
         info = engine_info(with_size, checkpoint, family, CHOICE)
         engine = load_native(checkpoint, family, with_size, CHOICE, info, source=random_source(family, CHOICE))
         futures = {index: engine.submit(asked[index]) for index in order}

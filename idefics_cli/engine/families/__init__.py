@@ -3,20 +3,47 @@
 from __future__ import annotations
 
 from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.families.base import Family
+from idefics_cli.engine.families.idefics1 import Idefics1Family
 from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.families.processor import ProcessorFamily
 from idefics_cli.errors import ModelError
 
 
-def family_of(checkpoint: Checkpoint) -> Idefics2Family:
+def family_of(checkpoint: Checkpoint) -> Family:
     """Return the family of a checkpoint.
 
     Raises:
         ModelError: it is of no family that is known, its settings can't be honoured, or its adapter does not fit.
+        UsageError: it can't do what the user asks for.
+
+    """
+    kind = checkpoint.config.get("model_type")
+    if kind == "idefics2":
+        return idefics2_family_of(checkpoint)
+    try:
+        family = Idefics1Family(checkpoint) if kind == "idefics" else _processor_family(checkpoint, kind)
+        family.image_processor  # noqa: B018 - read now, so that a mistake is told now
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ModelError(f"{checkpoint.name}: its settings can't be understood: {error}") from error
+    return family
+
+
+def idefics2_family_of(checkpoint: Checkpoint, what: str = "this") -> Idefics2Family:
+    """Return the family of an Idefics2 checkpoint.
+
+    Args:
+        checkpoint: whose family is asked for.
+        what: for which no other family will do.
+
+    Raises:
+        ModelError: it is of another family, its settings can't be honoured, or its adapter does not fit.
+        UsageError: its images can't have the size that the user wants.
 
     """
     kind = checkpoint.config.get("model_type")
     if kind != "idefics2":
-        raise ModelError(f"{checkpoint.name}: a checkpoint of type {kind}; idefics-cli runs idefics2 checkpoints")
+        raise ModelError(f"{checkpoint.name}: a checkpoint of type {kind}; {what} is for idefics2 checkpoints")
     try:
         family = Idefics2Family(checkpoint)
         family.image_processor, family.normalization  # noqa: B018 - read now, so that a mistake is told now
@@ -26,3 +53,11 @@ def family_of(checkpoint: Checkpoint) -> Idefics2Family:
         tied = ("lm_head.weight", "model.text_model.embed_tokens.weight") if family.config.tie_word_embeddings else ()
         checkpoint.adapter.check(checkpoint.weight_shapes(), tied)
     return family
+
+
+def _processor_family(checkpoint: Checkpoint, kind: object) -> ProcessorFamily:
+    if not isinstance(kind, str) or not kind:
+        raise ModelError(f"{checkpoint.name}: config.json names no model_type")
+    if not any(isinstance(checkpoint.config.get(part), dict) for part in ("vision_config", "vit_config", "vision")):
+        raise ModelError(f"{checkpoint.name}: a checkpoint of type {kind}, with no vision model in config.json")
+    return ProcessorFamily(checkpoint, kind)

@@ -76,7 +76,23 @@ class Prompt:
     """Tokens of the prefix that requests about other pages begin with too: those of the examples."""
 
 
-class PromptBuilder(Protocol):
+class AnswerReader(Protocol):
+    """Reads the tokens of answers."""
+
+    def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Return the text of an answer's tokens: special tokens left out, spaces around it stripped.
+
+        Args:
+            tokens: of the answer.
+            stop: texts before the first of which it is cut.
+
+        """
+
+    def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether the text of an answer's tokens holds one of these texts."""
+
+
+class PromptBuilder(AnswerReader, Protocol):
     """Puts questions into the words and tokens that a checkpoint was trained with."""
 
     def build(self, turns: Sequence[Turn], crops: Sequence[int], shared_turns: int = 0) -> Prompt:
@@ -93,18 +109,6 @@ class PromptBuilder(Protocol):
 
         """
 
-    def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """Return the text of an answer's tokens: special tokens left out, spaces around it stripped.
-
-        Args:
-            tokens: of the answer.
-            stop: texts before the first of which it is cut.
-
-        """
-
-    def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
-        """Whether the text of an answer's tokens holds one of these texts."""
-
 
 class Family(Protocol):
     """A kind of checkpoint, as far as torch is not needed to know it."""
@@ -120,6 +124,22 @@ class Family(Protocol):
         `GenerationRules.gaps` are to be added.
         """
 
+    @property
+    def max_positions(self) -> float:
+        """Most tokens of a prompt and its answer; infinity where the checkpoint does not say."""
+
+    @property
+    def warning(self) -> str:
+        """What every answer should be read with; empty for nothing."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user is told once, at the start."""
+
+    @property
+    def split_refusal(self) -> str:
+        """Why pages are never split; empty where they may be."""
+
     def generation(self, settings: ModelSettings) -> GenerationRules:
         """Return how answers are generated.
 
@@ -128,6 +148,17 @@ class Family(Protocol):
             UsageError: the checkpoint can't do what the user asks for.
 
         """
+
+    def prompt_builder(self, template: str) -> AnswerReader:
+        """Return what knows the words of questions and answers; `template` holds `{question}`."""
+
+
+class PromptFamily(Family, Protocol):
+    """A family whose prompts and pixels are made here, not by the checkpoint's own processor."""
+
+    @property
+    def normalization(self) -> Normalization:
+        """How pixels are normalized."""
 
     def prompt_builder(self, template: str) -> PromptBuilder:
         """Return what builds prompts; `template` holds `{question}`."""

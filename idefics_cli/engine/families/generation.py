@@ -199,7 +199,7 @@ def generation_flags(settings: GenerationSettings, rules: GenerationRules) -> di
     return {flag: str(value) for flag, value in given.items() if value is not None}
 
 
-def check_length(prompt_tokens: int, rules: GenerationRules, max_positions: int) -> None:
+def check_length(prompt_tokens: int, rules: GenerationRules, max_positions: float) -> None:
     """Refuse a prompt that leaves no room for its answer.
 
     Raises:

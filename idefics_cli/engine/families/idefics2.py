@@ -11,10 +11,11 @@ from PIL import Image
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.families.answer_text import AnswerText
 from idefics_cli.engine.families.base import Normalization, Prompt
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.families.idefics2_config import Idefics2Config
-from idefics_cli.engine.families.idefics2_images import Idefics2ImageProcessor
+from idefics_cli.engine.families.idefics2_images import Idefics2ImageProcessor, check_edges
 from idefics_cli.engine.families.prompt import ChatTemplate, PromptForm, Tokenizer, check_turns
 from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
 from idefics_cli.records import PagePart, Turn, plain_turns
@@ -27,6 +28,9 @@ _HARMLESS_WEIGHTS = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
 
 class Idefics2Family:
     """An Idefics2 checkpoint, as far as torch is not needed to know it."""
+
+    warning = split_refusal = ""
+    notes: tuple[str, ...] = ()
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Read its settings.
@@ -49,16 +53,30 @@ class Idefics2Family:
         cleanup = checkpoint.tokenizer_config.get("clean_up_tokenization_spaces")
         self.native_gaps = self.config.gaps + (("clean_up_tokenization_spaces",) if cleanup else ())
 
+    @property
+    def max_positions(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self.config.text.max_positions
+
     @functools.cached_property
     def image_processor(self) -> Idefics2ImageProcessor:
-        """The sizes of the checkpoint's image processor."""
-        settings = self._checkpoint.processor_config
-        size = settings.get("size") or {}
+        """The sizes of the checkpoint's image processor, or those that the user wants.
+
+        Raises:
+            ModelError: the checkpoint's can't be understood.
+            UsageError: the user's are more than the model takes, or contradict one another.
+
+        """
+        settings, wanted = self._checkpoint.processor_config, self._checkpoint.image_size
         resample = settings.get("resample")
         try:
+            size = {"longest_edge": 980, "shortest_edge": 378, **(settings.get("size") or {}), **wanted}
+            longest, shortest = int(size["longest_edge"]), int(size["shortest_edge"])
+            if wanted:
+                check_edges(longest, shortest, self.config.vision)
             return Idefics2ImageProcessor(
-                int(size.get("longest_edge", 980)),
-                int(size.get("shortest_edge", 378)),
+                longest,
+                shortest,
                 int(Image.Resampling.BILINEAR if resample is None else Image.Resampling(int(resample))),
             )
         except (TypeError, ValueError, AttributeError) as error:
@@ -140,12 +158,12 @@ class Idefics2Family:
                 )
 
 
-class Idefics2PromptBuilder:
+class Idefics2PromptBuilder(AnswerText):
     """Builds prompts with a checkpoint's own template and tokenizer."""
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, config: Idefics2Config, template: str) -> None:
         """Take the tokenizer; see `Idefics2Family.prompt_builder`."""
-        self._tokenizer = tokenizer
+        super().__init__(tokenizer)
         self._image_seq_len = config.perceiver.num_latents
         self._special_tokens = self._tokenizer.special_tokens | {_IMAGE, _FAKE}
         chat = ChatTemplate(checkpoint.chat_template, checkpoint.name) if checkpoint.chat_template else None
@@ -182,20 +200,6 @@ class Idefics2PromptBuilder:
         """Return the tokens of turns at the start of a prompt; the last few may be others where it goes on."""
         return self._tokenizer.encode(self._expanded(self._form.words(turns, is_open=False), crops))
 
-    def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """See `PromptBuilder`."""
-        text = self._tokenizer.decode(tokens)
-        starts = [start for start in map(text.find, stop) if start >= 0]
-        return text[: min(starts, default=len(text))].strip()
-
-    def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
-        """See `PromptBuilder`.
-
-        All tokens are decoded anew each time: what a token adds to a text may depend on those before it.
-        """
-        text = self._tokenizer.decode(tokens) if stop else ""
-        return any(one in text for one in stop)
-
     def choice(self, text: str, suppressed_tokens: Collection[int]) -> Choice:
         """Return an answer as tokens behind a prompt, as the tokenizer writes it there.
 
@@ -203,19 +207,7 @@ class Idefics2PromptBuilder:
             UsageError: it can't be written.
 
         """
-        text = text.strip()
-        prompt = self._form.words(plain_turns("?", 0))
-        before = self._tokenizer.encode(prompt)
-        written = []
-        for space in (" ", ""):
-            tokens = self._tokenizer.encode(prompt + space + text)
-            behind = tuple(tokens[len(before) :])
-            is_possible = tokens[: len(before)] == before and self.decode(behind) == text
-            if is_possible and behind not in written and not set(behind) & set(suppressed_tokens):
-                written.append(behind)
-        if not written:
-            raise UsageError(f"--choices: the checkpoint can't write {text!r}; give this answer another spelling")
-        return Choice(text, tuple(written))
+        return self.choice_behind(self._form.words(plain_turns("?", 0)), text, suppressed_tokens)
 
     def _expanded(self, words: str, crops: Sequence[int]) -> str:
         """Expand each image to its tokens, by the rules of transformers' processor but page by page.

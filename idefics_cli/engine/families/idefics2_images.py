@@ -7,10 +7,29 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from idefics_cli.engine.families.base import VisionConfig
+from idefics_cli.errors import UsageError
 from idefics_cli.records import Crop
 
 MAX_CROPS = 5
 """Of a page: its quarters and itself."""
+
+
+def check_edges(longest: int, shortest: int, vision: VisionConfig) -> None:
+    """Refuse edges, in pixels, that the tower has no patches or no positions for; raises UsageError."""
+    most = vision.patch_size * vision.positions
+    if longest > most:
+        raise UsageError(
+            f"--longest-edge {longest}: the model has positions for {vision.positions} patches of {vision.patch_size} "
+            f"pixels a side: {most} at most"
+        )
+    if shortest < vision.patch_size:
+        raise UsageError(f"--shortest-edge {shortest} is less than a patch: {vision.patch_size} at least")
+    if shortest > longest:
+        raise UsageError(
+            f"the shortest edge, {shortest}, is more than the longest, {longest}: give --longest-edge and "
+            "--shortest-edge together"
+        )
 
 
 @dataclass(frozen=True, slots=True)

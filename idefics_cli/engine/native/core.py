@@ -56,6 +56,11 @@ class EngineCore:
         """Whether any sequence is on its way."""
         return self._scheduler.has_work
 
+    @property
+    def device(self) -> torch.device:
+        """Where the models run."""
+        return self._runner.device
+
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence."""
         for page in sequence.page_ids:

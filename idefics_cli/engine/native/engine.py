@@ -21,6 +21,7 @@ from idefics_cli.engine.native.core import EngineCore
 from idefics_cli.engine.native.memory_plan import WorkSizes, plan_memory, weight_bytes
 from idefics_cli.engine.native.model_runner import ModelRunner
 from idefics_cli.engine.native.sequence import Sequence
+from idefics_cli.engine.native.torch_device import free_memory, torch_device, use_device, wide_dtype
 from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source, Weights
 from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError, first_line
 from idefics_cli.records import Answer, Request
@@ -80,6 +81,7 @@ class NativeEngine:
         """Step while there is work; take what is submitted between the steps."""
         error = ModelError("the engine has been closed")
         try:
+            use_device(self._core.device)
             while self._take():
                 for sequence in self._core.step():
                     future = self._futures.pop(sequence)
@@ -127,7 +129,7 @@ class NativeEngine:
         output = sequence.output
         failure = None
         if math.isnan(output.logprob):
-            failure = Failure(FailureKind.MODEL_ERROR, "the model's output is not a number")
+            failure = not_a_number(self.info.settings.get("--dtype"))
         text = output.text if output.text is not None else self._prompts.decode(output.tokens, self._rules.stop)
         warnings = (
             "memory was short: answered in smaller batches" if sequence.is_preempted else "",
@@ -189,7 +191,7 @@ def load_native(
     config = family.config
     plan = plan_memory(
         free_memory(device, settings.gpu_memory),
-        WorkSizes.of(config, dtype.itemsize, settings.quantize),
+        _work_sizes(family, settings, dtype, device),
         batch_size=settings.batch_size,
         page_tokens=config.page_tokens,
         max_new_tokens=runner.rules.max_new_tokens,
@@ -198,6 +200,18 @@ def load_native(
     with torch.inference_mode():
         core = EngineCore(runner, plan)
     return NativeEngine(core, info, prompts, family.generation(settings), config.text.max_positions)
+
+
+def _work_sizes(family: Idefics2Family, settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> WorkSizes:
+    images, wide = family.image_processor, wide_dtype(dtype, device)
+    edge = max(images.longest_edge, images.shortest_edge)
+    return WorkSizes.of(family.config, dtype.itemsize, settings.quantize, wide_item=wide.itemsize, edge=edge)
+
+
+def not_a_number(dtype: str | None) -> Failure:
+    """Return the failure of an answer whose probability is not a number; float16 may have overflowed."""
+    way_out = ": float16 may have overflowed; try --dtype bfloat16 or float32" if dtype == "float16" else ""
+    return Failure(FailureKind.MODEL_ERROR, f"the model's output is not a number{way_out}")
 
 
 def _cancellable(source: Source, is_cancelled: Callable[[], bool]) -> Source:
@@ -220,39 +234,6 @@ def random_source(family: Idefics2Family, choice: DeviceChoice) -> Source:
 _SMALLER = "try --quantize int8 or int4, --dtype bfloat16, a GPU with more memory, or --device cpu"
 
 
-def torch_device(choice: DeviceChoice, gpu_memory: float | None) -> torch.device:
-    """Return the device, held to a part of its memory where the user wants that.
-
-    Raises:
-        ModelError: torch does not see the GPU.
-
-    """
-    if choice.device == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ModelError("there is a GPU, but this installation of torch can't use it; --device cpu does without")
-    device = torch.device("cuda", torch.cuda.current_device())
-    if gpu_memory:
-        total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_memory * 1e9 / total), device)
-    return device
-
-
-def free_memory(device: torch.device, limit: float | None) -> int | None:
-    """Return the bytes of the GPU's memory that this process may still take; None where memory is the host's.
-
-    Args:
-        device: where the model runs.
-        limit: GB that the process may have in all; None for no limit.
-
-    """
-    if device.type != "cuda":
-        return None
-    torch.cuda.empty_cache()
-    free = torch.cuda.mem_get_info(device)[0]
-    return min(free, int(limit * 1e9) - torch.cuda.memory_reserved(device)) if limit else free
-
-
 def _check_room(family: Idefics2Family, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse weights that can't fit, before minutes are spent on loading them.
 
@@ -261,7 +242,8 @@ def _check_room(family: Idefics2Family, settings: ModelSettings, device: torch.d
 
     """
     free = free_memory(device, settings.gpu_memory) if device.type == "cuda" else free_host_memory()
-    needed = weight_bytes(family.config, settings.quantize, dtype.itemsize)
+    wide = wide_dtype(dtype, device)
+    needed = weight_bytes(family.config, settings.quantize, dtype.itemsize, wide_item=wide.itemsize)
     if free is not None and needed > free:
         where = "of the GPU's memory are" if device.type == "cuda" else "of memory are"
         name = str(dtype).removeprefix("torch.")

@@ -40,18 +40,35 @@ class WorkSizes:
     """What does not grow with the work: logits, workspaces of libraries, the graph."""
 
     @classmethod
-    def of(cls, config: Idefics2Config, item: int, quantize: Quantize = Quantize.NONE) -> WorkSizes:
-        """Count what is alive at the peak of each stage; `item` is the bytes of one number.
+    def of(
+        cls,
+        config: Idefics2Config,
+        item: int,
+        quantize: Quantize = Quantize.NONE,
+        *,
+        wide_item: int | None = None,
+        edge: int | None = None,
+    ) -> WorkSizes:
+        """Count what is alive at the peak of each stage.
 
         Products in int8 and int4 write their weight out in the dtype of the model where rows are many.
+
+        Args:
+            config: of the checkpoint.
+            item: bytes of one number in the dtype of the model.
+            quantize: the format of products.
+            wide_item: bytes of one number in the connector's projection; None is `item`.
+            edge: longest edge of an image in pixels; None is the longest that the tower takes.
+
         """
         vision, text, perceiver = config.vision, config.text, config.perceiver
         context = 2 * perceiver.num_layers * perceiver.num_kv_heads * perceiver.head_dim
         tower = max(7 * vision.hidden_size + vision.intermediate_size, vision.hidden_size + 2 * context)
+        side = vision.positions if edge is None else edge // vision.patch_size
         return cls(
             slot=2 * text.num_layers * text.num_kv_heads * text.head_dim * item,
-            page=config.max_crops * vision.positions**2 * item * tower,
-            patch=(3 * text.intermediate_size + 2 * text.hidden_size) * item,
+            page=config.max_crops * side**2 * item * tower,
+            patch=(3 * text.intermediate_size + 2 * text.hidden_size) * (wide_item or item),
             token=(3 * text.intermediate_size + 6 * text.hidden_size) * item,
             fixed=_FIXED + (2 * text.intermediate_size * text.hidden_size * item if quantize in _GROUPED else 0),
         )
@@ -81,20 +98,22 @@ class MemoryPlan:
         return sizes.fixed + self.slots * sizes.slot + encoding + prefill
 
 
-def weight_bytes(config: Idefics2Config, quantize: Quantize, item: int) -> int:
+def weight_bytes(config: Idefics2Config, quantize: Quantize, item: int, *, wide_item: int | None = None) -> int:
     """Return how much memory the weights take; embeddings and the head are never quantized.
 
     Args:
         config: of the checkpoint.
         quantize: the format of products.
         item: bytes of one number in the dtype of the model.
+        wide_item: bytes of one number in the connector's projection; None is `item`.
 
     """
     total = 0.0
     for name, shape in config.weight_shapes().items():
         is_product = len(shape) == 2 and name.endswith(("_proj.weight", "fc1.weight", "fc2.weight"))
         width = -(-shape[-1] // GROUP) * GROUP if quantize in _GROUPED else shape[-1]
-        each = _PRODUCT_BYTES.get(quantize, item) if is_product else item
+        own = (wide_item or item) if name.startswith("model.connector.modality_projection.") else item
+        each = _PRODUCT_BYTES.get(quantize, own) if is_product else own
         total += math.prod(shape[:-1]) * (width if is_product else shape[-1]) * each
     return int(total)
 
@@ -150,5 +169,5 @@ def plan_memory(
 PREFILL_TOKENS = 1024
 """Tokens of a prefill batch on a GPU. It is always the same number, so that the products of a prompt, and with them its
 answer, never depend on what else is in the batch."""
-DECODE_SEQUENCES = {"cpu": CPU_SEQUENCES, "cuda": GPU_SEQUENCES}
+DECODE_SEQUENCES = {"cpu": CPU_SEQUENCES, "mps": CPU_SEQUENCES, "cuda": GPU_SEQUENCES}
 """Sequences of a decoding step, by device; what is lacking is filled up, for the same reason."""

@@ -52,14 +52,16 @@ class TensorReader:
             raise ModelError(
                 f"{self._name}: {header.file.name} holds a tensor in {header.dtype}, which is not supported"
             )
-        tensor = torch.empty(header.shape, dtype=dtype, device=self._device)
+        # The host's memory is read into straight, and a GPU's through pinned memory; other devices get a copy.
+        is_cuda = self._device.type == "cuda"
+        tensor = torch.empty(header.shape, dtype=dtype, device=self._device if is_cuda else "cpu")
         if tensor.nbytes != header.size:
             raise ModelError(f"{self._name}: {header.file.name} is damaged: a tensor's size is not that of its shape")
         try:
             self._fill(tensor.view(-1).view(torch.uint8), header)
         except OSError as error:
             raise ModelError(f"{self._name}: {header.file.name} can't be read: {error.strerror}") from error
-        return tensor
+        return tensor.to(self._device)
 
     def _fill(self, parts: Tensor, header: TensorHeader) -> None:
         """Read bytes (n,) from the file: straight to the host, through pinned memory to a GPU."""

@@ -16,6 +16,7 @@ from idefics_cli.engine.native.compressed import QuantizedWeight
 from idefics_cli.engine.native.merge import AdapterMerger
 from idefics_cli.engine.native.ops.linear import Linear, QuantizedLinear, linear_class
 from idefics_cli.engine.native.tensor_reader import TensorReader
+from idefics_cli.engine.native.torch_device import use_device, wide_dtype
 from idefics_cli.engine.quantization import CompressedFormat
 
 _READERS = 8  # threads: copying from the page cache keeps about as many cores busy as the bus to a GPU takes
@@ -35,22 +36,31 @@ class Weights:
         # A prepared folder says what is quantized: the rest stays as it is.
         self._is_prepared = isinstance(source, CheckpointSource) and source.is_prepared
         self.dtype, self.device = dtype, device
+        self.wide_dtype = wide_dtype(dtype, device)
+        """For products that outgrow float16."""
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor."""
         return self._source(name)
 
-    def linear(self, names: Sequence[str], *, bias: bool = False) -> Linear:
+    def linear(self, names: Sequence[str], *, bias: bool = False, dtype: torch.dtype | None = None) -> Linear:
         """Join products that share their input, by their names without `.weight`, into one.
 
         Levels that are stored in the format of the layer are taken as they are.
+
+        Args:
+            names: of the products.
+            bias: whether they have one.
+            dtype: of their inputs and outputs; None is that of the model.
+
         """
+        dtype = dtype or self.dtype
         joined_bias = _joined([self._source(f"{name}.bias") for name in names]) if bias else None
         stored = [self._stored(f"{name}.weight") for name in names] if self._stored else []
         parts = [part for part in stored if part is not None]
         if parts and len(parts) == len(stored) and issubclass(self._linear, QuantizedLinear):
-            return self._linear.of_stored(parts, joined_bias, self.dtype)
-        return self._new(_joined([self._source(f"{name}.weight") for name in names]), joined_bias)
+            return self._linear.of_stored(parts, joined_bias, dtype)
+        return self._new(_joined([self._source(f"{name}.weight") for name in names]).to(dtype), joined_bias)
 
     def linear_of(self, weight: Tensor) -> Linear:
         """Return a product with a weight that was computed from others."""
@@ -61,7 +71,9 @@ class Weights:
 
     def layers(self, build: Callable[[int], Layer], count: int) -> list[Layer]:
         """Build layers 0 to `count` - 1, several at a time: reading is what takes the time."""
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="weights") as readers:
+        with ThreadPoolExecutor(
+            _READERS, thread_name_prefix="weights", initializer=use_device, initargs=(self.device,)
+        ) as readers:
             return list(readers.map(build, range(count)))
 
 

@@ -172,7 +172,7 @@ class PackedSegments:
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
     """Copy a host tensor without waiting for the GPU."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def _rotary_tables(config: DecoderConfig, device: torch.device) -> tuple[Tensor, Tensor]:

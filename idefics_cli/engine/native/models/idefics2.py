@@ -116,8 +116,10 @@ class _Connector:
         projection, resampler = "model.connector.modality_projection.", "model.connector.perceiver_resampler."
         layers = [f"{resampler}layers.{index}." for index in range(config.num_layers)]
         self._config = config
-        self._gate_up = weights.linear([f"{projection}gate_proj", f"{projection}up_proj"])
-        self._down = weights.linear([f"{projection}down_proj"])
+        # What the gate lets through, and what it becomes, outgrow float16 until the norm behind them.
+        self._wide, self._dtype = weights.wide_dtype, weights.dtype
+        self._gate_up = weights.linear([f"{projection}gate_proj", f"{projection}up_proj"], dtype=self._wide)
+        self._down = weights.linear([f"{projection}down_proj"], dtype=self._wide)
         # The layers norm one context with weights of their own: these go into the products, which become one.
         self._context = weights.linear_of(
             torch.cat(
@@ -132,17 +134,17 @@ class _Connector:
         self._layers = [_PerceiverLayer(weights, layer, config) for layer in layers]
         self._latents = weights.tensor(f"{resampler}latents")
         self._norm = weights.tensor(f"{resampler}norm.weight")
-        self._ones = torch.ones_like(self._norm)
+        self._ones = torch.ones_like(self._norm, dtype=self._wide)
 
     def __call__(self, patches: Tensor, count: int, ops: Ops, max_projected_patches: int) -> Tensor:
         """Turn normed patches (n * patches, width) into (n, latents, text width)."""
         config, parts = self._config, []
         # 1. projection, normed without weights: (n * patches, text width) -> keys and values of every layer
         for part in patches.chunk(-(-len(patches) // max_projected_patches)):
-            active = ops.silu_and_mul(self._gate_up(part, ops), self._down.input_format)
+            active = ops.silu_and_mul(self._gate_up(part.to(self._wide), ops), self._down.input_format)
             projected = self._down(active, ops)
             _, normed = ops.fused_add_rms_norm(projected, None, self._ones, config.eps, self._context.input_format)
-            parts.append(self._context(normed, ops))
+            parts.append(self._context(normed.to(self._dtype) if isinstance(normed, Tensor) else normed, ops))
         # 2. (layers, keys and values, n, patches, kv heads, head dim)
         contexts = torch.cat(parts).view(count, -1, len(self._layers), 2, config.num_kv_heads, config.head_dim)
         contexts = contexts.permute(2, 3, 0, 1, 4, 5)

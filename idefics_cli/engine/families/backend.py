@@ -1,0 +1,98 @@
+"""What families that transformers runs have in common: what they refuse, and how their answers are generated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from idefics_cli.config import ModelSettings
+from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.families.generation import Choice, GenerationRules
+from idefics_cli.engine.families.prompt import Tokenizer
+from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
+from idefics_cli.records import Turn
+
+END_OF_UTTERANCE = "<end_of_utterance>"
+
+
+def refuse_what_idefics2_has(checkpoint: Checkpoint, kind: str) -> None:
+    """Refuse what is done for Idefics2 checkpoints only.
+
+    Raises:
+        ModelError: an adapter, or weights that are stored quantized.
+        UsageError: edges of its images.
+
+    """
+    name = f"{checkpoint.name}: a checkpoint of type {kind}"
+    if checkpoint.adapter is not None:
+        raise ModelError(f"{name}: --adapter is merged into idefics2 checkpoints only; merge it with PEFT beforehand")
+    if checkpoint.stored is not None:
+        raise ModelError(f"{name}: weights that are stored quantized are read of idefics2 checkpoints only")
+    if checkpoint.image_size:
+        edges = " and ".join(f"--{edge.replace('_', '-')}" for edge in checkpoint.image_size)
+        raise UsageError(f"{name}: {edges} is for idefics2 checkpoints; its own processor says how large images are")
+
+
+def max_positions(checkpoint: Checkpoint) -> float:
+    """Return the most tokens that a checkpoint's text model takes; infinity where config.json does not say."""
+    config = checkpoint.config
+    parts: list[Any] = [config.get("text_config"), config.get("llm_config"), config]
+    found = [part.get("max_position_embeddings") for part in parts if isinstance(part, dict | type(config))]
+    return next((int(one) for one in found if one), math.inf)
+
+
+def check_prompt_template(template: str, special_tokens: Collection[str]) -> None:
+    """Refuse a template that holds a special token; raises UsageError."""
+    if found := sorted(token for token in special_tokens if token in template):
+        raise UsageError(f"--prompt holds the model's special token {found[0]}; images are put in by themselves")
+
+
+def backend_rules(
+    checkpoint: Checkpoint, settings: ModelSettings, tokenizer: Tokenizer, image_tokens: Collection[int]
+) -> GenerationRules:
+    """Return how answers are generated, choices aside; `<end_of_utterance>` ends them where the tokenizer has it.
+
+    Args:
+        checkpoint: whose settings are read.
+        settings: of the user.
+        tokenizer: of the checkpoint.
+        image_tokens: are never generated.
+
+    Raises:
+        ModelError: the checkpoint's settings can't be understood.
+        UsageError: a stop string holds a special token.
+
+    """
+    rules = GenerationRules.of(checkpoint, settings, image_tokens)
+    end = tokenizer.id_of(END_OF_UTTERANCE)
+    if end is not None:  # what generation_config.json of Idefics3 lacks
+        rules = dataclasses.replace(rules, eos_token_ids=rules.eos_token_ids | {end})
+    for text in rules.stop:
+        if found := sorted(token for token in tokenizer.special_tokens if token in text):
+            kind, flag = (UsageError, "--stop") if text in settings.stop else (ModelError, "stop_strings")
+            raise kind(f"{flag} {text!r} holds the special token {found[0]}, which no answer's text does: drop it")
+    return rules
+
+
+def with_choices(rules: GenerationRules, choices: Collection[Choice]) -> GenerationRules:
+    """Return rules by which an answer is one of the choices."""
+    longest = max(len(tokens) for choice in choices for tokens in choice.tokens)
+    return dataclasses.replace(rules, choices=tuple(choices), max_new_tokens=longest + 1)
+
+
+def only_question(turns: Sequence[Turn]) -> str:
+    """Return the text of a question by itself, behind its pages.
+
+    Raises:
+        RowFailedError: it is a conversation, which is put into words for Idefics2 checkpoints alone.
+
+    """
+    *before, last = turns[-1].content
+    if len(turns) > 1 or not isinstance(last, str) or any(isinstance(part, str) for part in before):
+        raise RowFailedError(
+            FailureKind.BAD_QUESTION,
+            "conversations, examples and texts between pages are for Idefics2 checkpoints; this one answers a question",
+        )
+    return last

@@ -1,0 +1,166 @@
+"""Idefics, the first one: its prompts and its images of 224 x 224 pixels. transformers runs it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from idefics_cli.config import ModelSettings
+from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.families.answer_text import AnswerText
+from idefics_cli.engine.families.backend import (
+    END_OF_UTTERANCE,
+    backend_rules,
+    check_prompt_template,
+    max_positions,
+    only_question,
+    refuse_what_idefics2_has,
+    with_choices,
+)
+from idefics_cli.engine.families.base import Normalization, Prompt
+from idefics_cli.engine.families.generation import Choice, GenerationRules
+from idefics_cli.engine.families.prompt import Tokenizer, check_turns
+from idefics_cli.errors import ModelError
+from idefics_cli.records import Crop, Turn
+
+_IMAGE, _FAKE = "<image>", "<fake_token_around_image>"
+_SIDE = 224
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's, which its image processor takes where a file names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idefics1ImageProcessor:
+    """Squeezes a page into a square, as the Pillow image processor of transformers does."""
+
+    side: int
+    """Of the square, in pixels."""
+    resample: int = int(Image.Resampling.BICUBIC)
+
+    @property
+    def longest_edge(self) -> int:
+        """Of one image, in pixels."""
+        return self.side
+
+    def render_edge(self, *, split: bool) -> int:  # noqa: ARG002 - a page is never split
+        """Return the longest edge, in pixels, at which a page is rendered: two pixels for each one that is seen."""
+        return 2 * self.side
+
+    def crops(self, page: Image.Image, *, split: bool) -> tuple[Crop, ...]:  # noqa: ARG002
+        """Return the one image of an RGB page, aspect ratio not kept."""
+        return (np.asarray(page.resize((self.side, self.side), Image.Resampling(self.resample))),)
+
+
+class Idefics1Family:
+    """An Idefics checkpoint, as far as torch is not needed to know it."""
+
+    native_gaps = ("checkpoints of type idefics",)
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Read its settings.
+
+        Raises:
+            ModelError: they can't be understood.
+            UsageError: the user asks for what it can't do.
+
+        """
+        refuse_what_idefics2_has(checkpoint, "idefics")
+        self._checkpoint = checkpoint
+        for step in ("do_resize", "do_rescale", "do_normalize"):
+            if checkpoint.processor_config.get(step) is False:
+                raise ModelError(f"{checkpoint.name}: an image processor with {step} false is not supported")
+        self.max_positions = max_positions(checkpoint)
+        self.image_token_id = self._id_of(_IMAGE)
+        side = self.image_processor.side
+        self.warning = f"this model sees a page at {side} x {side} pixels"
+        self.split_refusal = f"{self.warning}, never split"
+        self.notes = (f"{checkpoint.name}: an Idefics of the first generation, run by transformers; {self.warning}",)
+
+    @functools.cached_property
+    def image_processor(self) -> Idefics1ImageProcessor:
+        """The size of the checkpoint's images."""
+        settings = self._checkpoint.processor_config
+        size, resample = settings.get("size") or {}, settings.get("resample")
+        side = settings.get("image_size") or (size.get("height") if isinstance(size, dict) else size) or _SIDE
+        return Idefics1ImageProcessor(int(side), int(Image.Resampling.BICUBIC if resample is None else resample))
+
+    @functools.cached_property
+    def normalization(self) -> Normalization:
+        """How the image processor normalizes pixels."""
+        settings = self._checkpoint.processor_config
+        mean, std = settings.get("image_mean") or _MEAN, settings.get("image_std") or _STD
+        scale = float(settings.get("rescale_factor") or 1 / 255)
+        return Normalization(scale, tuple(map(float, mean)), tuple(map(float, std)))
+
+    def prompt_builder(self, template: str) -> Idefics1PromptBuilder:
+        """Return what builds prompts.
+
+        Raises:
+            UsageError: the template holds a special token.
+
+        """
+        given = self._checkpoint.tokenizer_config.get("bos_token") or "<s>"
+        bos = str(given.get("content") if isinstance(given, dict) else given)
+        return Idefics1PromptBuilder(self._tokenizer, template, bos)
+
+    def generation(self, settings: ModelSettings) -> GenerationRules:
+        """Return how answers are generated; image tokens never are.
+
+        Raises:
+            ModelError: the checkpoint's settings can't be understood.
+            UsageError: the checkpoint can't do what the user asks for.
+
+        """
+        ids = (self.image_token_id, self._id_of(_FAKE))
+        rules = backend_rules(self._checkpoint, settings, self._tokenizer, ids)
+        if settings.choices is None:
+            return rules
+        prompts = self.prompt_builder(settings.prompt)
+        return with_choices(rules, [prompts.choice(text, rules.suppressed_tokens) for text in settings.choices])
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self._checkpoint, adds_special_tokens=False)
+
+    def _id_of(self, token: str) -> int:
+        found = self._tokenizer.id_of(token)
+        if found is None:
+            raise ModelError(f"{self._checkpoint.name}: the tokenizer lacks {token}")
+        return found
+
+
+class Idefics1PromptBuilder(AnswerText):
+    """Builds prompts in the form of the model's card.
+
+    It is written here, not by transformers' processor: that fetches any text that reads as an address.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str, bos: str) -> None:
+        """Take the tokenizer; see `Idefics1Family.prompt_builder`."""
+        super().__init__(tokenizer)
+        self._template, self._bos = template, bos
+        self._special_tokens = tokenizer.special_tokens | {_IMAGE, _FAKE, END_OF_UTTERANCE}
+        self._has_turns = tokenizer.id_of(END_OF_UTTERANCE) is not None
+        check_prompt_template(template, self._special_tokens)
+
+    def build(self, turns: Sequence[Turn], crops: Sequence[int], shared_turns: int = 0) -> Prompt:  # noqa: ARG002
+        """See `PromptBuilder`; conversations are refused."""
+        check_turns(turns, self._special_tokens)
+        question = only_question(turns)
+        tokens = self._tokenizer.encode(self._words(self._template.replace("{question}", question), sum(crops)))
+        return Prompt(tuple(tokens), 0)  # nothing is shared in the backend
+
+    def choice(self, text: str, suppressed_tokens: Collection[int]) -> Choice:
+        """Return an answer as tokens behind a prompt; raises UsageError where it can't be written."""
+        return self.choice_behind(self._words(self._template.replace("{question}", "?"), 1), text, suppressed_tokens)
+
+    def _words(self, text: str, images: int) -> str:
+        """Return a user's turn; checkpoints without turns get images and text. Neighbours share a fake token."""
+        pages = _FAKE + f"{_IMAGE}{_FAKE}" * images
+        if not self._has_turns:
+            return f"{self._bos}{pages}{text.strip(' ')}"
+        return f"{self._bos}User:{pages}{text.lstrip(' ')}{END_OF_UTTERANCE}\nAssistant:"

@@ -1,0 +1,160 @@
+"""The models of transformers, by what makes their arguments: our prompts and pixels, or the checkpoint's processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from idefics_cli.config import ModelSettings
+from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.device import DeviceChoice
+from idefics_cli.engine.families.base import Family, PromptFamily
+from idefics_cli.engine.families.generation import check_length
+from idefics_cli.engine.families.idefics1 import Idefics1Family
+from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.families.processor import ProcessorFamily
+from idefics_cli.engine.native.models.idefics2 import normalize
+from idefics_cli.engine.transformers_generate import best_choice_anew
+from idefics_cli.engine.transformers_loading import load_processor
+from idefics_cli.engine.transformers_model import GenerateModel
+from idefics_cli.records import Crop, Request
+
+
+class TransformersModel(GenerateModel):
+    """A checkpoint whose prompts and pixels are made here."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        family: PromptFamily,
+        settings: ModelSettings,
+        choice: DeviceChoice,
+        *,
+        random_weights: bool = False,
+    ) -> None:
+        """See `GenerateModel`."""
+        self._prompts, self._normalization = family.prompt_builder(settings.prompt), family.normalization
+        self.is_on_host = False
+        """Whether pixels are normalized and padded on the host, as transformers' processor does."""
+        super().__init__(checkpoint, family, settings, choice, random_weights=random_weights)
+
+    def _inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
+        """Return the model's arguments for requests, padded on the left.
+
+        Raises:
+            RowFailedError: a question can't be asked, or its prompt leaves no room for an answer.
+
+        """
+        prompts = [self._prompts.build(r.conversation, [len(page.crops) for page in r.pages]).tokens for r in requests]
+        for prompt in prompts:
+            check_length(len(prompt), self._rules, self._family.max_positions)
+        longest = max(map(len, prompts))
+        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
+        attention = torch.zeros_like(tokens)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :], attention[row, longest - len(prompt) :] = torch.tensor(prompt), 1
+        pixels, mask = self.pixels([[crop for page in request.pages for crop in page.crops] for request in requests])
+        return {
+            "input_ids": tokens.to(self.device),
+            "attention_mask": attention.to(self.device),
+            "pixel_values": pixels.to(self.device, self.model.dtype),
+            "pixel_attention_mask": mask.to(self.device),
+        }
+
+    def pixels(self, crops: Sequence[Sequence[Crop]]) -> tuple[Tensor, Tensor]:
+        """Pad crops to the largest: (requests, most crops, 3, height, width), and the mask of real pixels."""
+        device = torch.device("cpu") if self.is_on_host else self.device
+        dtype = torch.float32 if self.is_on_host else self.model.dtype
+        every = [crop for some in crops for crop in some]
+        shape = (len(crops), max(map(len, crops)), 3, *(max(crop.shape[axis] for crop in every) for axis in (0, 1)))
+        pixels = torch.zeros(shape, device=device, dtype=dtype)
+        mask = torch.zeros((*shape[:2], *shape[3:]), device=device, dtype=torch.long)
+        for row, some in enumerate(crops):
+            for index, crop in enumerate(some):
+                height, width = crop.shape[:2]
+                one = torch.from_numpy(np.array(crop))[None].to(device)
+                pixels[row, index, :, :height, :width] = normalize(one, self._normalization, dtype)[0]
+                mask[row, index, :height, :width] = 1
+        return pixels, mask
+
+
+class Idefics1Model(TransformersModel):
+    """An Idefics of the first generation, which wants to know which images each token sees."""
+
+    _best_choice = staticmethod(best_choice_anew)
+
+    def __init__(
+        self, checkpoint: Checkpoint, family: Idefics1Family, settings: ModelSettings, choice: DeviceChoice
+    ) -> None:
+        """See `GenerateModel`."""
+        self._image_token_id = family.image_token_id
+        super().__init__(checkpoint, family, settings, choice)
+
+    def _inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
+        """See `GenerateModel`."""
+        inputs = super()._inputs(requests)
+        del inputs["pixel_attention_mask"]
+        # A token sees the last image before it: (requests, tokens, images).
+        seen = (inputs["input_ids"] == self._image_token_id).cumsum(1)
+        numbers = torch.arange(1, inputs["pixel_values"].shape[1] + 1, device=seen.device)
+        inputs["image_attention_mask"] = (seen[..., None] == numbers).long()
+        return inputs
+
+
+class ProcessorModel(GenerateModel):
+    """A checkpoint whose own processor makes the arguments."""
+
+    _best_choice = staticmethod(best_choice_anew)
+
+    def __init__(
+        self, checkpoint: Checkpoint, family: ProcessorFamily, settings: ModelSettings, choice: DeviceChoice
+    ) -> None:
+        """See `GenerateModel`; raises ModelError also where the processor can't be loaded."""
+        self._prompts = family.prompt_builder(settings.prompt)
+        self._processor: Any = load_processor(checkpoint)
+        super().__init__(checkpoint, family, settings, choice)
+
+    def _inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
+        """See `GenerateModel`."""
+        texts, images = [], []
+        for request in requests:
+            pages = [Image.fromarray(np.array(crop)) for page in request.pages for crop in page.crops]
+            content = [
+                *({"type": "image"} for _ in pages),
+                {"type": "text", "text": self._prompts.text(request.conversation)},
+            ]
+            turns = [{"role": "user", "content": content}]
+            texts.append(self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+            images.append(pages)
+        bos = self._processor.tokenizer.bos_token
+        inputs = self._processor(
+            text=texts,
+            images=images,
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=not (bos and texts[0].startswith(bos)),  # templates may write it themselves
+        )
+        for length in inputs["attention_mask"].sum(1).tolist():
+            check_length(length, self._rules, self._family.max_positions)
+        moved: Mapping[str, Tensor] = inputs.to(self.device, dtype=self.model.dtype)
+        return dict(moved)
+
+
+def load_model(checkpoint: Checkpoint, family: Family, settings: ModelSettings, choice: DeviceChoice) -> GenerateModel:
+    """Load a checkpoint with what makes the arguments of its kind of model.
+
+    Raises:
+        ModelError: see `GenerateModel`.
+
+    """
+    if isinstance(family, Idefics2Family):
+        return TransformersModel(checkpoint, family, settings, choice)
+    if isinstance(family, Idefics1Family):
+        return Idefics1Model(checkpoint, family, settings, choice)
+    assert isinstance(family, ProcessorFamily)
+    return ProcessorModel(checkpoint, family, settings, choice)
