@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from idefics_cli.config import RunSettings
 from idefics_cli.engine import open_engine
 from idefics_cli.errors import ModelError
 from idefics_cli.session import Session
@@ -69,6 +70,18 @@ def test_settings_that_hold_anything(folder: Path, file: str, content: bytes) ->
     (folder / file).write_bytes(content)
     with pytest.raises(ModelError, match=str(folder)):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages + 1 }}", "hello", "<image><image>{{ messages[0]['content'][1]['text'] }}"]
+)
+def test_chat_templates_that_fail_end_the_run(folder: Path, template: str) -> None:
+    (folder / "chat_template.jinja").write_text(template)
+    with (
+        Session(settings=RunSettings(model=settings_of(folder))) as session,
+        pytest.raises(ModelError, match="the chat template"),
+    ):
+        session.ask(str(SAMPLES / "documents" / "notice.bmp"), "Who?")
 
 
 @pytest.mark.parametrize(

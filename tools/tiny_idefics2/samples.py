@@ -92,7 +92,7 @@ def write_samples(folder: Path) -> None:
         for number, (document, page, question, answer) in enumerate(rows, 1):
             line = {
                 "id": f"q{number:02}",
-                "document": f"samples/{document}",
+                "document": document,
                 "page": int(page),
                 "question": question,
                 "answers": [answer],

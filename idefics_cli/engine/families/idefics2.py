@@ -164,7 +164,7 @@ class Idefics2PromptBuilder(AnswerText):
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, config: Idefics2Config, template: str) -> None:
         """Take the tokenizer; see `Idefics2Family.prompt_builder`."""
         super().__init__(tokenizer)
-        self._image_seq_len = config.perceiver.num_latents
+        self._name, self._image_seq_len = checkpoint.name, config.perceiver.num_latents
         self._special_tokens = self._tokenizer.special_tokens | {_IMAGE, _FAKE}
         chat = ChatTemplate(checkpoint.chat_template, checkpoint.name) if checkpoint.chat_template else None
         self._form = PromptForm(chat, template, _IMAGE)
@@ -217,5 +217,9 @@ class Idefics2PromptBuilder(AnswerText):
         """
         one = _FAKE + _IMAGE * self._image_seq_len + _FAKE
         head, *rest = words.split(_IMAGE)
+        if len(rest) != len(crops):
+            raise ModelError(
+                f"{self._name}: the chat template writes {len(rest)} images where {len(crops)} were asked for"
+            )
         expanded = head + "".join(one * count + after for count, after in zip(crops, rest, strict=True))
         return self._closing.sub(f"{_FAKE} ", expanded.replace(_FAKE * 2, _FAKE))

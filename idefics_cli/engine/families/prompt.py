@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from idefics_cli.engine.checkpoint import Checkpoint
-from idefics_cli.errors import FailureKind, ModelError, RowFailedError
+from idefics_cli.errors import FailureKind, ModelError, RowFailedError, first_line
 from idefics_cli.records import DocumentPart, PagePart, Turn
 
 _PROBE = "what a system turn says"
@@ -75,12 +75,10 @@ class ChatTemplate:
             ModelError: the template refuses the turns.
 
         """
-        from jinja2.exceptions import TemplateError
-
         try:
             return str(self._template.render(messages=list(messages), add_generation_prompt=add_generation_prompt))
-        except TemplateError as error:
-            raise ModelError(f"{self._name}: the chat template failed: {error}") from error
+        except Exception as error:  # a template is a program: it can fail in any way
+            raise ModelError(f"{self._name}: the chat template failed: {first_line(error)}") from error
 
     @functools.cached_property
     def has_system_turn(self) -> bool:
