@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -109,7 +110,9 @@ def _from_pretrained(checkpoint: Checkpoint, device: torch.device, dtype: torch.
     model = model.to(device).eval()
     _merge_adapter(checkpoint, model, device, dtype)
     if checkpoint.generation_config and not (checkpoint.folder / GENERATION_CONFIG).is_file():
-        model.generation_config = GenerationConfig.from_dict(dict(checkpoint.generation_config))  # --processor's
+        model.generation_config = GenerationConfig.from_dict(
+            copy.deepcopy(dict(checkpoint.generation_config))
+        )  # --processor's
     return model
 
 
@@ -141,7 +144,7 @@ def _unpacked(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, 
             raise ModelError(f"{checkpoint.name}: {name} is {given.get(name)}, by config.json {tuple(weight.shape)}")
     model = _filled(model, CheckpointSource(checkpoint, dtype, device), device)
     if checkpoint.generation_config:
-        model.generation_config = GenerationConfig.from_dict(dict(checkpoint.generation_config))
+        model.generation_config = GenerationConfig.from_dict(copy.deepcopy(dict(checkpoint.generation_config)))
     return model
 
 
@@ -178,7 +181,8 @@ def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype, attention: str 
     """Return a model of a checkpoint's shape on no device."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    settings = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    # A copy: transformers' configurations change what they are given.
+    settings = copy.deepcopy({key: value for key, value in checkpoint.config.items() if key != "quantization_config"})
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
