@@ -154,7 +154,7 @@ def _answer_settings(
         "--dtype": choice.dtype,
         "--quantize": str(settings.quantize),
         "--prompt": settings.prompt,
-        **({} if rules.choices else {"--max-new-tokens": str(rules.max_new_tokens)}),
+        "--max-new-tokens": str(rules.max_new_tokens),
         "engine": backend,
         **generation_flags(settings, rules),
         **({} if settings.attention is Attention.AUTO else {"--attention": str(settings.attention)}),
