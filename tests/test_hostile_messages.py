@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tests.conftest import SAMPLES, Run
@@ -70,9 +71,7 @@ def test_in_a_pipe_each_is_a_failed_row(cli: Run) -> None:
     assert len(rows) == len(lines)
     for (name, (_, words)), bad, good in zip(HOSTILE.items(), rows[::2], rows[1::2], strict=True):
         assert (bad["status"], good["status"], good["answer"]) == ("failed", "ok", "Diana Censki"), name
-        kind, _, detail = words.partition(": ")
-        assert bad["error"].startswith(f"{kind}: "), name
-        assert detail in bad["error"], name
+        assert re.sub(r"<stdin>:\d+: ", "", bad["error"]).find(words) >= 0, name
         assert len(bad["error"]) < 700
 
 
