@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint
@@ -76,8 +76,26 @@ def backend_rules(
     return rules
 
 
-def with_choices(rules: GenerationRules, choices: Collection[Choice]) -> GenerationRules:
-    """Return rules by which an answer is one of the choices."""
+class ChoiceWriter(Protocol):
+    """Writes an answer as tokens behind a prompt."""
+
+    def choice(self, text: str, suppressed_tokens: Collection[int]) -> Choice:
+        """Return the answer; raises UsageError where it can't be written."""
+
+
+def with_choices(
+    rules: GenerationRules, settings: ModelSettings, prompt_builder: Callable[[str], ChoiceWriter]
+) -> GenerationRules:
+    """Return rules by which an answer is one of `--choices`, where there are any.
+
+    Raises:
+        UsageError: one of them can't be written.
+
+    """
+    if settings.choices is None:
+        return rules
+    prompts = prompt_builder(settings.prompt)
+    choices = [prompts.choice(text, rules.suppressed_tokens) for text in settings.choices]
     longest = max(len(tokens) for choice in choices for tokens in choice.tokens)
     return dataclasses.replace(rules, choices=tuple(choices), max_new_tokens=longest + 1)
 

@@ -117,10 +117,7 @@ class Idefics1Family:
         """
         ids = (self.image_token_id, self._id_of(_FAKE))
         rules = backend_rules(self._checkpoint, settings, self._tokenizer, ids)
-        if settings.choices is None:
-            return rules
-        prompts = self.prompt_builder(settings.prompt)
-        return with_choices(rules, [prompts.choice(text, rules.suppressed_tokens) for text in settings.choices])
+        return with_choices(rules, settings, self.prompt_builder)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:

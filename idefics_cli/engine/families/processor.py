@@ -103,10 +103,7 @@ class ProcessorFamily:
 
         """
         rules = backend_rules(self._checkpoint, settings, self._tokenizer, ())
-        if settings.choices is None:
-            return rules
-        prompts = self.prompt_builder(settings.prompt)
-        return with_choices(rules, [prompts.choice(text, rules.suppressed_tokens) for text in settings.choices])
+        return with_choices(rules, settings, self.prompt_builder)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
