@@ -32,7 +32,7 @@ class Scan:
     @classmethod
     def random(cls, rng: Random, strength: float = 1.0) -> Scan:
         """Draw a scan; half of the pages stay clean."""
-        oversample = rng.choice((1.0, 1.0, 1.5, 2.0))
+        oversample = rng.choice((1.0, 1.0, 1.0, 1.5, 2.0))
         if rng.random() < 0.5:
             return cls(oversample=oversample, paper=rng.choice((255, 255, 255, 240)))
         return cls(
@@ -65,11 +65,10 @@ def draw(page: Page, scan: Scan, *, scale: float = 1.0) -> Image.Image:
             for x, text in _pieces(item):
                 canvas.text((x * drawn, item.y * drawn), text, fill=item.ink, font=font)
     if image.size != (width, height):
-        image = image.resize(
-            (width, height), Image.Resampling.BOX if scan.oversample == 2 else Image.Resampling.BILINEAR
-        )
+        twice = image.size == (2 * width, 2 * height)
+        image = image.reduce(2) if twice else image.resize((width, height), Image.Resampling.BILINEAR)
     if scan.angle:
-        image = image.rotate(scan.angle, Image.Resampling.BICUBIC, fillcolor=255)
+        image = image.rotate(scan.angle, Image.Resampling.BILINEAR, fillcolor=255)
     if scan.blur:
         image = image.filter(ImageFilter.GaussianBlur(scan.blur * max(1.0, scale)))
     if scan.contrast < 1 or scan.paper < 255:

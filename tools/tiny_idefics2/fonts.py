@@ -86,11 +86,22 @@ def face(path: Path, size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-@lru_cache(maxsize=262_144)
-def _advance(path: Path, size: float, character: str) -> float:
-    return face(path, size).getlength(character)
+class _Advances(dict[str, float]):
+    """The advance widths of the characters of one face at one size, each measured when it is first asked for."""
+
+    def __init__(self, path: Path, size: float) -> None:
+        super().__init__()
+        self.path, self.size = path, size
+
+    def __missing__(self, character: str) -> float:
+        self[character] = width = face(self.path, self.size).getlength(character)
+        return width
+
+
+_advances = lru_cache(maxsize=32_768)(_Advances)
 
 
 def advances(path: Path, size: float, text: str) -> list[float]:
     """Return the advance width of each character of `text`, in pixels."""
-    return [_advance(path, size, character) for character in text]
+    table = _advances(path, size)
+    return [table[character] for character in text]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 
 from tools.tiny_idefics2 import lexicon
@@ -139,6 +140,7 @@ def usual(values: Values, field: Field) -> Pair:
     return Pair(values.cased(label), values.cased(field.draw(values)), field.nouns, field.asked_as, field)
 
 
+@lru_cache(maxsize=16_384)
 def words_of(name: str) -> frozenset[str]:
     """The words of a label without regard to case and marks."""
     known = {"no": "number", "nr": "number", "num": "number", "ref": "reference", "tel": "phone", "telephone": "phone"}
@@ -150,14 +152,21 @@ class Names:
     """What the labels of a page are called, so that no question fits two of them."""
 
     def __init__(self) -> None:
-        self.taken: list[frozenset[str]] = []
+        self.taken: dict[str, list[frozenset[str]]] = {}  # by each of their words
 
     def free(self, names: Sequence[str]) -> bool:
         """Whether no label of the page could be meant by any of these, as part or whole."""
-        return not any(words <= other or other <= words for words in map(words_of, names) for other in self.taken)
+        return not any(
+            words <= other or other <= words
+            for words in map(words_of, names)
+            for word in words
+            for other in self.taken.get(word, ())
+        )
 
     def take(self, names: Sequence[str]) -> None:
-        self.taken += [words_of(name) for name in names]
+        for words in map(words_of, names):
+            for word in words:
+                self.taken.setdefault(word, []).append(words)
 
 
 WORDINGS = (

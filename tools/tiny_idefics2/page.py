@@ -35,7 +35,8 @@ class Text:
 
     @property
     def width(self) -> float:
-        return sum(advances(self.face, self.size, self.text)) + self.stretch * self.text.count(" ")
+        width = sum(advances(self.face, self.size, self.text))
+        return width + self.stretch * self.text.count(" ") if self.stretch else width
 
     @property
     def box(self) -> Box:
