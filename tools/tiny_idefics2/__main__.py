@@ -21,6 +21,7 @@ def _parse() -> argparse.Namespace:
     train.add_argument("--processes", type=int, default=1, help="data-parallel processes where there is no GPU")
     train.add_argument("--settle", type=int, default=150, help="first steps of new heads beside a started checkpoint")
     train.add_argument("--warm-up", type=int, default=200, help="steps until the full rate")
+    train.add_argument("--cool", type=float, default=0.4, help="last share of the time, in which the rate falls")
     train.add_argument("--watch", type=int, default=0, help="pages of each set that checkpoints are asked about")
     train.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
     train.add_argument("--no-compile", dest="compile", action="store_false")

@@ -61,7 +61,9 @@ class Level(IntEnum):
 
 SCRAPS = {Level.ONE_FIELD: ((140, 70), (1, 1), 16, 150), Level.SCRAPS: ((196, 140), (1, 3), 12, 240)}
 """Size of a scrap, how many fields, how many times a step's split pages, and its tokens."""
-SPLIT_SHARE = {Level.SPLIT: 0.5, Level.ALL: 0.82}
+SPLIT_SHARE = {Level.SPLIT: 0.5, Level.ALL: 0.76}
+WHOLE_SHARE = 0.65  # of unsplit pages: large print seen whole; the others are quarters
+SEEN_AGAIN = {True: 1, False: 2}  # how often split and unsplit pages are asked again
 UNSPLIT_TOKENS, SPLIT_TOKENS = 448, 1152
 
 
@@ -84,8 +86,8 @@ class Pages(IterableDataset[Batch]):
             drawn, split, length = self._draw(rng, Level(self.level.value))
             batch = self.encode.batch(drawn, rng, split, length)
             yield batch
-            # Drawing costs most, above all of the many unsplit pages of a step: seen twice, asked and tinted anew.
-            if not split or rng.random() < 0.4:
+            # Drawing costs most, above all of the many unsplit pages of a step: seen again, asked and tinted anew.
+            for _ in range(SEEN_AGAIN[split]):
                 yield self.encode.again(batch, drawn, rng, split, length)
 
     def _draw(self, rng: Random, level: Level) -> tuple[list[Shown], bool, int]:
@@ -111,7 +113,7 @@ class Pages(IterableDataset[Batch]):
         if split:
             em = rng.uniform(*(DENSE if rng.random() < 0.78 else (DENSE[1], LARGE[1])))
             return make_page(rng, size=size, em=em, held_out=False), scan, 1.0
-        if rng.random() < 0.5:  # a quarter of a dense page, as a page of its own
+        if rng.random() > WHOLE_SHARE:  # a quarter of a dense page, as a page of its own
             half = (size[0] // 2, size[1] // 2)
             return make_page(rng, size=half, em=rng.uniform(DENSE[0], 22), held_out=False, few=few), scan, 1.0
         em = rng.uniform(MIDDLING[0], LARGE[1])

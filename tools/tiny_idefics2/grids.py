@@ -146,8 +146,9 @@ class GridWriter(PanelWriter):
         rng, values = self.rng, self.values
         found: list[Column] = []
         taken = [words_of(key_head)]
+        alike = rng.choice(("count", "small", "number", "figures", "date")) if rng.random() < 0.3 else None
         while len(found) < count:
-            if rng.random() < 0.55:
+            if rng.random() < 0.7:
                 heads, noun, kind = rng.choice(_USUAL)
                 head = values.cased(rng.choice(heads.split("|")))
             else:
@@ -160,6 +161,7 @@ class GridWriter(PanelWriter):
             if any(a <= b or b <= a for a in names for b in taken) or len(head) > 18:
                 continue
             taken += names
+            kind = alike or kind  # columns that only their heads tell apart
             cells = tuple(self._cell(kind) for _ in range(rows))
             found.append(Column(head, noun, cells, kind in ("count", "number", "small")))
         return found

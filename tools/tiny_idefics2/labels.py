@@ -91,8 +91,8 @@ def invent(values: Values) -> Pair:
     """A label that no list holds, with a value: drawn word by word, or put together."""
     rng = values.rng
     chance = rng.random()
-    if chance < 0.45:
-        about = rng.choice(_ABOUT) if rng.random() < 0.6 else any_label_word(rng)
+    if chance < 0.7:
+        about = rng.choice(_ABOUT) if rng.random() < 0.8 else any_label_word(rng)
         labels, nouns, kind = rng.choice(_ENDINGS)
         label = rng.choice(labels.split("|")).format(about)
         called = tuple(noun.format(about) for noun in nouns.split("|"))
@@ -100,7 +100,7 @@ def invent(values: Values) -> Pair:
             kind = rng.choice(_KINDS)
     else:
         words = [
-            rng.choice(_ABOUT) if rng.random() < 0.25 else any_label_word(rng)
+            rng.choice(_ABOUT) if rng.random() < 0.5 else any_label_word(rng)
             for _ in range(rng.choices((1, 2, 3, 4), (35, 42, 16, 7))[0])
         ]
         if len(words) > 2 and rng.random() < 0.6:

@@ -17,7 +17,7 @@ FULLEST = 28  # labelled fields of the fullest training pages
 
 _MIXTURE = (
     ("invoice", "receipt", "form", "report", "letter", "table", "sheet", "list", "note"),
-    (7, 4, 7, 4, 13, 5, 34, 20, 6),
+    (9, 5, 10, 6, 12, 8, 28, 18, 4),
 )
 KINDS_OF_PAGES = _MIXTURE[0]
 """Pages of usual fields, then pages of any labels at all: mixed sheets, tables, sentences."""

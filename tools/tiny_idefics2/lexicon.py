@@ -166,8 +166,8 @@ def any_label_word(rng: Random) -> str:
 
 
 def any_word(rng: Random, name: str) -> str:
-    """A word with a capital: from an open list (45 %), made up (40 %) or of letters in no order (15 %)."""
+    """A word with a capital: from an open list (60 %), made up (30 %) or of letters in no order (10 %)."""
     chance = rng.random()
-    made_up = pronounceable(rng) if chance < 0.85 else letters(rng)
-    word = rng.choice(words(name)) if chance < 0.45 else made_up
+    made_up = pronounceable(rng) if chance < 0.9 else letters(rng)
+    word = rng.choice(words(name)) if chance < 0.6 else made_up
     return word[0].upper() + word[1:]

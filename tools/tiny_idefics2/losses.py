@@ -91,10 +91,16 @@ def _exact(logits: Tensor, wanted: Tensor, turns: Tensor, answered: Tensor) -> t
 
 
 def tint(grey: Tensor) -> Tensor:
-    """Grey uint8 (n, height, width) to normalized colour (n, 3, height, width); a third of the images get a tint."""
+    """Grey uint8 (n, height, width) to normalized colour (n, 3, height, width), worn anew whenever a page is seen.
+
+    A third of the images get a tint, and half of them noise and other contrast.
+    """
     n = grey.shape[0]
     tinted = (torch.rand(n, 1, device=grey.device) < 0.33).float()
     dark = torch.rand(n, 3, device=grey.device) * 0.35 * tinted
     light = 1 - torch.rand(n, 3, device=grey.device) * 0.2 * tinted
+    worn = (torch.rand(n, 1, 1, 1, device=grey.device) < 0.5).float()
+    strength, slope = (torch.rand(2, n, 1, 1, 1, device=grey.device) * worn).unbind()
     level = grey[:, None].float() / 255
-    return (dark[..., None, None] + (light - dark)[..., None, None] * level) * 2 - 1
+    level = 1 - (1 - level) * (1 - 0.3 * slope) + 0.03 * strength * torch.randn_like(level)
+    return (dark[..., None, None] + (light - dark)[..., None, None] * level.clamp(0, 1)) * 2 - 1

@@ -243,7 +243,7 @@ class Reader(nn.Module):
 
 def load_checkpoint(model: Idefics2ForConditionalGeneration, folder: Path) -> None:
     """Fill a model with the weights of a checkpoint folder, which must name all of them."""
-    weights = {name: value for shard in folder.glob("*.safetensors") for name, value in load_file(shard).items()}
+    weights = {name: value for shard in folder.glob("model*.safetensors") for name, value in load_file(shard).items()}
     model.load_state_dict(weights, strict=True)
 
 

@@ -75,7 +75,7 @@ class PanelWriter(Writer):
         rng = self.rng
         for _ in range(8):
             pair = (
-                labels.usual(self.values, labels.any_usual(rng)) if rng.random() < 0.4 else labels.invent(self.values)
+                labels.usual(self.values, labels.any_usual(rng)) if rng.random() < 0.5 else labels.invent(self.values)
             )
             if self.names.free(pair.names) and not lexicon.unknown(pair.label):
                 self.names.take(pair.names)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from tools.tiny_idefics2.data import Level
 from tools.tiny_idefics2.model import Reader, export, load_checkpoint, make_model
 
 CLIMB_AT = {Level.ONE_FIELD: 0.5, Level.SCRAPS: 0.6, Level.FEW_FIELDS: 0.6, Level.PAGES: 0.5, Level.SPLIT: 0.4}
 """Exact match, over the last twenty steps or so, at which a level is left for the next."""
+AVERAGED = 0.998  # of the average of the weights, kept at each step
+HEADS = "heads.safetensors"  # beside a checkpoint: the two extra heads, to go on with
 ENDING = 6.0  # seconds of a run's minutes that are kept for its last checkpoint
 
 
@@ -27,12 +29,13 @@ class Plan:
     pages: int = 32  # split pages a step and GPU (five times as many unsplit ones)
     rate: float = 1.2e-3
     warm_up: int = 200  # steps
+    cool: float = 0.4  # share of the time, at its end, in which the rate falls to nothing
     workers: int | None = None  # page-drawing processes a GPU; None: all processors but a few
     compile: bool = True
     save_every: float = 120.0  # seconds
     seed: int = 1
     start: Path | None = None  # a checkpoint that reads already; None begins from nothing
-    settle: int = 150  # steps in which the new heads of a started checkpoint learn alone what it does
+    settle: int = 150  # steps in which new heads of a started checkpoint learn alone; none where it has heads
     processes: int = 1  # without a GPU: data-parallel processes
     watch: int = 0  # pages of each set that every checkpoint is asked about beside training
     began: float = 0.0  # when the run was started, seconds of the clock
@@ -59,14 +62,21 @@ class State:
         if plan.start is not None:
             load_checkpoint(self.reader.model, plan.start)
             self.level, self.settling_until = Level.ALL, plan.settle
+            if (heads := plan.start / HEADS).exists():
+                self.reader.load_state_dict(load_file(heads), strict=False)
+                self.settling_until = 0
         file = plan.out / "state.pt"
+        saved: dict[str, Any] = {}
         if file.exists():
-            saved: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+            saved = torch.load(file, map_location=device, weights_only=True)
             self.reader.load_state_dict(saved["reader"])
             if "optimizer" in saved:
                 self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.earlier, self.level = saved["step"], saved["seconds"], Level(saved["level"])
             self.seconds = self.earlier
+        self.average = [parameter.detach().clone() for parameter in self.reader.parameters()]
+        if "average" in saved:
+            torch._foreach_copy_(self.average, saved["average"])
 
     @property
     def settling(self) -> bool:
@@ -86,21 +96,37 @@ class State:
             self.climbed_at = self.step
 
     def set_rate(self) -> float:
-        """Warm-up, then a cosine over the training time."""
+        """Warm-up, then the full rate, which falls in a line at the end of the training time."""
         self.since += 1
         rate = self.plan.rate * min(1.0, self.since / self.plan.warm_up)
-        rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.share)))
+        rate *= max(0.01, min(1.0, (1 - self.share) / self.plan.cool))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
 
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Count a step of the optimizer, and let the average of the weights follow: faster at first."""
+        self.step += 1
+        kept = min(AVERAGED, self.since / (self.since + 10))
+        torch._foreach_lerp_(self.average, list(self.reader.parameters()), 1 - kept)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """Exchange the weights and their average."""
+        for parameter, average in zip(self.reader.parameters(), self.average, strict=True):
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
     def save(self) -> None:
-        """Write the resumable state and the checkpoint, each whole or not at all."""
+        """Write the resumable state, and the checkpoint and heads of averaged weights, each whole or not at all."""
         fresh = self.plan.out / "state.pt.new"
         torch.save(
             {
                 "reader": self.reader.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "average": self.average,
                 "step": self.step,
                 "seconds": self.seconds,
                 "level": int(self.level),
@@ -109,7 +135,17 @@ class State:
         )
         fresh.rename(self.plan.out / "state.pt")
         written = self.plan.out / "new"
-        export(self.reader.model, written)
+        self._swap()
+        try:
+            export(self.reader.model, written)
+            save_file(self._heads(), written / HEADS)
+        finally:
+            self._swap()
         for file in written.iterdir():
             file.replace(self.plan.out / file.name)
         written.rmdir()
+
+    def _heads(self) -> dict[str, Tensor]:
+        """The weights that a checkpoint lacks."""
+        named = self.reader.named_parameters()
+        return {name: value.detach().cpu() for name, value in named if not name.startswith("model.")}

@@ -45,22 +45,25 @@ class TableWriter(FurnitureWriter):
         flow.skip(self.em * 0.5)
 
     def people_table(self, rows: int) -> None:
-        """A table of people with a column of another kind."""
+        """A table of people with one to three columns of other kinds, in any order."""
         rng = self.rng
-        head, noun, draw = rng.choice(
+        columns = rng.sample(
             (
-                ("Extension", "extension", lambda: self.values.digits(3, 4)),
-                ("Room", "room", lambda: self.values.digits(3, 3)),
+                ("Extension", "extension", lambda: self.values.digits(2, 4)),
+                ("Room", "room", lambda: self.values.digits(2, 4)),
                 ("Department", "department", lambda: self.values.department()),
                 ("City", "city", lambda: self.values.city()),
                 ("Score", "score", lambda: str(rng.randint(10, 100))),
-            )
+            ),
+            rng.choice((1, 2, 2, 3)),
         )
-        cells = [(self.values.person(), draw()) for _ in range(rows)]
-        for (name, value), row in zip(cells, self.table(("Name", head), cells), strict=False):
+        cells = [(self.values.person(), *(draw() for *_, draw in columns)) for _ in range(rows)]
+        heads = ("Name", *(head for head, *_ in columns))
+        for cell, row in zip(cells, self.table(heads, cells), strict=False):
+            n = rng.randint(1, len(columns))
             wording = rng.choice(("What is the {} of {}?", "Which {} does {} have?", "{} of {}?"))
-            question = wording.format(noun, name)
-            self.page.asked.append(Asked(question[0].upper() + question[1:], value, "table", (row[0], row[1])))
+            question = wording.format(columns[n - 1][1], cell[0])
+            self.page.asked.append(Asked(question[0].upper() + question[1:], cell[n], "table", (row[0], row[n])))
         self.used.update({"room": None, "department": None, "city": None, "phone": None})
         self.flow.skip(self.em * 0.5)
 

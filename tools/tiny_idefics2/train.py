@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
+from tools.tiny_idefics2.compiled import load_compiled, save_compiled
 from tools.tiny_idefics2.data import Batch, Level, Pages, blank_batches
 from tools.tiny_idefics2.losses import find_losses
 from tools.tiny_idefics2.model import Reader
@@ -54,7 +55,10 @@ def _train(rank: int, world: int, plan: Plan) -> None:
     level = multiprocessing.Value("i", state.level)
     batches = _batches(plan, rank, level, state.step)  # pages are drawn while the layers are compiled
     if plan.compile:
+        load_compiled(plan.start)
         _compile(state.reader, plan, device)
+        if rank == 0:
+            save_compiled(plan.out)
     log = _Log(state, world, plan.began)
     watch = _Watch(plan)
     recent = torch.zeros(3, device=device)
@@ -106,7 +110,7 @@ def _step(state: State, batch: Batch, world: int, device: torch.device) -> Tenso
     nn.utils.clip_grad_norm_(state.reader.parameters(), 1.0)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
+    state.advance()
     return found.parts
 
 
@@ -196,6 +200,7 @@ def _batches(plan: Plan, rank: int, level: Any, start: int) -> Iterator[Batch]:
             num_workers=plan.workers or 0,
             prefetch_factor=2 if plan.workers else None,
             pin_memory=torch.cuda.is_available(),
+            in_order=False,  # a batch of many unsplit pages, slow to draw, holds no other up
         )
     )
 

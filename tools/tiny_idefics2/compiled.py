@@ -1,0 +1,40 @@
+"""Keeps what torch compiled beside a checkpoint, so that a run elsewhere, with the same GPU and torch, need not anew.
+
+On one machine torch's own cache does the same: TORCHINDUCTOR_CACHE_DIR names its folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_NAME = "compiled-{:02}.bin"
+_MOST = 15_000_000  # bytes a file
+
+
+def save_compiled(folder: Path) -> None:
+    """Write what was compiled so far, in files of 15 MB at most."""
+    try:
+        found = torch.compiler.save_cache_artifacts()
+    except Exception as error:  # a convenience, on which no training run may fail
+        print(f"compiled code is not kept: {error}", flush=True)
+        return
+    if found is None:
+        return
+    for old in folder.glob("compiled-*.bin"):
+        old.unlink()
+    code = found[0]
+    for number, start in enumerate(range(0, len(code), _MOST)):
+        (folder / _NAME.format(number)).write_bytes(code[start : start + _MOST])
+
+
+def load_compiled(folder: Path | None) -> None:
+    """Take over what an earlier run compiled, where its files are; only from a run of one's own: it is code."""
+    files = sorted(folder.glob("compiled-*.bin")) if folder is not None else []
+    if not files:
+        return
+    try:
+        torch.compiler.load_cache_artifacts(b"".join(file.read_bytes() for file in files))
+    except Exception as error:  # then it is compiled anew
+        print(f"compiled code is not taken over: {error}", flush=True)
