@@ -217,7 +217,8 @@ def test_the_rate_stays_full_and_falls_at_the_end(tmp_path: Path) -> None:
 
 
 def test_compiled_code_is_kept_in_files_and_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, taken = bytes(range(256)) * 100_000, []
+    code = bytes(range(256)) * 100_000
+    taken: list[bytes] = []
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (code, None))
     monkeypatch.setattr(torch.compiler, "load_cache_artifacts", taken.append)
     load_compiled(None)
