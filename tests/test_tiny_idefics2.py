@@ -221,10 +221,12 @@ def test_compiled_code_is_kept_in_files_and_taken_over(tmp_path: Path, monkeypat
     taken: list[bytes] = []
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (code, None))
     monkeypatch.setattr(torch.compiler, "load_cache_artifacts", taken.append)
-    load_compiled(None)
-    load_compiled(tmp_path)
-    save_compiled(tmp_path)
-    load_compiled(tmp_path)
+    load_compiled(None, 0)
+    load_compiled(tmp_path, 0)
+    save_compiled(tmp_path, 0)
+    load_compiled(tmp_path, 1)
+    assert not taken
+    load_compiled(tmp_path, 0)
     assert taken == [code]
     assert max(file.stat().st_size for file in tmp_path.iterdir()) < 16_000_000
 

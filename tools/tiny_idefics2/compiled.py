@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 
-_NAME = "compiled-{:02}.bin"
 _MOST = 15_000_000  # bytes a file
 
 
-def save_compiled(folder: Path) -> None:
-    """Write what was compiled so far, in files of 15 MB at most."""
+def save_compiled(folder: Path, rank: int) -> None:
+    """Write what was compiled for this GPU so far, which no GPU of another number finds, in files of 15 MB at most."""
     try:
         found = torch.compiler.save_cache_artifacts()
     except Exception as error:  # a convenience, on which no training run may fail
@@ -22,16 +21,16 @@ def save_compiled(folder: Path) -> None:
         return
     if found is None:
         return
-    for old in folder.glob("compiled-*.bin"):
+    for old in folder.glob(f"compiled-{rank}-*.bin"):
         old.unlink()
     code = found[0]
     for number, start in enumerate(range(0, len(code), _MOST)):
-        (folder / _NAME.format(number)).write_bytes(code[start : start + _MOST])
+        (folder / f"compiled-{rank}-{number:02}.bin").write_bytes(code[start : start + _MOST])
 
 
-def load_compiled(folder: Path | None) -> None:
+def load_compiled(folder: Path | None, rank: int) -> None:
     """Take over what an earlier run compiled, where its files are; only from a run of one's own: it is code."""
-    files = sorted(folder.glob("compiled-*.bin")) if folder is not None else []
+    files = sorted(folder.glob(f"compiled-{rank}-*.bin")) if folder is not None else []
     if not files:
         return
     try:

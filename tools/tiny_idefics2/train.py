@@ -55,10 +55,9 @@ def _train(rank: int, world: int, plan: Plan) -> None:
     level = multiprocessing.Value("i", state.level)
     batches = _batches(plan, rank, level, state.step)  # pages are drawn while the layers are compiled
     if plan.compile:
-        load_compiled(plan.start)
+        load_compiled(plan.start, rank)
         _compile(state.reader, plan, device)
-        if rank == 0:
-            save_compiled(plan.out)
+        save_compiled(plan.out, rank)
     log = _Log(state, world, plan.began)
     watch = _Watch(plan)
     recent = torch.zeros(3, device=device)
