@@ -11,12 +11,11 @@ import torch
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 RUN = """
-import json, sys, tempfile
-from pathlib import Path
+import sys
 import numpy as np, torch
 from idefics_cli.config import Dtype, ModelSettings, Quantize
 from idefics_cli.engine.base import EngineInfo
-from idefics_cli.engine.checkpoint import read_folder, samples_folder
+from idefics_cli.diagnostics.random_model import full_shape_checkpoint
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.native.engine import load_native
@@ -24,18 +23,9 @@ from idefics_cli.engine.native.weights import RandomSource
 from idefics_cli.records import PreparedPage, Request
 
 limit, quantize, batch, other = float(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-settings = ModelSettings("random", dtype=Dtype.BFLOAT16, max_new_tokens=16, ignore_eos=True, quantize=Quantize(quantize),
+settings = ModelSettings(dtype=Dtype.BFLOAT16, max_new_tokens=16, ignore_eos=True, quantize=Quantize(quantize),
                          gpu_memory=limit, batch_size=batch or None)
-tiny = read_folder("tiny", samples_folder() / "tiny-idefics2")
-config = {"model_type": "idefics2", "image_token_id": 130, "eos_token_id": 131,
-          "vision_config": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
-                            "num_attention_heads": 16, "patch_size": 14, "image_size": 980},
-          "perceiver_config": {}, "text_config": {"model_type": "mistral", "vocab_size": 32003}}
-folder = Path(tempfile.mkdtemp())
-for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-    (folder / name).write_bytes((tiny.folder / name).read_bytes())
-(folder / "config.json").write_text(json.dumps(config))
-checkpoint = read_folder("random", folder)
+checkpoint = full_shape_checkpoint(settings)
 family = family_of(checkpoint)
 source = RandomSource(family.config.weight_shapes(), torch.bfloat16, torch.device("cuda"))
 engine = load_native(checkpoint, family, settings, DeviceChoice("cuda", "bfloat16"),

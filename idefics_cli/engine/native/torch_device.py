@@ -35,7 +35,7 @@ def torch_device(choice: DeviceChoice, gpu_memory: float | None) -> torch.device
 
 def use_device(device: torch.device) -> None:
     """Make a GPU the one that kernels of this thread run on: each thread begins with the first GPU."""
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
