@@ -1,0 +1,58 @@
+"""Settings of a run: frozen records, checked when they are made, and the only place where an option is described.
+
+The command line makes its options from these fields: a field annotated with an `Option` is one.
+"""
+
+from idefics_cli.config.generation import MOST_CHOICES, GenerationSettings, parse_choices
+from idefics_cli.config.model import (
+    DEFAULT_MODEL,
+    TINY_MODEL,
+    AdapterBase,
+    Attention,
+    Device,
+    Dtype,
+    Kernels,
+    ModelSettings,
+    Quantize,
+)
+from idefics_cli.config.option import Option, Panel, positive_or_auto
+from idefics_cli.config.pages import Across, PageSettings, Rasterizer, Split, available_cores
+from idefics_cli.config.run import (
+    Format,
+    MaxFailures,
+    MessageSettings,
+    OutputSettings,
+    QuestionSettings,
+    RetryFailed,
+    RunSettings,
+)
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "MOST_CHOICES",
+    "TINY_MODEL",
+    "Across",
+    "AdapterBase",
+    "Attention",
+    "Device",
+    "Dtype",
+    "Format",
+    "GenerationSettings",
+    "Kernels",
+    "MaxFailures",
+    "MessageSettings",
+    "ModelSettings",
+    "Option",
+    "OutputSettings",
+    "PageSettings",
+    "Panel",
+    "Quantize",
+    "QuestionSettings",
+    "Rasterizer",
+    "RetryFailed",
+    "RunSettings",
+    "Split",
+    "available_cores",
+    "parse_choices",
+    "positive_or_auto",
+]
