@@ -9,6 +9,7 @@ from idefics_cli.engine.native.memory_plan import (
     GPU_SEQUENCES,
     MemoryPlan,
     WorkSizes,
+    layers_at_once,
     plan_memory,
     weight_bytes,
 )
@@ -84,3 +85,15 @@ def test_products_that_are_written_out_have_their_room() -> None:
     config = Idefics2Config.of({"vision_config": VISION, "text_config": {"vocab_size": 32003}}, "m")
     plain, grouped = WorkSizes.of(config, 2), WorkSizes.of(config, 2, Quantize.INT4)
     assert grouped.fixed - plain.fixed == 28672 * 4096 * 2
+
+
+def test_layers_are_read_one_by_one_where_quantizing_them_all_at_once_would_not_fit() -> None:
+    config = Idefics2Config.of({"vision_config": VISION, "text_config": {"vocab_size": 32003}}, "m")
+    needed = weight_bytes(config, Quantize.INT4, 2)
+
+    def at_once(gigabytes: float, quantize: Quantize = Quantize.INT4) -> int:
+        return layers_at_once(config, quantize, 2, int(gigabytes * 1e9) - needed)
+
+    assert at_once(80) == at_once(6, Quantize.NONE) == layers_at_once(config, Quantize.INT8, 2, None) == 8
+    assert 1 < at_once(7.45) < 5
+    assert at_once(needed / 1e9) == at_once(1) == 1

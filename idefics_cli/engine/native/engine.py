@@ -18,7 +18,7 @@ from idefics_cli.engine.families.base import PromptBuilder
 from idefics_cli.engine.families.generation import GenerationRules, check_length, random_key
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.core import EngineCore
-from idefics_cli.engine.native.memory_plan import WorkSizes, plan_memory, weight_bytes
+from idefics_cli.engine.native.memory_plan import WorkSizes, layers_at_once, plan_memory, weight_bytes
 from idefics_cli.engine.native.model_runner import ModelRunner
 from idefics_cli.engine.native.sequence import Sequence
 from idefics_cli.engine.native.torch_device import free_memory, torch_device, use_device, wide_dtype
@@ -177,14 +177,15 @@ def load_native(
     """
     device = torch_device(choice, settings.gpu_memory)
     dtype: torch.dtype = getattr(torch, choice.dtype)
-    _check_room(family, settings, device, dtype)
+    spare = _check_room(family, settings, device, dtype)
     if source is None:
         family.check_weights(checkpoint.weight_shapes())
     prompts = family.prompt_builder(settings.prompt)
     try:
         source = _cancellable(source or CheckpointSource(checkpoint, dtype, device), is_cancelled)
         with torch.inference_mode():
-            weights = Weights(source, settings.quantize, dtype, device)
+            readers = layers_at_once(family.config, settings.quantize, dtype.itemsize, spare)
+            weights = Weights(source, settings.quantize, dtype, device, readers=readers)
             runner = ModelRunner(weights, family, settings)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{checkpoint.name}: the weights do not fit the GPU's memory; {_SMALLER}") from error
@@ -234,8 +235,10 @@ def random_source(family: Idefics2Family, choice: DeviceChoice) -> Source:
 _SMALLER = "try --quantize int8 or int4, --dtype bfloat16, a GPU with more memory, or --device cpu"
 
 
-def _check_room(family: Idefics2Family, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse weights that can't fit, before minutes are spent on loading them.
+def _check_room(
+    family: Idefics2Family, settings: ModelSettings, device: torch.device, dtype: torch.dtype
+) -> int | None:
+    """Refuse weights that can't fit, before minutes are spent on loading them; return the bytes left beside them.
 
     Raises:
         ModelError: with what is needed and what is free.
@@ -251,3 +254,4 @@ def _check_room(family: Idefics2Family, settings: ModelSettings, device: torch.d
             f"{settings.model}: the weights take {needed / 1e9:.1f} GB in {name}, and {free / 1e9:.1f} GB {where} "
             f"free; {_SMALLER}"
         )
+    return None if free is None else free - needed

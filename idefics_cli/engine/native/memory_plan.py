@@ -98,6 +98,11 @@ class MemoryPlan:
         return sizes.fixed + self.slots * sizes.slot + encoding + prefill
 
 
+MOST_LAYERS_AT_ONCE = 8
+"""Threads: copying from the page cache keeps about as many cores busy as the bus to a GPU takes."""
+_COPIES_OF_A_WEIGHT = 6  # two that share their input, the same joined, and what is computed on the way
+
+
 def weight_bytes(config: Idefics2Config, quantize: Quantize, item: int, *, wide_item: int | None = None) -> int:
     """Return how much memory the weights take; embeddings and the head are never quantized.
 
@@ -116,6 +121,22 @@ def weight_bytes(config: Idefics2Config, quantize: Quantize, item: int, *, wide_
         each = _PRODUCT_BYTES.get(quantize, own) if is_product else own
         total += math.prod(shape[:-1]) * (width if is_product else shape[-1]) * each
     return int(total)
+
+
+def layers_at_once(config: Idefics2Config, quantize: Quantize, item: int, spare: int | None) -> int:
+    """Return how many layers are read at once: fewer where what is quantized hardly fits beside what it becomes.
+
+    Args:
+        config: of the checkpoint.
+        quantize: the format of products.
+        item: bytes of one number in the dtype of the model.
+        spare: bytes that the weights leave; None where memory is no matter.
+
+    """
+    if spare is None or quantize is Quantize.NONE:
+        return MOST_LAYERS_AT_ONCE
+    largest = config.text.intermediate_size * config.text.hidden_size * item
+    return max(1, min(MOST_LAYERS_AT_ONCE, spare // (_COPIES_OF_A_WEIGHT * largest)))
 
 
 def plan_memory(

@@ -13,13 +13,12 @@ from idefics_cli.config import Quantize
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.native import awq, compressed
 from idefics_cli.engine.native.compressed import QuantizedWeight
+from idefics_cli.engine.native.memory_plan import MOST_LAYERS_AT_ONCE
 from idefics_cli.engine.native.merge import AdapterMerger
 from idefics_cli.engine.native.ops.linear import Linear, QuantizedLinear, linear_class
 from idefics_cli.engine.native.tensor_reader import TensorReader
 from idefics_cli.engine.native.torch_device import use_device, wide_dtype
 from idefics_cli.engine.quantization import CompressedFormat
-
-_READERS = 8  # threads: copying from the page cache keeps about as many cores busy as the bus to a GPU takes
 
 Source = Callable[[str], Tensor]
 """Returns a tensor by its name, on the device and in the dtype of the model."""
@@ -29,8 +28,26 @@ Layer = TypeVar("Layer")
 class Weights:
     """What models are built of. A tensor is read when it is asked for; the parts of a joined product are let go."""
 
-    def __init__(self, source: Source, quantize: Quantize, dtype: torch.dtype, device: torch.device) -> None:
-        self._source, self._linear = source, linear_class(quantize)
+    def __init__(
+        self,
+        source: Source,
+        quantize: Quantize,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        readers: int = MOST_LAYERS_AT_ONCE,
+    ) -> None:
+        """Say where weights come from and what they become.
+
+        Args:
+            source: of the tensors.
+            quantize: the format of products.
+            dtype: of the model.
+            device: of the model.
+            readers: layers that are read at once, each of which takes memory on its way to its format.
+
+        """
+        self._source, self._linear, self._readers = source, linear_class(quantize), readers
         is_stored = isinstance(source, CheckpointSource) and quantize is source.quantize
         self._stored = source.quantized if isinstance(source, CheckpointSource) and is_stored else None
         # A prepared folder says what is quantized: the rest stays as it is.
@@ -72,7 +89,7 @@ class Weights:
     def layers(self, build: Callable[[int], Layer], count: int) -> list[Layer]:
         """Build layers 0 to `count` - 1, several at a time: reading is what takes the time."""
         with ThreadPoolExecutor(
-            _READERS, thread_name_prefix="weights", initializer=use_device, initargs=(self.device,)
+            self._readers, thread_name_prefix="weights", initializer=use_device, initargs=(self.device,)
         ) as readers:
             return list(readers.map(build, range(count)))
 

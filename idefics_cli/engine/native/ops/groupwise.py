@@ -13,7 +13,7 @@ from torch import Tensor
 
 from idefics_cli.engine.quantization import GROUP
 
-_OUTPUTS_AT_ONCE = 2048  # so that what is computed in float32 on the way takes little memory beside the weight
+_NUMBERS_AT_ONCE = 1 << 22  # so that what is computed in float32 on the way takes little memory beside the weight
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)  # of a group's range: what lies outside is clipped, the rest is finer
 _LEAST_SCALE = 6e-8  # of float16
 
@@ -40,7 +40,7 @@ class GroupedWeight:
 def quantize(weight: Tensor, bits: int) -> GroupedWeight:
     """Quantize a weight (out, width) of any float dtype to 4 or 8 bits."""
     parts = []
-    for rows in torch.split(weight, _OUTPUTS_AT_ONCE):
+    for rows in torch.split(weight, _outputs_at_once(weight.shape[1])):
         padded = torch.nn.functional.pad(rows.float(), (0, -weight.shape[1] % GROUP))
         groups = padded.view(len(rows), -1, GROUP)
         levels, scales, zeros = _int4_levels(groups) if bits == 4 else _int8_levels(groups)
@@ -81,8 +81,9 @@ def join(parts: Sequence[GroupedWeight]) -> GroupedWeight:
 def dequantize(weight: GroupedWeight, dtype: torch.dtype) -> Tensor:
     """Return the weight (out, width): computed in float32, then rounded to the dtype."""
     dense = torch.empty(weight.outputs, weight.width, dtype=dtype, device=weight.words.device)
-    for start in range(0, weight.outputs, _OUTPUTS_AT_ONCE):
-        some = slice(start, start + _OUTPUTS_AT_ONCE)
+    step = _outputs_at_once(weight.width)
+    for start in range(0, weight.outputs, step):
+        some = slice(start, start + step)
         zeros = None if weight.zeros is None else weight.zeros[:, some]
         part = GroupedWeight(weight.words[:, some], weight.scales[:, some], zeros, weight.width)
         levels = levels_of(part).float()
@@ -90,6 +91,10 @@ def dequantize(weight: GroupedWeight, dtype: torch.dtype) -> Tensor:
             levels = levels - zeros.t().float()[..., None]
         dense[some] = (levels * part.scales.t().float()[..., None]).flatten(1)[:, : weight.width]
     return dense
+
+
+def _outputs_at_once(width: int) -> int:
+    return max(1, _NUMBERS_AT_ONCE // width)
 
 
 def _int8_levels(groups: Tensor) -> tuple[Tensor, Tensor, None]:
