@@ -74,7 +74,7 @@ def test_sizes_at_full_shape() -> None:
 
 def test_weights_at_full_shape() -> None:
     config = Idefics2Config.of({"vision_config": VISION, "text_config": {"vocab_size": 32003}}, "m")
-    found = {quantize: weight_bytes(config, quantize, 2) / 1e9 for quantize in Quantize}
+    found = {quantize: weight_bytes(config, quantize, 2) / 1e9 for quantize in Quantize if quantize.is_native}
     assert found[Quantize.NONE] == pytest.approx(16.8, abs=0.1)
     assert found[Quantize.FP8] == pytest.approx(8.67, abs=0.05)
     assert found[Quantize.INT8] == pytest.approx(8.80, abs=0.05)

@@ -111,7 +111,7 @@ def test_compressed_tensors_reads_them(quantize: Quantize, small: Path, tmp_path
 
 def test_what_stands_in_the_file_is_half_or_less(small: Path, tmp_path: Path) -> None:
     sizes = {}
-    for quantize in Quantize:
+    for quantize in filter(lambda one: one.is_native, Quantize):
         folder = written(small, tmp_path / quantize, quantize=quantize, dtype=Dtype.AUTO)
         headers = opened(settings_of(folder))[0].tensors()
         sizes[quantize] = sum(

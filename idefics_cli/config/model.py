@@ -65,6 +65,13 @@ class Quantize(StrEnum):
     FP8 = "fp8"
     INT8 = "int8"
     INT4 = "int4"
+    BNB_8BIT = "bnb-8bit"
+    BNB_4BIT = "bnb-4bit"
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the native engine has it; bitsandbytes' formats are for where transformers runs the model."""
+        return not self.name.startswith("BNB")
 
 
 class Attention(StrEnum):
@@ -147,7 +154,8 @@ class ModelSettings(GenerationSettings):
     quantize: Annotated[
         Quantize,
         Option(
-            "Weights in fewer bits, less exact: fp8 is faster on new GPUs; int8 and int4 run on any.",
+            "Weights in fewer bits, less exact: fp8 is faster on new GPUs; int8 and int4 run on any; bnb is "
+            "bitsandbytes, through transformers.",
             Panel.MODEL,
         ),
     ] = Quantize.NONE

@@ -110,6 +110,8 @@ class Benchmark:
 
         """
         self._folder = folder
+        if not settings.model.quantize.is_native:
+            raise UsageError("bench measures the native engine: --quantize none, fp8, int8 or int4")
         self._choice = choose_device(settings.model)
         if settings.random_weights and self._choice.device == "cpu":
             raise UsageError("--random-weights has the shape of the 8B model and needs a GPU")

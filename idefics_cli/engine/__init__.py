@@ -12,6 +12,7 @@ from importlib.metadata import version
 from idefics_cli.config import Attention, ModelSettings, Quantize
 from idefics_cli.engine.attention import check_attention
 from idefics_cli.engine.base import Engine, EngineInfo
+from idefics_cli.engine.bitsandbytes import check_bitsandbytes
 from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import DeviceChoice, choose_device
 from idefics_cli.engine.families import family_of
@@ -45,7 +46,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
     with reading(checkpoint.name):
         family = family_of(checkpoint)
         family.prompt_builder(settings.prompt)
-        gaps = family.native_gaps + family.generation(settings).gaps
+        gaps = native_gaps(settings, family)
         check_attention(settings, choice, is_native=not gaps)
         info = engine_info(settings, checkpoint, family, choice)
 
@@ -66,7 +67,9 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
             raise ModelError(f"{settings.model}: its files have changed while they were loaded; start again")
         return engine
 
-    if gaps and settings.quantize is not Quantize.NONE:
+    if not settings.quantize.is_native:
+        check_bitsandbytes(settings.quantize, settings.model, checkpoint.config.get("model_type"), choice.device)
+    elif gaps and settings.quantize is not Quantize.NONE:
         raise ModelError(
             f"{settings.model}: --quantize {settings.quantize} is for what the native engine runs, which does not do "
             f"{', '.join(gaps)}"
@@ -130,6 +133,12 @@ class DeferredEngine:
             loading.set_exception(error)
 
 
+def native_gaps(settings: ModelSettings, family: Family) -> tuple[str, ...]:
+    """Return what is asked for and the native engine does not do: transformers runs the model then."""
+    quantize = () if settings.quantize.is_native else (f"--quantize {settings.quantize}",)
+    return (*family.native_gaps, *family.generation(settings).gaps, *quantize)
+
+
 def engine_info(settings: ModelSettings, checkpoint: Checkpoint, family: Family, choice: DeviceChoice) -> EngineInfo:
     """Return what a run must know of the engine for a checkpoint."""
     return EngineInfo(
@@ -147,7 +156,7 @@ def _answer_settings(
 ) -> Mapping[str, str]:
     """Return what of the model can change an answer, by the names that users know."""
     backend, rules = "native", family.generation(settings)
-    if family.native_gaps + rules.gaps:
+    if native_gaps(settings, family):
         backend = f"transformers {version('transformers')}"
     return {
         **_content(checkpoint),

@@ -69,8 +69,13 @@ def prepare(
     Raises:
         ModelError: the checkpoint can't be read, or its adapter not merged.
         OutputError: the folder is there, or can't be written.
+        UsageError: a format of bitsandbytes, which is none of files.
 
     """
+    if not settings.quantize.is_native:
+        raise UsageError(
+            f"--quantize {settings.quantize} is applied as weights are loaded: prepare in bfloat16, then run with it"
+        )
     _check_folder(folder, overwrite=overwrite)
     checkpoint = open_checkpoint(settings)
     shapes = _weight_shapes(checkpoint, settings)

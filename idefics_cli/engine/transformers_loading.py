@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from idefics_cli.config import Quantize
+from idefics_cli.engine.bitsandbytes import quantize_text_model
 from idefics_cli.engine.checkpoint import GENERATION_CONFIG, Checkpoint
 from idefics_cli.engine.native.torch_device import wide_dtype
 from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source
@@ -50,7 +52,13 @@ def _words(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).strip().splitlines()[:2] if line.strip()) or repr(error)
 
 
-def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str | None) -> Any:
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str | None,
+    quantize: Quantize = Quantize.NONE,
+) -> Any:
     """Load the weights in evaluation mode, an adapter merged.
 
     Args:
@@ -58,6 +66,7 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
         device: that they go to.
         dtype: of the model.
         attention: the implementation by transformers' name; None is its choice.
+        quantize: a format of bitsandbytes; any other leaves weights as they are.
 
     Raises:
         ModelError: weights missing, damaged, or too large for the device.
@@ -66,7 +75,10 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     name = checkpoint.name
     load = _from_pretrained if checkpoint.stored is None else _unpacked
     try:
-        return _with_wide_connector(load(checkpoint, device, dtype, attention))
+        if quantize.is_native:
+            return _with_wide_connector(load(checkpoint, device, dtype, attention))
+        model = load(checkpoint, torch.device("cpu"), dtype, attention)
+        return _with_wide_connector(quantize_text_model(model, quantize, device))
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
     except (
@@ -148,11 +160,20 @@ def _unpacked(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, 
     return model
 
 
-def load_random(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str | None) -> Any:
+def load_random(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str | None,
+    quantize: Quantize = Quantize.NONE,
+) -> Any:
     """Make a model with random weights, on the device."""
     model = _without_weights(checkpoint, dtype, attention)
     shapes = {name: tuple(weight.shape) for name, weight in _weights(model).items()}
-    return _with_wide_connector(_filled(model, RandomSource(shapes, dtype, device), device))
+    model = _filled(model, RandomSource(shapes, dtype, device), device)
+    if not quantize.is_native:
+        model = quantize_text_model(model.to("cpu"), quantize, device)
+    return _with_wide_connector(model)
 
 
 def _with_wide_connector(model: Any) -> Any:

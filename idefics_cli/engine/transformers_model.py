@@ -73,7 +73,7 @@ class GenerateModel(ABC):
         self._dtype = choice.dtype
         dtype = getattr(torch, choice.dtype)
         load = load_random if random_weights else load_checkpoint
-        self.model = load(checkpoint, self.device, dtype, implementation(settings))
+        self.model = load(checkpoint, self.device, dtype, implementation(settings), settings.quantize)
 
     @abstractmethod
     def _inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:

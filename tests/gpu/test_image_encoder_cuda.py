@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CUDA = torch.device("cuda")
 
 
-@pytest.mark.parametrize("quantize", list(Quantize))
+@pytest.mark.parametrize("quantize", [quantize for quantize in Quantize if quantize.is_native])
 def test_graphs_and_neighbours_change_no_bit(quantize: Quantize, tiny_settings: ModelSettings) -> None:
     settings = dataclasses.replace(tiny_settings, device=Device.CUDA, dtype=Dtype.BFLOAT16, quantize=quantize)
     checkpoint, family, _ = opened(settings)
