@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from idefics_cli.diagnostics.bench import BenchSettings, Measurement, Report
     from idefics_cli.diagnostics.start import Start
+    from idefics_cli.diagnostics.table import TableRow
 
 _BUSY = 0.1  # spread of repeats above which a figure says little
 
@@ -36,6 +37,9 @@ def bench(
         Option("Checkpoint to measure with.", Panel.COMMON, ("--model", "-m"), default=TINY_MODEL),
     ] = None,
     random_weights: Annotated[bool, Option("The shape of the 8B model, nothing to download.", Panel.COMMON)] = False,
+    table: Annotated[
+        bool, Option("Measure dtypes, quantizations and attention side by side, 20 answers each.", Panel.COMMON)
+    ] = False,
     start: Annotated[bool, Option("Measure the start of a process, up to its first answer.", Panel.COMMON)] = False,
     pages: Annotated[
         int | None, Option("Pages to measure with.", Panel.COMMON, metavar="N", default="256 on a GPU, else 8")
@@ -59,11 +63,15 @@ def bench(
     settings = model(model=name or TINY_MODEL, ignore_eos=not start)
     if settings.max_new_tokens == 1:
         raise UsageError("--max-new-tokens takes a number above 1: the first token is not decoded")
+    _check_table(table=table, others={"--start": start, "--pages": pages is not None, "--no-reference": no_reference})
     with results_on_stdout() as stdout:
         if start:
             if random_weights:
                 raise UsageError("--start and --random-weights exclude each other")
             _measure_start(settings, stdout, as_json=as_json)
+            return
+        if table:
+            _measure_table(settings, stdout, random_weights=random_weights, as_json=as_json)
             return
         from idefics_cli.diagnostics.bench import BenchSettings
 
@@ -104,6 +112,50 @@ def _measure_start(settings: ModelSettings, stdout: IO[str], *, as_json: bool) -
         values = [getattr(measured, name) for name in names]
         table.add_row(*("" if value is None else f"{value:.2f}" for value in values))
     print_table(table, stdout)
+
+
+def _check_table(*, table: bool, others: dict[str, bool]) -> None:
+    """Refuse what a table would not heed; raises UsageError."""
+    for flag, given in others.items():
+        if table and given:
+            raise UsageError(f"--table and {flag} exclude each other")
+
+
+def _measure_table(settings: ModelSettings, stdout: IO[str], *, random_weights: bool, as_json: bool) -> None:
+    from rich.table import Table
+
+    from idefics_cli.diagnostics.table import ANSWERS, measure_table, table_forms
+
+    forms = table_forms(settings)
+    if not forms:
+        raise UsageError("--table has no row of this --dtype and --quantize: leave one of them out")
+    rows = []
+    for row in measure_table(settings, forms, random_weights=random_weights):
+        rows.append(row)
+        summary(" ".join(filter(None, _cells(row))), is_failure=bool(row.failure))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2), file=stdout)
+        return
+    headings = ("run by", "dtype", "quantize", "attention", "pages", f"{ANSWERS} answers", "peak GB", "fits", "failed")
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*_cells(row))
+    print_table(table, stdout)
+
+
+def _cells(row: TableRow) -> list[str]:
+    form = row.form
+    return [
+        "idefics-cli" if form.is_native else "transformers",
+        str(form.dtype),
+        str(form.quantize),
+        "" if form.is_native else str(form.attention),
+        "split" if row.split else "whole",
+        "" if row.seconds is None else f"{row.seconds:.2f} s",
+        "" if row.peak_gb is None else f"{row.peak_gb:.1f}",
+        "" if row.fits_gb is None else f"{row.fits_gb} GB",
+        row.failure,
+    ]
 
 
 def _line(measurement: Measurement) -> str:

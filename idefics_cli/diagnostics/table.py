@@ -1,0 +1,202 @@
+"""Measures dtypes, quantizations and attention side by side, ours and transformers' own: behind `bench --table`.
+
+Each measurement is a process of its own, so that none has memory or compiled code of another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from idefics_cli.config import Attention, Dtype, ModelSettings, PageSettings, Quantize, Split
+from idefics_cli.diagnostics.random_model import full_shape_checkpoint
+from idefics_cli.diagnostics.synthetic_pages import write_letters
+from idefics_cli.documents.page import DocumentInfo
+from idefics_cli.documents.pool import PagePool, result_of
+from idefics_cli.engine import engine_info, hardware
+from idefics_cli.engine.attention import check_attention
+from idefics_cli.engine.base import Engine
+from idefics_cli.engine.bitsandbytes import check_bitsandbytes
+from idefics_cli.engine.checkpoint import open_checkpoint
+from idefics_cli.engine.device import choose_device
+from idefics_cli.engine.families import idefics2_family_of
+from idefics_cli.engine.native.engine import load_native, random_source
+from idefics_cli.engine.transformers import TransformersEngine, TransformersModel
+from idefics_cli.errors import IdeficsCliError, ModelError
+from idefics_cli.records import Document, PreparedPage, Request
+
+ANSWERS = 20
+CAPS_GB = (24, 16, 12, 8)
+"""Memory of common cards."""
+_ANSWERS_UNDER_A_CAP = 4
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way of running a checkpoint."""
+
+    is_native: bool
+    """Whether the native engine runs it; else transformers does, one question at a time, as the model's card shows."""
+    dtype: Dtype
+    quantize: Quantize = Quantize.NONE
+    attention: Attention = Attention.AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """What one form took for `ANSWERS` questions, each about a page of its own."""
+
+    form: Form
+    split: bool
+    """Whether pages are cut into sub-images."""
+    seconds: float | None = None
+    """For all answers, once weights are loaded and two questions answered; None where it failed."""
+    peak_gb: float | None = None
+    """Peak of allocated GPU memory, loading included; None on a CPU."""
+    fits_gb: int | None = None
+    """The smallest of `CAPS_GB` within which it answered; None where it did within none, or nothing was tried."""
+    failure: str = ""
+
+
+def table_forms(settings: ModelSettings) -> list[Form]:
+    """Return what is measured on this machine: all, or those of a dtype or a quantization that is asked for."""
+    device = choose_device(settings).device
+    half = (Dtype.BFLOAT16,) if device == "cpu" else (Dtype.BFLOAT16, Dtype.FLOAT16)
+    forms = [Form(is_native, dtype) for is_native in (False, True) for dtype in (Dtype.FLOAT32, *half)]
+    if importlib.util.find_spec("flash_attn") is not None and device == "cuda":
+        forms.append(Form(False, Dtype.BFLOAT16, attention=Attention.FLASH_ATTENTION_2))
+    forms.append(Form(False, Dtype.BFLOAT16, attention=Attention.EAGER))
+    quantizations = [quantize for quantize in Quantize if quantize is not Quantize.NONE]
+    forms += [
+        Form(quantize.is_native, half[-1 if not quantize.is_native else 0], quantize) for quantize in quantizations
+    ]
+    if settings.dtype is not Dtype.AUTO:
+        forms = [form for form in forms if form.dtype is settings.dtype]
+    if settings.quantize is not Quantize.NONE:
+        forms = [form for form in forms if form.quantize is settings.quantize]
+    return sorted(forms, key=lambda form: form.is_native)
+
+
+def measure_table(settings: ModelSettings, forms: Sequence[Form], *, random_weights: bool) -> Iterator[TableRow]:
+    """Measure forms one after another, split pages and whole ones.
+
+    Args:
+        settings: checkpoint, device and generation; dtype, quantization and attention are the forms'.
+        forms: that are measured.
+        random_weights: whether the model has random weights, in the shape of the published checkpoint.
+
+    """
+    is_gpu = choose_device(settings).device == "cuda"
+    with tempfile.TemporaryDirectory(prefix="idefics-cli-table-") as folder:
+        paths = write_letters(Path(folder), ANSWERS)
+        for form in forms:
+            for split in (True, False):
+                row = TableRow(form, split)
+                asked = _Asked(settings, form, paths, split, random_weights)
+                try:
+                    seconds, peak_gb = _in_a_process(_measure, asked)
+                except IdeficsCliError as error:
+                    yield dataclasses.replace(row, failure=str(error))
+                    continue
+                fits = _smallest_cap(asked) if is_gpu else None
+                yield dataclasses.replace(row, seconds=seconds, peak_gb=peak_gb, fits_gb=fits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a measuring process is told."""
+
+    settings: ModelSettings
+    form: Form
+    paths: Sequence[Path]
+    split: bool
+    random_weights: bool
+    cap_gb: int | None = None
+
+
+def _in_a_process(measure: Callable[[_Asked], _Result], asked: _Asked) -> _Result:
+    """Run a measurement in a fresh process; raises ModelError where that dies."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(measure, asked).result()
+        except BrokenProcessPool as error:
+            raise ModelError("the measuring process died: the machine's memory may have been too small") from error
+
+
+def _smallest_cap(asked: _Asked) -> int | None:
+    """Try smaller and smaller parts of the GPU's memory until one is too small."""
+    smallest = None
+    for cap in CAPS_GB:
+        some = dataclasses.replace(asked, cap_gb=cap, paths=asked.paths[:_ANSWERS_UNDER_A_CAP])
+        try:
+            _in_a_process(_measure, some)
+        except IdeficsCliError:
+            break
+        smallest = cap
+    return smallest
+
+
+def _measure(asked: _Asked) -> tuple[float, float | None]:
+    """Load, warm up and answer, in this process: seconds, and the peak of GPU memory in GB.
+
+    Raises:
+        ModelError: a question was not answered, or the weights can't be loaded.
+
+    """
+    form, settings = asked.form, dataclasses.replace(asked.settings, ignore_eos=True, gpu_memory=asked.cap_gb)
+    settings = dataclasses.replace(settings, dtype=form.dtype, quantize=form.quantize, attention=form.attention)
+    engine = _engine(settings, form, random_weights=asked.random_weights)
+    pages = _pages(asked.paths, engine, split=asked.split)
+    _answer(engine, pages[:2], "warm")
+    started = time.perf_counter()
+    _answer(engine, pages, "measured")
+    seconds = time.perf_counter() - started
+    engine.close()
+    return seconds, hardware.peak_memory_gb(choose_device(settings))
+
+
+def _engine(settings: ModelSettings, form: Form, *, random_weights: bool) -> Engine:
+    checkpoint = full_shape_checkpoint(settings) if random_weights else open_checkpoint(settings)
+    family, choice = idefics2_family_of(checkpoint, "bench --table"), choose_device(settings)
+    info = engine_info(settings, checkpoint, family, choice)
+    if form.is_native:
+        source = random_source(family, choice) if random_weights else None
+        return load_native(checkpoint, family, settings, choice, info, source=source)
+    check_attention(settings, choice, is_native=False)
+    if not settings.quantize.is_native:
+        check_bitsandbytes(settings.quantize, settings.model, checkpoint.config.get("model_type"), choice.device)
+    model = TransformersModel(checkpoint, family, settings, choice, random_weights=random_weights)
+    return TransformersEngine(checkpoint, family, settings, choice, info, model=model)
+
+
+def _pages(paths: Sequence[Path], engine: Engine, *, split: bool) -> list[PreparedPage]:
+    with PagePool(PageSettings(split=Split.ALWAYS if split else Split.NEVER)) as pool:
+        documents = [Document(path.name, str(path)) for path in paths]
+        infos = [result_of(pool.open(document), DocumentInfo) for document in documents]
+        futures = [
+            pool.prepare(document, info, 1, engine.info.image_processor)
+            for document, info in zip(documents, infos, strict=True)
+        ]
+        pages = [result_of(future, PreparedPage) for future in futures]
+        # Copies: the shared memory of pages goes with the pool.
+        return [dataclasses.replace(page, crops=tuple(crop.copy() for crop in page.crops)) for page in pages]
+
+
+def _answer(engine: Engine, pages: Sequence[PreparedPage], name: str) -> None:
+    futures = [
+        engine.submit(Request("What is the total?", (page,), (f"{name} {number}",)))
+        for number, page in enumerate(pages)
+    ]
+    failures = [answer.failure for answer in (future.result() for future in futures) if answer.failure]
+    if failures:
+        raise ModelError(f"a question was not answered: {failures[0]}")
