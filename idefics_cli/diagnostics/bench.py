@@ -20,7 +20,7 @@ from idefics_cli.engine import engine_info, hardware
 from idefics_cli.engine.base import Engine
 from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.device import choose_device
-from idefics_cli.engine.families import idefics2_family_of
+from idefics_cli.engine.families import native_family_of
 from idefics_cli.engine.native.engine import load_native, random_source
 from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.engine.transformers import TransformersModel
@@ -119,7 +119,7 @@ class Benchmark:
         self._checkpoint = full_shape_checkpoint(settings.model) if is_random else open_checkpoint(settings.model)
         quantize = effective_quantize(settings.model.quantize, self._checkpoint.stored, settings.model.model)
         self._settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, quantize=quantize))
-        self._family = idefics2_family_of(self._checkpoint, "bench")
+        self._family = native_family_of(self._checkpoint, "bench")
         self._new_tokens = self._family.generation(settings.model).max_new_tokens
         self._pages = settings.pages or _PAGES[self._choice.device]
         self._peak_tflops = hardware.peak_tflops(self._choice)
@@ -132,7 +132,7 @@ class Benchmark:
         done: list[Measurement] = []
         with PagePool(PageSettings(split=Split.ALWAYS, workers=settings.workers)) as pool:
             pages = self._prepared(paths, pool)
-            whole = [dataclasses.replace(page, crops=page.crops[-1:]) for page in pages]
+            whole = [dataclasses.replace(page, crops=page.crops[-1:], columns=0) for page in pages]
             if settings.reference:
                 for measurement in self._reference(pages, whole):
                     done.append(measurement)
@@ -300,6 +300,6 @@ class Benchmark:
         vision = sum(
             page_flops(config, [(c.shape[0] // patch) * (c.shape[1] // patch) for c in page.crops]) for page in pages
         )
-        page_tokens = len(pages[0].crops) * (config.perceiver.num_latents + 1)
+        page_tokens = len(pages[0].crops) * (config.image_seq_len + 1)
         tokens = len(pages) * page_tokens + sum(a.prompt_tokens - page_tokens + a.new_tokens for a in answers)
         return float(vision + tokens * token_flops(config))

@@ -39,7 +39,7 @@ def canary_pages(processor: ImageProcessor) -> list[PreparedPage]:
             page = result_of(pool.prepare(document, info, 1, processor), PreparedPage)
             # Copies: the shared memory of the pages goes with the pool.
             crops = tuple(crop.copy() for crop in page.crops)
-            pages.append(PreparedPage(crops, page.rasterizer, page.raster_ms, page.prepare_ms))
+            pages.append(PreparedPage(crops, page.rasterizer, page.raster_ms, page.prepare_ms, columns=page.columns))
     return pages
 
 
