@@ -159,7 +159,9 @@ def test_beams_go_to_transformers_with_the_same_prompts_and_pixels(folder: Path)
 
 def test_special_tokens_and_edges_out_of_range_are_refused_by_name(folder: Path) -> None:
     engine = open_engine(settings(folder))
-    failure = engine.submit(dataclasses.replace(requests(settings(folder))[0], turns=(Turn("user", (PAGE, "<image>")),)))
+    failure = engine.submit(
+        dataclasses.replace(requests(settings(folder))[0], turns=(Turn("user", (PAGE, "<image>")),))
+    )
     assert failure.result().failure.kind is FailureKind.BAD_QUESTION  # type: ignore[union-attr]
     engine.close()
     for changes, words in (
