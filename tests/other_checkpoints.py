@@ -81,9 +81,9 @@ def save_smolvlm1(folder: Path, **top: Any) -> Path:
 
 
 def save_smolvlm2(folder: Path, **top: Any) -> Path:
-    """A SmolVLM2: tiles of 6 x 6 patches, of which an image token joins 3 x 3."""
-    vision = {"image_size": 84}
-    return _save_tiled(SmolVLMConfig, folder, {}, vision, {"scale_factor": 3, **top}, page=252)
+    """A SmolVLM2: tiles of 6 x 6 patches and a rest, as the 2.2B has; an image token joins 3 x 3."""
+    vision = {"image_size": 90}
+    return _save_tiled(SmolVLMConfig, folder, {}, vision, {"scale_factor": 3, **top}, page=270)
 
 
 def _save_tiled(

@@ -35,7 +35,9 @@ def bench(
         str | None,
         Option("Checkpoint to measure with.", Panel.COMMON, ("--model", "-m"), default=TINY_MODEL),
     ] = None,
-    random_weights: Annotated[bool, Option("The shape of the 8B model, nothing to download.", Panel.COMMON)] = False,
+    random_weights: Annotated[
+        bool, Option("Random weights in the shape of the 8B model, or of --model; nothing to download.", Panel.COMMON)
+    ] = False,
     start: Annotated[bool, Option("Measure the start of a process, up to its first answer.", Panel.COMMON)] = False,
     pages: Annotated[
         int | None, Option("Pages to measure with.", Panel.COMMON, metavar="N", default="256 on a GPU, else 8")
@@ -52,8 +54,6 @@ def bench(
     Example: [bold]idefics-cli bench --random-weights[/bold] (on a GPU)
     """
     set_up_messages(messages)
-    if random_weights and name is not None:
-        raise UsageError("--random-weights and --model exclude each other")
     if pages is not None and pages < 1:
         raise UsageError("--pages takes a number above 0")
     settings = model(model=name or TINY_MODEL, ignore_eos=not start)

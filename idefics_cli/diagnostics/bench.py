@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from idefics_cli.records import Answer, Document, Job, PreparedPage, Question, R
 _REFERENCE_BATCH = 8
 _PAGES = {"cpu": 8, "mps": 8, "cuda": 256}
 _REPEATS = 3
+_MOST_ON_CPU = 3e9  # weights of a model whose measurement ends within minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class BenchSettings:
     questions: int = 10
     """Per page in the second measurement; in the first it is one."""
     random_weights: bool = False
-    """Whether the model has the shape of the 8B checkpoint and random weights."""
+    """Whether the model has random weights, in the shape of a published checkpoint."""
     reference: bool = True
     """Whether plain transformers is measured too."""
     workers: int | None = None
@@ -105,7 +107,7 @@ class Benchmark:
             folder: where pages are written.
 
         Raises:
-            UsageError: the 8B shape without a GPU.
+            UsageError: a large shape without a GPU, or one that is not known.
             ModelError: the checkpoint can't be run.
 
         """
@@ -113,13 +115,14 @@ class Benchmark:
         if not settings.model.quantize.is_native:
             raise UsageError("bench measures the native engine: --quantize none, fp8, int8 or int4")
         self._choice = choose_device(settings.model)
-        if settings.random_weights and self._choice.device == "cpu":
-            raise UsageError("--random-weights has the shape of the 8B model and needs a GPU")
         is_random = settings.random_weights
         self._checkpoint = full_shape_checkpoint(settings.model) if is_random else open_checkpoint(settings.model)
         quantize = effective_quantize(settings.model.quantize, self._checkpoint.stored, settings.model.model)
         self._settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, quantize=quantize))
         self._family = native_family_of(self._checkpoint, "bench")
+        numbers = sum(map(math.prod, self._family.config.weight_shapes().values()))
+        if is_random and self._choice.device == "cpu" and numbers > _MOST_ON_CPU:
+            raise UsageError(f"--random-weights: this shape, {numbers / 1e9:.1f}B, needs a GPU; --model names others")
         self._new_tokens = self._family.generation(settings.model).max_new_tokens
         self._pages = settings.pages or _PAGES[self._choice.device]
         self._peak_tflops = hardware.peak_tflops(self._choice)

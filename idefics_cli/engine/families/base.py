@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.documents.page import ImageProcessor
-from idefics_cli.engine.families.generation import GenerationRules
+from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.records import Turn
 
 
@@ -119,6 +119,14 @@ class PromptBuilder(AnswerReader, Protocol):
         Raises:
             RowFailedError: a text holds one of the model's special tokens, such as `<image>`, or the checkpoint's
                 template does not take these turns.
+
+        """
+
+    def choice(self, text: str, suppressed_tokens: Collection[int]) -> Choice:
+        """Return an answer as tokens behind a prompt.
+
+        Raises:
+            UsageError: it can't be written.
 
         """
 

@@ -26,11 +26,12 @@ def check_edge(longest: int, tile: int) -> None:
 
 
 def check_tile(tile: int, scale: int, vision: VisionConfig) -> None:
-    """Refuse tiles that can't be brought to image tokens; raises ValueError."""
-    if tile % (vision.patch_size * scale) or tile // vision.patch_size > vision.positions:
+    """Refuse tiles that can't be brought to image tokens; raises ValueError. Pixels behind whole patches are dropped."""
+    patches = tile // vision.patch_size
+    if not patches or patches % scale or patches > vision.positions:
         raise ValueError(
-            f"max_image_size {tile}: tiles are whole squares of {scale} x {scale} patches of {vision.patch_size} "
-            f"pixels, {vision.positions} patches a side at most"
+            f"max_image_size {tile}: {patches} patches of {vision.patch_size} pixels a side are no multiple of {scale}, "
+            f"or more than the model's {vision.positions}"
         )
 
 
