@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Idefics3Processor
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from idefics_cli.config import ModelSettings, Quantize
+from idefics_cli.config import AdapterBase, ModelSettings, Quantize
 from idefics_cli.engine import open_engine
 from idefics_cli.engine.prepare import prepare
 from idefics_cli.errors import FailureKind, ModelError, UsageError
@@ -187,3 +189,22 @@ def test_a_text_model_of_another_kind_is_run_by_transformers(tmp_path: Path) -> 
     engine.close()
     with pytest.raises(ModelError, match="biases in the text model"):
         open_engine(dataclasses.replace(given, quantize=Quantize.INT8))
+
+
+def test_an_adapter_of_the_family_is_merged_as_peft_does(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    targets = r".*(text_model|modality_projection).*(down_proj|gate_proj|up_proj|k_proj|q_proj|v_proj|o_proj|\.proj)$"
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, target_modules=targets))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = tmp_path / "merged"
+    shutil.copytree(folder, merged)
+    adapted.merge_and_unload().save_pretrained(merged)
+    found = answers(settings(folder, adapter=str(tmp_path / "adapter"), adapter_base=AdapterBase.ANY))
+    wanted = by_transformers(merged)
+    assert [(one.text, one.new_tokens) for one in found] == [one[:2] for one in wanted]
+    assert [one.confidence for one in found] == pytest.approx([one[3] for one in wanted], rel=1e-3)
+    assert [one.confidence for one in found] != [one.confidence for one in answers(settings(folder))]

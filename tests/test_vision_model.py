@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from idefics_cli.config import Dtype, ModelSettings, Quantize
 from idefics_cli.engine.families.base import Normalization
-from idefics_cli.engine.native.models.vision import vision_encoder
 from idefics_cli.engine.native.models.siglip import VisionEncoder, normalize, position_buckets
+from idefics_cli.engine.native.models.vision import vision_encoder
 from idefics_cli.engine.native.ops import torch_ops
 from tests.small_checkpoints import save_checkpoint, settings_of, weights_of
 

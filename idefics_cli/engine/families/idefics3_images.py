@@ -26,12 +26,17 @@ def check_edge(longest: int, tile: int) -> None:
 
 
 def check_tile(tile: int, scale: int, vision: VisionConfig) -> None:
-    """Refuse tiles that can't be brought to image tokens; raises ValueError. Pixels behind whole patches are dropped."""
+    """Refuse tiles that can't be brought to image tokens; pixels behind whole patches are dropped.
+
+    Raises:
+        ValueError: it can't be done.
+
+    """
     patches = tile // vision.patch_size
     if not patches or patches % scale or patches > vision.positions:
         raise ValueError(
-            f"max_image_size {tile}: {patches} patches of {vision.patch_size} pixels a side are no multiple of {scale}, "
-            f"or more than the model's {vision.positions}"
+            f"max_image_size {tile}: {patches} patches of {vision.patch_size} pixels a side are no multiple of "
+            f"{scale}, or more than the model's {vision.positions}"
         )
 
 
