@@ -238,9 +238,7 @@ def random_source(family: NativeFamily, choice: DeviceChoice) -> Source:
 _SMALLER = "try --quantize int8 or int4, --dtype bfloat16, a GPU with more memory, or --device cpu"
 
 
-def _check_room(
-    family: NativeFamily, settings: ModelSettings, device: torch.device, dtype: torch.dtype
-) -> int | None:
+def _check_room(family: NativeFamily, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> int | None:
     """Refuse weights that can't fit, before minutes are spent on loading them; return the bytes left beside them.
 
     Raises:
