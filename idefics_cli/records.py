@@ -110,6 +110,8 @@ class PreparedPage:
     raster_ms: float
     prepare_ms: float
     warning: str = ""
+    columns: int = 0
+    """In which its sub-images stand, row by row, where the prompt says so; 0 where it does not."""
 
     @property
     def split(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaProcessor,
+    SmolVLMConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
@@ -57,17 +59,51 @@ def save_idefics1(folder: Path) -> Path:
     return folder
 
 
-def save_idefics3(folder: Path) -> Path:
-    """An Idefics3 that tiles its images."""
-    vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56,
-        "patch_size": 14,
-    }  # fmt: skip
-    text = {**TEXT, "model_type": "llama"}
-    _save(Idefics3Config(vision_config=vision, text_config=text, scale_factor=2, image_token_id=130), folder)
-    images = Idefics3ImageProcessorPil(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
+IDEFICS3_VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56,
+    "patch_size": 14,
+}  # fmt: skip
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def save_idefics3(folder: Path, *, text: Mapping[str, Any] = {}, vision: Mapping[str, Any] = {}, **top: Any) -> Path:
+    """An Idefics3 of tiles of 56 pixels and pages of 112, with the rotary scaling of Llama 3.1."""
+    return _save_tiled(Idefics3Config, folder, {"rope_parameters": LLAMA3_ROPE, **text}, vision, top)
+
+
+def save_smolvlm1(folder: Path, **top: Any) -> Path:
+    """A SmolVLM of the first generation, an Idefics3 by its type: three heads for each of keys, head and embedding tied."""
+    text = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
+    return _save_tiled(Idefics3Config, folder, text, {}, {"tie_word_embeddings": True, **top})
+
+
+def save_smolvlm2(folder: Path, **top: Any) -> Path:
+    """A SmolVLM2: tiles of 6 x 6 patches and a rest, as the 2.2B has; an image token joins 3 x 3."""
+    vision = {"image_size": 90}
+    return _save_tiled(SmolVLMConfig, folder, {}, vision, {"scale_factor": 3, **top}, page=270)
+
+
+def _save_tiled(
+    kind: Any, folder: Path, text: Mapping[str, Any], vision: Mapping[str, Any], top: Mapping[str, Any], page: int = 112
+) -> Path:
+    vision = {**IDEFICS3_VISION, **vision}
+    config = kind(
+        vision_config=vision,
+        text_config={**TEXT, "model_type": "llama", **text},
+        **{"scale_factor": 2, "image_token_id": 130, **top},
+    )
+    _save(config, folder)
+    tile = vision["image_size"]
+    images = Idefics3ImageProcessorPil(size={"longest_edge": page}, max_image_size={"longest_edge": tile})
     Idefics3Processor(images, _tokenizer(), image_seq_len=4, chat_template=TEMPLATE).save_pretrained(folder)
     return folder
+
+
+TILED = {"idefics3": save_idefics3, "smolvlm1": save_smolvlm1, "smolvlm2": save_smolvlm2}
+"""What the native engine runs."""
 
 
 def save_llava(folder: Path) -> Path:
@@ -84,7 +120,7 @@ def save_llava(folder: Path) -> Path:
     return folder
 
 
-SAVED = {"idefics3": save_idefics3, "llava": save_llava}
+SAVED = {"llava": save_llava}
 
 
 def _tokenizer() -> Any:

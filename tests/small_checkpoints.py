@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Idefics2Con
 from idefics_cli.config import Device, Dtype, ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import DeviceChoice
-from idefics_cli.engine.families import idefics2_family_of
-from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.families import native_family_of
+from idefics_cli.engine.families.base import NativeFamily
 from idefics_cli.engine.native.model_runner import ModelRunner
 from idefics_cli.engine.native.weights import CheckpointSource, Weights
 from idefics_cli.engine.transformers import TransformersModel
@@ -107,13 +107,13 @@ def settings_of(folder: Path | str, **changes: Any) -> ModelSettings:
     return ModelSettings(str(folder), **(given | changes))
 
 
-def opened(settings: ModelSettings) -> tuple[Checkpoint, Idefics2Family, DeviceChoice]:
+def opened(settings: ModelSettings) -> tuple[Checkpoint, NativeFamily, DeviceChoice]:
     checkpoint = open_checkpoint(settings)
     dtype = "float32" if settings.dtype is Dtype.AUTO else str(settings.dtype)
-    return checkpoint, idefics2_family_of(checkpoint), DeviceChoice("cpu", dtype)
+    return checkpoint, native_family_of(checkpoint), DeviceChoice("cpu", dtype)
 
 
-def weights_of(settings: ModelSettings) -> tuple[Weights, Idefics2Family]:
+def weights_of(settings: ModelSettings) -> tuple[Weights, NativeFamily]:
     checkpoint, family, choice = opened(settings)
     dtype: torch.dtype = getattr(torch, choice.dtype)
     return Weights(CheckpointSource(checkpoint, dtype, CPU), settings.quantize, dtype, CPU), family
@@ -125,8 +125,8 @@ def reference(settings: ModelSettings) -> TransformersModel:
 
 
 def small_runner(
-    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family] | None = None
-) -> tuple[ModelRunner, Idefics2Family]:
+    settings: ModelSettings, prepared: tuple[Weights, NativeFamily] | None = None
+) -> tuple[ModelRunner, NativeFamily]:
     """Build the models of a checkpoint; `EngineCore` makes an engine without a thread of them."""
     weights, family = prepared or weights_of(settings)
     with torch.inference_mode():
@@ -157,7 +157,8 @@ def model_inputs(settings: ModelSettings) -> Callable[[Request], dict[str, torch
     prompts = opened(settings)[1].prompt_builder("{question}")
 
     def inputs(request: Request) -> dict[str, torch.Tensor]:
-        tokens = torch.tensor([prompts.build(request.conversation, [len(page.crops) for page in request.pages]).tokens])
+        counts, columns = [len(page.crops) for page in request.pages], [page.columns for page in request.pages]
+        tokens = torch.tensor([prompts.build(request.conversation, counts, columns=columns).tokens])
         pixels, mask = ours.pixels([[crop for page in request.pages for crop in page.crops]])
         return {
             "input_ids": tokens,

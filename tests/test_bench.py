@@ -10,7 +10,7 @@ from idefics_cli.diagnostics.bench import Benchmark, BenchSettings, Measurement,
 from idefics_cli.diagnostics.flops import page_flops, token_flops
 from idefics_cli.diagnostics.random_model import full_shape_checkpoint
 from idefics_cli.diagnostics.start import measure_start
-from idefics_cli.engine.families import idefics2_family_of
+from idefics_cli.engine.families import idefics2_family_of, native_family_of
 from idefics_cli.errors import UsageError
 
 
@@ -50,8 +50,28 @@ def test_the_full_shape_is_that_of_the_published_model() -> None:
     assert family.native_gaps == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "tokens"),
+    [
+        ("HuggingFaceTB/SmolVLM-256M-Instruct", 256_484_928, 64),
+        ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 507_482_304, 64),
+        ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", 2_246_000_000, 81),
+        ("HuggingFaceM4/Idefics3-8B-Llama3", 8_462_000_000, 169),
+    ],
+)
+def test_shapes_of_tiled_models_have_their_number_of_weights(name: str, count: int, tokens: int) -> None:
+    family = native_family_of(full_shape_checkpoint(ModelSettings(name)))
+    assert sum(map(math.prod, family.config.weight_shapes().values())) == pytest.approx(count, rel=1e-3)
+    assert (family.config.image_seq_len, family.config.max_crops, family.native_gaps) == (tokens, 17, ())
+
+
+def test_a_shape_that_is_not_known_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match=r"SmolVLM-256M-Instruct.*not of someone/else"):
+        full_shape_checkpoint(ModelSettings("someone/else"))
+
+
 def test_operations_are_counted_from_the_shapes() -> None:
-    config = idefics2_family_of(full_shape_checkpoint(ModelSettings())).config
+    config = native_family_of(full_shape_checkpoint(ModelSettings())).config
     # A letter page split into five crops of 54 x 70 patches: 15.5 tower products, 8.9 attention, 3.5 projection,
     # 0.4 perceiver, in TFLOP, counted by hand from the published sizes.
     assert page_flops(config, [54 * 70] * 5) == pytest.approx(28.3e12, rel=0.02)

@@ -11,8 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from idefics_cli.config import ModelSettings
-from idefics_cli.engine.families.base import Prompt
-from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.families.base import NativeFamily, Prompt
 from idefics_cli.engine.native.core import EngineCore
 from idefics_cli.engine.native.memory_plan import MemoryPlan
 from idefics_cli.engine.native.model_runner import ModelRunner
@@ -56,7 +55,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
 
 
 @pytest.fixture(scope="module")
-def prepared(settings: ModelSettings) -> tuple[Weights, Idefics2Family]:
+def prepared(settings: ModelSettings) -> tuple[Weights, NativeFamily]:
     weights, family = weights_of(settings)
     read: dict[str, torch.Tensor] = {}
     source = weights.tensor
@@ -69,7 +68,7 @@ def prepared(settings: ModelSettings) -> tuple[Weights, Idefics2Family]:
     return Weights(cached, settings.quantize, weights.dtype, weights.device), family
 
 
-def sequences(family: Idefics2Family, requests: Sequence[Request]) -> list[Asked]:
+def sequences(family: NativeFamily, requests: Sequence[Request]) -> list[Asked]:
     builder = family.prompt_builder("{question}")
     return [
         Asked(
@@ -144,9 +143,7 @@ def plan(request: pytest.FixtureRequest) -> MemoryPlan:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    plan: MemoryPlan, settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
-) -> tuple[Found, int]:
+def undisturbed(plan: MemoryPlan, settings: ModelSettings, prepared: tuple[Weights, NativeFamily]) -> tuple[Found, int]:
     """Answers, and the number of operations."""
     runner, family = small_runner(settings, prepared)
     with Faults() as faults:
@@ -162,7 +159,7 @@ def disturbed(
     fails: Callable[[int, Any], bool],
     plan: MemoryPlan,
     settings: ModelSettings,
-    prepared: tuple[Weights, Idefics2Family],
+    prepared: tuple[Weights, NativeFamily],
     expected: Found,
 ) -> int:
     """Run with faults; returns how many sequences failed."""
@@ -190,7 +187,7 @@ def test_one_operation_that_fails(
     every: bool,
     plan: MemoryPlan,
     settings: ModelSettings,
-    prepared: tuple[Weights, Idefics2Family],
+    prepared: tuple[Weights, NativeFamily],
     undisturbed: tuple[Found, int],
 ) -> None:
     expected, count = undisturbed
@@ -206,7 +203,7 @@ def test_operations_that_fail_one_after_another(
     every: bool,
     plan: MemoryPlan,
     settings: ModelSettings,
-    prepared: tuple[Weights, Idefics2Family],
+    prepared: tuple[Weights, NativeFamily],
     undisturbed: tuple[Found, int],
 ) -> None:
     expected, count = undisturbed
@@ -232,7 +229,7 @@ def test_operations_of_more_than_so_many_bytes_fail(
     every: bool,
     plan: MemoryPlan,
     settings: ModelSettings,
-    prepared: tuple[Weights, Idefics2Family],
+    prepared: tuple[Weights, NativeFamily],
     undisturbed: tuple[Found, int],
 ) -> None:
     """Crops go one by one, the batch shrinks, and at last everything fails."""
@@ -263,7 +260,7 @@ def results(result: Any) -> list[torch.Tensor]:
 
 
 def test_crops_that_do_not_fit_together_go_one_by_one(
-    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+    settings: ModelSettings, prepared: tuple[Weights, NativeFamily]
 ) -> None:
     split = [request for request in small_requests() if request.page_ids == ("split",)]
 
@@ -282,7 +279,7 @@ def disturbed_requests(
     fails: Callable[[int, Any], bool],
     plan: MemoryPlan,
     settings: ModelSettings,
-    prepared: tuple[Weights, Idefics2Family],
+    prepared: tuple[Weights, NativeFamily],
 ) -> dict[int, tuple[tuple[int, ...], Any] | None]:
     runner, family = small_runner(settings, prepared)
     with Faults(fails):
@@ -291,9 +288,7 @@ def disturbed_requests(
     return {number: answer and (answer[0], pytest.approx(answer[1], rel=1e-4)) for number, answer in found.items()}
 
 
-def test_a_sequence_that_was_restarted_says_so(
-    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
-) -> None:
+def test_a_sequence_that_was_restarted_says_so(settings: ModelSettings, prepared: tuple[Weights, NativeFamily]) -> None:
     requests = small_requests()[:1] * 4
     runner, family = small_runner(settings, prepared)
     with Faults() as faults:
@@ -311,7 +306,7 @@ def test_a_sequence_that_was_restarted_says_so(
 
 
 def test_a_cache_that_does_not_fit_is_halved_until_it_does(
-    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+    settings: ModelSettings, prepared: tuple[Weights, NativeFamily]
 ) -> None:
     def too_many_slots(number: int, result: Any) -> bool:
         return any(one.dim() == 4 and one.dtype is torch.float32 and one.shape[1] > 2000 for one in results(result))
@@ -331,7 +326,7 @@ def test_a_cache_that_does_not_fit_is_halved_until_it_does(
 
 
 def test_a_prompt_longer_than_the_cache_makes_it_grow(
-    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+    settings: ModelSettings, prepared: tuple[Weights, NativeFamily]
 ) -> None:
     runner, family = small_runner(settings, prepared)
     core = EngineCore(runner, dataclasses.replace(PLANS["pieces"], slots=30))
@@ -342,7 +337,7 @@ def test_a_prompt_longer_than_the_cache_makes_it_grow(
 
 
 def test_prefixes_are_shared_and_the_cost_of_a_page_is_divided(
-    settings: ModelSettings, prepared: tuple[Weights, Idefics2Family]
+    settings: ModelSettings, prepared: tuple[Weights, NativeFamily]
 ) -> None:
     runner, family = small_runner(settings, prepared)
     core = EngineCore(runner, PLANS["pieces"])

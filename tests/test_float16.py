@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from idefics_cli.config import Dtype, ModelSettings, Quantize
 from idefics_cli.engine import open_engine
-from idefics_cli.engine.native.models.idefics2 import VisionEncoder
+from idefics_cli.engine.native.models.vision import vision_encoder
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.errors import FailureKind
 from tests.small_checkpoints import reference, save_checkpoint, settings_of, small_requests, weights_of
@@ -37,7 +37,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> ModelSettings:
 
 def features(settings: ModelSettings) -> torch.Tensor:
     weights, family = weights_of(settings)
-    encoder = VisionEncoder(weights, family.config, family.normalization)
+    encoder = vision_encoder(weights, family.config, family.normalization)
     crops = torch.from_numpy(small_requests()[0].pages[0].crops[0].copy())[None]
     return encoder.encode(crops, torch_ops, max_projected_patches=64)
 

@@ -166,7 +166,7 @@ def test_generation_settings(kind: str, folders: dict[str, Path]) -> None:
 def test_what_it_does_not_do_is_refused_by_name(kind: str, folders: dict[str, Path]) -> None:
     folder = folders[kind]
     for changes, error, words in (
-        ({"longest_edge": 300}, UsageError, "--longest-edge is for idefics2"),
+        ({"longest_edge": 300}, UsageError, "--longest-edge is for idefics2, idefics3"),
         ({"quantize": Quantize.INT4}, ModelError, "checkpoints of type"),
     ):
         with pytest.raises(error, match=words):

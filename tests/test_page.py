@@ -168,6 +168,9 @@ def test_the_processor_decides_size_and_crops() -> None:
         def crops(self, page: Image.Image, *, split: bool) -> tuple[object, ...]:
             return (page.size, split)
 
+        def columns(self, width: int, height: int, *, split: bool) -> int:
+            return 0
+
     document = sample("letter.pdf")
     info = open_document(document, SETTINGS)
     size, split = prepare_page(document, info, 1, SETTINGS, Half()).crops  # type: ignore[arg-type]

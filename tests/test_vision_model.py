@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from idefics_cli.config import Dtype, ModelSettings, Quantize
 from idefics_cli.engine.families.base import Normalization
-from idefics_cli.engine.native.models.idefics2 import VisionEncoder, normalize, position_buckets
+from idefics_cli.engine.native.models.siglip import VisionEncoder, normalize, position_buckets
+from idefics_cli.engine.native.models.vision import vision_encoder
 from idefics_cli.engine.native.ops import torch_ops
 from tests.small_checkpoints import save_checkpoint, settings_of, weights_of
 
@@ -23,7 +24,7 @@ def draw(count: int, height: int, width: int) -> Tensor:
 def encoder(settings: ModelSettings) -> VisionEncoder:
     weights, family = weights_of(settings)
     with torch.inference_mode():
-        return VisionEncoder(weights, family.config, family.normalization)
+        return vision_encoder(weights, family.config, family.normalization)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,9 @@ def bench(
         str | None,
         Option("Checkpoint to measure with.", Panel.COMMON, ("--model", "-m"), default=TINY_MODEL),
     ] = None,
-    random_weights: Annotated[bool, Option("The shape of the 8B model, nothing to download.", Panel.COMMON)] = False,
+    random_weights: Annotated[
+        bool, Option("Random weights in the shape of the 8B model, or of --model; nothing to download.", Panel.COMMON)
+    ] = False,
     table: Annotated[
         bool, Option("Measure dtypes, quantizations and attention side by side, 20 answers each.", Panel.COMMON)
     ] = False,
@@ -56,8 +58,6 @@ def bench(
     Example: [bold]idefics-cli bench --random-weights[/bold] (on a GPU)
     """
     set_up_messages(messages)
-    if random_weights and name is not None:
-        raise UsageError("--random-weights and --model exclude each other")
     if pages is not None and pages < 1:
         raise UsageError("--pages takes a number above 0")
     settings = model(model=name or TINY_MODEL, ignore_eos=not start)

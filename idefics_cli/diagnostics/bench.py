@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from idefics_cli.engine import engine_info, hardware
 from idefics_cli.engine.base import Engine
 from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.device import choose_device
-from idefics_cli.engine.families import idefics2_family_of
+from idefics_cli.engine.families import native_family_of
 from idefics_cli.engine.native.engine import load_native, random_source
 from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.engine.transformers import TransformersModel
@@ -31,6 +32,7 @@ from idefics_cli.records import Answer, Document, Job, PreparedPage, Question, R
 _REFERENCE_BATCH = 8
 _PAGES = {"cpu": 8, "mps": 8, "cuda": 256}
 _REPEATS = 3
+_MOST_ON_CPU = 3e9  # weights of a model whose measurement ends within minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class BenchSettings:
     questions: int = 10
     """Per page in the second measurement; in the first it is one."""
     random_weights: bool = False
-    """Whether the model has the shape of the 8B checkpoint and random weights."""
+    """Whether the model has random weights, in the shape of a published checkpoint."""
     reference: bool = True
     """Whether plain transformers is measured too."""
     workers: int | None = None
@@ -105,7 +107,7 @@ class Benchmark:
             folder: where pages are written.
 
         Raises:
-            UsageError: the 8B shape without a GPU.
+            UsageError: a large shape without a GPU, or one that is not known.
             ModelError: the checkpoint can't be run.
 
         """
@@ -113,13 +115,14 @@ class Benchmark:
         if not settings.model.quantize.is_native:
             raise UsageError("bench measures the native engine: --quantize none, fp8, int8 or int4")
         self._choice = choose_device(settings.model)
-        if settings.random_weights and self._choice.device == "cpu":
-            raise UsageError("--random-weights has the shape of the 8B model and needs a GPU")
         is_random = settings.random_weights
         self._checkpoint = full_shape_checkpoint(settings.model) if is_random else open_checkpoint(settings.model)
         quantize = effective_quantize(settings.model.quantize, self._checkpoint.stored, settings.model.model)
         self._settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, quantize=quantize))
-        self._family = idefics2_family_of(self._checkpoint, "bench")
+        self._family = native_family_of(self._checkpoint, "bench")
+        numbers = sum(map(math.prod, self._family.config.weight_shapes().values()))
+        if is_random and self._choice.device == "cpu" and numbers > _MOST_ON_CPU:
+            raise UsageError(f"--random-weights: this shape, {numbers / 1e9:.1f}B, needs a GPU; --model names others")
         self._new_tokens = self._family.generation(settings.model).max_new_tokens
         self._pages = settings.pages or _PAGES[self._choice.device]
         self._peak_tflops = hardware.peak_tflops(self._choice)
@@ -132,7 +135,7 @@ class Benchmark:
         done: list[Measurement] = []
         with PagePool(PageSettings(split=Split.ALWAYS, workers=settings.workers)) as pool:
             pages = self._prepared(paths, pool)
-            whole = [dataclasses.replace(page, crops=page.crops[-1:]) for page in pages]
+            whole = [dataclasses.replace(page, crops=page.crops[-1:], columns=0) for page in pages]
             if settings.reference:
                 for measurement in self._reference(pages, whole):
                     done.append(measurement)
@@ -300,6 +303,6 @@ class Benchmark:
         vision = sum(
             page_flops(config, [(c.shape[0] // patch) * (c.shape[1] // patch) for c in page.crops]) for page in pages
         )
-        page_tokens = len(pages[0].crops) * (config.perceiver.num_latents + 1)
+        page_tokens = len(pages[0].crops) * (config.image_seq_len + 1)
         tokens = len(pages) * page_tokens + sum(a.prompt_tokens - page_tokens + a.new_tokens for a in answers)
         return float(vision + tokens * token_flops(config))

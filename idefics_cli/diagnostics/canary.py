@@ -12,7 +12,7 @@ from idefics_cli.documents.pool import PagePool, result_of
 from idefics_cli.engine.base import Engine
 from idefics_cli.records import Answer, Document, PreparedPage, Request
 
-QUESTION = "What is the date?"
+QUESTION = "What is the total?"
 _PAGES = (
     ("Invoice", "Total: 418.20", "Customer: Mara Field", "Date: 2024-03-05"),
     ("Invoice", "Total: 97.35", "Customer: Ivo Stone", "Date: 2021-11-17"),
@@ -39,7 +39,7 @@ def canary_pages(processor: ImageProcessor) -> list[PreparedPage]:
             page = result_of(pool.prepare(document, info, 1, processor), PreparedPage)
             # Copies: the shared memory of the pages goes with the pool.
             crops = tuple(crop.copy() for crop in page.crops)
-            pages.append(PreparedPage(crops, page.rasterizer, page.raster_ms, page.prepare_ms))
+            pages.append(PreparedPage(crops, page.rasterizer, page.raster_ms, page.prepare_ms, columns=page.columns))
     return pages
 
 

@@ -16,6 +16,7 @@ from idefics_cli.engine.device import choose_device, compute_capability, free_ho
 from idefics_cli.engine.digests import MARK, verify
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.families.idefics3 import Idefics3Family
 from idefics_cli.engine.native.memory_plan import weight_bytes
 from idefics_cli.engine.quantization import effective_quantize
 
@@ -82,7 +83,7 @@ def choices(settings: ModelSettings) -> dict[str, str]:
     capability = compute_capability(choice.index) if choice.device == "cuda" else None
     wide = 4 if choice.dtype == "float16" and not has_bfloat16(capability) else None
     item = _ITEM_BYTES[choice.dtype]
-    if isinstance(family, Idefics2Family):
+    if isinstance(family, Idefics2Family | Idefics3Family):
         weights = weight_bytes(family.config, quantize, item, wide_item=wide)
     else:
         weights = sum(map(math.prod, checkpoint.weight_shapes().values())) * item

@@ -28,7 +28,7 @@ from idefics_cli.engine.base import Engine
 from idefics_cli.engine.bitsandbytes import check_bitsandbytes
 from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.device import choose_device
-from idefics_cli.engine.families import idefics2_family_of
+from idefics_cli.engine.families import native_family_of
 from idefics_cli.engine.native.engine import load_native, random_source
 from idefics_cli.engine.transformers import TransformersEngine, TransformersModel
 from idefics_cli.errors import IdeficsCliError, ModelError
@@ -167,7 +167,7 @@ def _measure(asked: _Asked) -> tuple[float, float | None]:
 
 def _engine(settings: ModelSettings, form: Form, *, random_weights: bool) -> Engine:
     checkpoint = full_shape_checkpoint(settings) if random_weights else open_checkpoint(settings)
-    family, choice = idefics2_family_of(checkpoint, "bench --table"), choose_device(settings)
+    family, choice = native_family_of(checkpoint, "bench --table"), choose_device(settings)
     info = engine_info(settings, checkpoint, family, choice)
     if form.is_native:
         source = random_source(family, choice) if random_weights else None

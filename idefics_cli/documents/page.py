@@ -38,6 +38,9 @@ class ImageProcessor(Protocol):
     def crops(self, page: Image.Image, *, split: bool) -> tuple[Crop, ...]:
         """Return the crops of an RGB page."""
 
+    def columns(self, width: int, height: int, *, split: bool) -> int:
+        """Return in how many columns the sub-images of a page stand; 0 where prompts do not say where they stand."""
+
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class DocumentInfo:
@@ -119,6 +122,7 @@ def prepare_page(
         (rasterized - started) * 1e3,
         (done - rasterized) * 1e3,
         "; ".join(filter(None, (rendered.warning, blank))),
+        processor.columns(*rendered.image.size, split=rendered.split),
     )
 
 

@@ -19,6 +19,7 @@ from idefics_cli.engine.families import family_of
 from idefics_cli.engine.families.base import Family
 from idefics_cli.engine.families.generation import generation_flags
 from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.families.idefics3 import Idefics3Family
 from idefics_cli.engine.files import reading
 from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.errors import ModelError
@@ -58,7 +59,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
 
             engine = TransformersEngine(checkpoint, family, settings, choice, info)
         else:
-            assert isinstance(family, Idefics2Family)  # any other has gaps
+            assert isinstance(family, Idefics2Family | Idefics3Family)  # any other has gaps
             from idefics_cli.engine.native.engine import load_native
 
             engine = load_native(checkpoint, family, settings, choice, info, is_cancelled=is_closed)

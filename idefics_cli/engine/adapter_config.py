@@ -26,7 +26,7 @@ _WITHOUT_EFFECT = (
 )
 # Ways to begin that leave the base as it is; the others train on a changed base, to which the adapter is added.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-_MODEL_CLASS = "Idefics2ForConditionalGeneration"
+_MODEL_CLASSES = tuple(f"{kind}ForConditionalGeneration" for kind in ("Idefics2", "Idefics3", "SmolVLM"))
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("use_dora", "use_rslora"), bool),
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), dict),
@@ -123,8 +123,9 @@ def _check(values: Mapping[str, Any], name: str) -> None:
         )
     # PEFT writes the class that was trained here when it was given no task type.
     mapping = values.get("auto_mapping")
-    if mapping and (not isinstance(mapping, dict) or mapping.get("base_model_class") != _MODEL_CLASS):
-        raise ModelError(f"{name}: auto_mapping {_short(mapping)}: an adapter of another class than {_MODEL_CLASS}")
+    if mapping and (not isinstance(mapping, dict) or mapping.get("base_model_class") not in _MODEL_CLASSES):
+        classes = ", ".join(_MODEL_CLASSES)
+        raise ModelError(f"{name}: auto_mapping {_short(mapping)}: an adapter of another class than {classes}")
     if values.get("bias", "none") not in (None, "none", "all", "lora_only"):
         raise ModelError(f"{name}: bias {_short(values['bias'])} is none, all or lora_only")
     for key, kind_of_value in _KINDS.items():

@@ -21,7 +21,7 @@ from idefics_cli.config import Dtype, ModelSettings, Quantize
 from idefics_cli.engine.checkpoint import GENERATION_CONFIG, Checkpoint, open_checkpoint
 from idefics_cli.engine.device import choose_device
 from idefics_cli.engine.digests import MARK, is_prepared, strangers, write_mark
-from idefics_cli.engine.families import idefics2_family_of
+from idefics_cli.engine.families import native_family_of
 from idefics_cli.engine.native.compressed import to_parts
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.groupwise import quantize as quantize_groups
@@ -194,7 +194,7 @@ def _weight_shapes(checkpoint: Checkpoint, settings: ModelSettings) -> Mapping[s
         ModelError: some are missing, or not what config.json says, or can't be quantized.
 
     """
-    family, given = idefics2_family_of(checkpoint, "prepare"), checkpoint.weight_shapes()
+    family, given = native_family_of(checkpoint, "prepare"), checkpoint.weight_shapes()
     if not family.native_gaps:
         family.check_weights(given)
         return family.config.weight_shapes()

@@ -17,8 +17,9 @@ from idefics_cli.engine.families.base import Family, PromptFamily
 from idefics_cli.engine.families.generation import check_length
 from idefics_cli.engine.families.idefics1 import Idefics1Family
 from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.families.idefics3 import Idefics3Family
 from idefics_cli.engine.families.processor import ProcessorFamily
-from idefics_cli.engine.native.models.idefics2 import normalize
+from idefics_cli.engine.native.models.siglip import normalize
 from idefics_cli.engine.transformers_generate import best_choice_anew
 from idefics_cli.engine.transformers_loading import load_processor
 from idefics_cli.engine.transformers_model import GenerateModel
@@ -50,7 +51,10 @@ class TransformersModel(GenerateModel):
             RowFailedError: a question can't be asked, or its prompt leaves no room for an answer.
 
         """
-        prompts = [self._prompts.build(r.conversation, [len(page.crops) for page in r.pages]).tokens for r in requests]
+        prompts = []
+        for request in requests:
+            counts, columns = [len(page.crops) for page in request.pages], [page.columns for page in request.pages]
+            prompts.append(self._prompts.build(request.conversation, counts, columns=columns).tokens)
         for prompt in prompts:
             check_length(len(prompt), self._rules, self._family.max_positions)
         longest = max(map(len, prompts))
@@ -152,7 +156,7 @@ def load_model(checkpoint: Checkpoint, family: Family, settings: ModelSettings, 
         ModelError: see `GenerateModel`.
 
     """
-    if isinstance(family, Idefics2Family):
+    if isinstance(family, Idefics2Family | Idefics3Family):
         return TransformersModel(checkpoint, family, settings, choice)
     if isinstance(family, Idefics1Family):
         return Idefics1Model(checkpoint, family, settings, choice)

@@ -15,10 +15,11 @@ from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageErr
 from idefics_cli.records import Turn
 
 END_OF_UTTERANCE = "<end_of_utterance>"
+_NATIVE = "idefics2, idefics3 and smolvlm"
 
 
 def refuse_what_idefics2_has(checkpoint: Checkpoint, kind: str) -> None:
-    """Refuse what is done for Idefics2 checkpoints only.
+    """Refuse what is done only for checkpoints that the native engine runs.
 
     Raises:
         ModelError: an adapter, or weights that are stored quantized.
@@ -27,12 +28,12 @@ def refuse_what_idefics2_has(checkpoint: Checkpoint, kind: str) -> None:
     """
     name = f"{checkpoint.name}: a checkpoint of type {kind}"
     if checkpoint.adapter is not None:
-        raise ModelError(f"{name}: --adapter is merged into idefics2 checkpoints only; merge it with PEFT beforehand")
+        raise ModelError(f"{name}: --adapter is merged into {_NATIVE} checkpoints only; merge it with PEFT beforehand")
     if checkpoint.stored is not None:
-        raise ModelError(f"{name}: weights that are stored quantized are read of idefics2 checkpoints only")
+        raise ModelError(f"{name}: weights that are stored quantized are read of {_NATIVE} checkpoints only")
     if checkpoint.image_size:
         edges = " and ".join(f"--{edge.replace('_', '-')}" for edge in checkpoint.image_size)
-        raise UsageError(f"{name}: {edges} is for idefics2 checkpoints; its own processor says how large images are")
+        raise UsageError(f"{name}: {edges} is for {_NATIVE} checkpoints; its own processor says how large images are")
 
 
 def max_positions(checkpoint: Checkpoint) -> float:
@@ -104,13 +105,14 @@ def only_question(turns: Sequence[Turn]) -> str:
     """Return the text of a question by itself, behind its pages.
 
     Raises:
-        RowFailedError: it is a conversation, which is put into words for Idefics2 checkpoints alone.
+        RowFailedError: it is a conversation, which is put into words for checkpoints that the native engine runs alone.
 
     """
     *before, last = turns[-1].content
     if len(turns) > 1 or not isinstance(last, str) or any(isinstance(part, str) for part in before):
         raise RowFailedError(
             FailureKind.BAD_QUESTION,
-            "conversations, examples and texts between pages are for Idefics2 checkpoints; this one answers a question",
+            "conversations, examples and texts between pages are for Idefics2, Idefics3 and SmolVLM; "
+            "this one answers a question",
         )
     return last

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.documents.page import ImageProcessor
-from idefics_cli.engine.families.generation import GenerationRules
-from idefics_cli.errors import ModelError
+from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.records import Turn
 
 
@@ -49,6 +48,16 @@ class PerceiverConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How Llama 3.1 stretches the rotary embedding beyond the positions it was trained with (rope_type llama3)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_positions: int
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderConfig:
     """A text model of the Llama kind."""
 
@@ -63,6 +72,7 @@ class DecoderConfig:
     rope_theta: float
     max_positions: int
     sliding_window: int | None
+    rope_scaling: RopeScaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +105,28 @@ class AnswerReader(Protocol):
 class PromptBuilder(AnswerReader, Protocol):
     """Puts questions into the words and tokens that a checkpoint was trained with."""
 
-    def build(self, turns: Sequence[Turn], crops: Sequence[int], shared_turns: int = 0) -> Prompt:
+    def build(
+        self, turns: Sequence[Turn], crops: Sequence[int], shared_turns: int = 0, columns: Sequence[int] = ()
+    ) -> Prompt:
         """Return the prompt of a conversation, up to where its next answer begins.
 
         Args:
             turns: of texts and pages; the last is the user's.
             crops: how many images each of the pages is, in their order.
             shared_turns: how many turns at the start other requests begin with too.
+            columns: in how many columns each page's sub-images stand; empty where prompts do not say so.
 
         Raises:
             RowFailedError: a text holds one of the model's special tokens, such as `<image>`, or the checkpoint's
                 template does not take these turns.
+
+        """
+
+    def choice(self, text: str, suppressed_tokens: Collection[int]) -> Choice:
+        """Return an answer as tokens behind a prompt.
+
+        Raises:
+            UsageError: it can't be written.
 
         """
 
@@ -164,45 +185,67 @@ class PromptFamily(Family, Protocol):
         """Return what builds prompts; `template` holds `{question}`."""
 
 
-def decoder_config(values: Mapping[str, Any], name: str) -> tuple[DecoderConfig, tuple[str, ...]]:
-    """Read a text model's settings; returns them, and what of them the native engine does not do.
+class ModelConfig(Protocol):
+    """Sizes of a model of the native engine: a SigLIP tower, a connector, a text model of the Llama kind."""
 
-    Settings that a file leaves out have the defaults of transformers' MistralConfig.
+    @property
+    def vision(self) -> VisionConfig:
+        """The vision tower."""
 
-    Raises:
-        ModelError: a setting is missing or of the wrong kind.
+    @property
+    def text(self) -> DecoderConfig:
+        """The text model."""
 
-    """
-    try:
-        heads, hidden = int(values.get("num_attention_heads", 32)), int(values.get("hidden_size", 4096))
-        rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-        window = values.get("sliding_window", 4096)
-        config = DecoderConfig(
-            vocab_size=int(values.get("vocab_size", 32000)),
-            hidden_size=hidden,
-            intermediate_size=int(values.get("intermediate_size", 14336)),
-            num_layers=int(values.get("num_hidden_layers", 32)),
-            num_heads=heads,
-            num_kv_heads=int(values.get("num_key_value_heads") or 8),
-            head_dim=int(values.get("head_dim") or hidden // heads),
-            eps=float(values.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0),
-            max_positions=int(values.get("max_position_embeddings", 4096 * 32)),
-            sliding_window=int(window) if window else None,
-        )
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelError(f"{name}: config.json: text_config: {error}") from error
-    kind, activation = values.get("model_type", "mistral"), values.get("hidden_act", "silu")
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    gaps = []
-    if kind != "mistral":
-        gaps.append(f"text model {kind}")
-    if activation != "silu":
-        gaps.append(f"text hidden_act {activation}")
-    if rope_type != "default":
-        gaps.append(f"rope_type {rope_type}")
-    if values.get("attention_bias") or values.get("mlp_bias"):
-        gaps.append("biases in the text model")
-    if values.get("layer_types"):
-        gaps.append("layer_types")
-    return config, tuple(gaps)
+    @property
+    def image_token_id(self) -> int:
+        """The token that image features take the place of."""
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the head is the embedding."""
+
+    @property
+    def image_seq_len(self) -> int:
+        """Image tokens of a crop."""
+
+    @property
+    def max_crops(self) -> int:
+        """Images that a page is read as, at most."""
+
+    @property
+    def page_tokens(self) -> int:
+        """Tokens of a page in a prompt, at most."""
+
+    @property
+    def context_width(self) -> int:
+        """Numbers that the connector keeps of a patch until all patches of a page are projected."""
+
+    @property
+    def projection_width(self) -> int:
+        """Numbers of a patch that exist at once in the connector's projection."""
+
+    def connector_products(self, patches: int) -> int:
+        """Return the multiplications of the connector for a crop of so many patches."""
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every weight, by the name that the published checkpoints give it."""
+
+
+class NativeFamily(PromptFamily, Protocol):
+    """A family that the native engine runs."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the model."""
+
+    @property
+    def image_edge(self) -> int:
+        """Longest edge of a crop, in pixels."""
+
+    def check_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check the names and shapes of a checkpoint's weights.
+
+        Raises:
+            ModelError: weights are missing or of another shape, or there are some that the settings have no place for.
+
+        """

@@ -54,6 +54,10 @@ class Idefics1ImageProcessor:
         """Return the one image of an RGB page, aspect ratio not kept."""
         return (np.asarray(page.resize((self.side, self.side), Image.Resampling(self.resample))),)
 
+    def columns(self, width: int, height: int, *, split: bool) -> int:  # noqa: ARG002
+        """Return 0: prompts do not say where a sub-image stands."""
+        return 0
+
 
 class Idefics1Family:
     """An Idefics checkpoint, as far as torch is not needed to know it."""
@@ -144,7 +148,13 @@ class Idefics1PromptBuilder(AnswerText):
         self._has_turns = tokenizer.id_of(END_OF_UTTERANCE) is not None
         check_prompt_template(template, self._special_tokens)
 
-    def build(self, turns: Sequence[Turn], crops: Sequence[int], shared_turns: int = 0) -> Prompt:  # noqa: ARG002
+    def build(
+        self,
+        turns: Sequence[Turn],
+        crops: Sequence[int],
+        shared_turns: int = 0,  # noqa: ARG002 - a question by itself
+        columns: Sequence[int] = (),  # noqa: ARG002
+    ) -> Prompt:
         """See `PromptBuilder`; conversations are refused."""
         check_turns(turns, self._special_tokens)
         question = only_question(turns)

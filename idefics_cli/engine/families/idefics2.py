@@ -5,25 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint
-from idefics_cli.engine.families.answer_text import AnswerText
-from idefics_cli.engine.families.base import Normalization, Prompt
-from idefics_cli.engine.families.generation import Choice, GenerationRules
+from idefics_cli.engine.families.base import Normalization
+from idefics_cli.engine.families.generation import GenerationRules
 from idefics_cli.engine.families.idefics2_config import Idefics2Config
 from idefics_cli.engine.families.idefics2_images import Idefics2ImageProcessor, check_edges
-from idefics_cli.engine.families.prompt import ChatTemplate, PromptForm, Tokenizer, check_turns
-from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
-from idefics_cli.records import PagePart, Turn, plain_turns
+from idefics_cli.engine.families.image_prompt import FAKE, IMAGE, ImagePromptBuilder
+from idefics_cli.engine.families.model_config import check_shapes
+from idefics_cli.engine.families.pixels import normalization_of
+from idefics_cli.engine.families.prompt import Tokenizer
+from idefics_cli.errors import ModelError, UsageError
 
 __all__ = ["Idefics2Config", "Idefics2Family", "Idefics2ImageProcessor", "Idefics2PromptBuilder"]
 
-_IMAGE, _FAKE = "<image>", "<fake_token_around_image>"
-_HARMLESS_WEIGHTS = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
+_CLOSING = re.compile(rf"{re.escape(FAKE)}(?=[^\s<])")
 
 
 class Idefics2Family:
@@ -52,6 +52,11 @@ class Idefics2Family:
             )
         cleanup = checkpoint.tokenizer_config.get("clean_up_tokenization_spaces")
         self.native_gaps = self.config.gaps + (("clean_up_tokenization_spaces",) if cleanup else ())
+
+    @property
+    def image_edge(self) -> int:
+        """Longest edge of a crop, in pixels."""
+        return max(self.image_processor.longest_edge, self.image_processor.shortest_edge)
 
     @property
     def max_positions(self) -> int:
@@ -85,15 +90,7 @@ class Idefics2Family:
     @functools.cached_property
     def normalization(self) -> Normalization:
         """How the image processor normalizes pixels."""
-        settings = self._checkpoint.processor_config
-        scale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
-        if not settings.get("do_normalize", True):
-            return Normalization(scale, (0.0,) * 3, (1.0,) * 3)
-        mean, std = (
-            tuple(map(float, [given] * 3 if isinstance(given, int | float) else given))
-            for given in (settings.get("image_mean") or 0.5, settings.get("image_std") or 0.5)
-        )
-        return Normalization(scale, mean, std)
+        return normalization_of(self._checkpoint.processor_config)
 
     def prompt_builder(self, template: str) -> Idefics2PromptBuilder:
         """Return what builds prompts.
@@ -117,7 +114,7 @@ class Idefics2Family:
 
         """
         is_base = not self._checkpoint.chat_template
-        ids = (self.config.image_token_id, self._tokenizer.id_of(_FAKE)) if is_base else ()
+        ids = (self.config.image_token_id, self._tokenizer.id_of(FAKE)) if is_base else ()
         rules = GenerationRules.of(self._checkpoint, settings, [token for token in ids if token is not None])
         for text in rules.stop:
             if found := sorted(token for token in self._tokenizer.special_tokens if token in text):
@@ -142,84 +139,19 @@ class Idefics2Family:
             ModelError: weights are missing or of another shape, or there are some that the settings have no place for.
 
         """
-        wanted, given = self.config.weight_shapes(), dict(shapes)
-        if self.config.tie_word_embeddings:
-            given.pop("lm_head.weight", None)
-        extra = sorted(name for name in given.keys() - wanted.keys() if not _HARMLESS_WEIGHTS.fullmatch(name))
-        other = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
-        for words, found in (
-            ("lacks", sorted(wanted.keys() - given.keys())),
-            ("has no place in its config.json for", extra),
-            ("has in its config.json another shape for", other),
-        ):
-            if found:
-                raise ModelError(
-                    f"{self._checkpoint.name}: the checkpoint {words} {len(found)} weights, {found[0]} among them"
-                )
+        check_shapes(self.config, shapes, self._checkpoint.name)
 
 
-class Idefics2PromptBuilder(AnswerText):
+class Idefics2PromptBuilder(ImagePromptBuilder):
     """Builds prompts with a checkpoint's own template and tokenizer."""
 
-    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, config: Idefics2Config, template: str) -> None:
-        """Take the tokenizer; see `Idefics2Family.prompt_builder`."""
-        super().__init__(tokenizer)
-        self._name, self._image_seq_len = checkpoint.name, config.perceiver.num_latents
-        self._special_tokens = self._tokenizer.special_tokens | {_IMAGE, _FAKE}
-        chat = ChatTemplate(checkpoint.chat_template, checkpoint.name) if checkpoint.chat_template else None
-        self._form = PromptForm(chat, template, _IMAGE)
-        self._shared_tokens = functools.lru_cache(1)(self._tokens_of_shared)
-        self._closing = re.compile(rf"{re.escape(_FAKE)}(?=[^\s<])")
-        found = sorted(token for token in self._special_tokens if token in template)
-        if found:
-            raise UsageError(f"--prompt holds the model's special token {found[0]}; images are put in by themselves")
-        self._image_id = self._tokenizer.id_of(_IMAGE)
-        if self._image_id != config.image_token_id:
-            raise ModelError(
-                f"{checkpoint.name}: {_IMAGE} is token {self._image_id} of the tokenizer and "
-                f"{config.image_token_id} of the model"
-            )
+    def _page(self, crops: int, columns: int) -> str:  # noqa: ARG002 - prompts do not say where a quarter stands
+        """Return what stands for a page: each image is a fake token, its image tokens, a fake token."""
+        return (FAKE + IMAGE * self._image_seq_len + FAKE) * crops
 
-    def build(self, turns: Sequence[Turn], crops: Sequence[int], shared_turns: int = 0) -> Prompt:
-        """See `PromptBuilder`."""
-        check_turns(turns, self._special_tokens)
-        if not crops:
-            raise RowFailedError(FailureKind.BAD_QUESTION, "there is no page in the conversation")
-        tokens = self._tokenizer.encode(self._expanded(self._form.words(turns), crops))
-        last = max(index for index, token in enumerate(tokens) if token == self._image_id)
-        # The closing fake token belongs to the prefix; at least one token is left behind it.
-        prefix_length = min(last + 2, len(tokens) - 1)
-        if not shared_turns:
-            return Prompt(tuple(tokens), prefix_length)
-        pages = sum(isinstance(part, PagePart) for turn in turns[:shared_turns] for part in turn.content)
-        shared = self._shared_tokens(tuple(turns[:shared_turns]), tuple(crops[:pages]))
-        differ = (at for at, (one, other) in enumerate(zip(shared, tokens, strict=False)) if one != other)
-        return Prompt(tuple(tokens), prefix_length, min(next(differ, len(shared)), prefix_length - 1))
-
-    def _tokens_of_shared(self, turns: tuple[Turn, ...], crops: tuple[int, ...]) -> list[int]:
-        """Return the tokens of turns at the start of a prompt; the last few may be others where it goes on."""
-        return self._tokenizer.encode(self._expanded(self._form.words(turns, is_open=False), crops))
-
-    def choice(self, text: str, suppressed_tokens: Collection[int]) -> Choice:
-        """Return an answer as tokens behind a prompt, as the tokenizer writes it there.
-
-        Raises:
-            UsageError: it can't be written.
-
-        """
-        return self.choice_behind(self._form.words(plain_turns("?", 0)), text, suppressed_tokens)
-
-    def _expanded(self, words: str, crops: Sequence[int]) -> str:
+    def _expanded(self, words: str, crops: Sequence[int], columns: Sequence[int]) -> str:
         """Expand each image to its tokens, by the rules of transformers' processor but page by page.
 
-        An image is a fake token, its image tokens, a fake token; between adjacent images one fake token stands; a space
-        parts the closing fake token from a word.
+        Between adjacent images one fake token stands; a space parts the closing fake token from a word.
         """
-        one = _FAKE + _IMAGE * self._image_seq_len + _FAKE
-        head, *rest = words.split(_IMAGE)
-        if len(rest) != len(crops):
-            raise ModelError(
-                f"{self._name}: the chat template writes {len(rest)} images where {len(crops)} were asked for"
-            )
-        expanded = head + "".join(one * count + after for count, after in zip(crops, rest, strict=True))
-        return self._closing.sub(f"{_FAKE} ", expanded.replace(_FAKE * 2, _FAKE))
+        return _CLOSING.sub(f"{FAKE} ", super()._expanded(words, crops, columns).replace(FAKE * 2, FAKE))

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from idefics_cli.engine.families.base import DecoderConfig, PerceiverConfig, VisionConfig, decoder_config
+from idefics_cli.engine.families.base import DecoderConfig, PerceiverConfig, VisionConfig
 from idefics_cli.engine.families.idefics2_images import MAX_CROPS
+from idefics_cli.engine.families.model_config import attention, decoder_config, gated_mlp, model_shapes, vision_config
 from idefics_cli.errors import ModelError
 
 _PERCEIVER_MLP = 4  # times its width
@@ -35,21 +36,12 @@ class Idefics2Config:
         text, gaps = decoder_config(values.get("text_config") or {}, name)
         try:
             vision, perceiver = values.get("vision_config") or {}, values.get("perceiver_config") or {}
-            patch = int(vision.get("patch_size", 32))
             activations = (
                 ("vision hidden_act", vision.get("hidden_act", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
                 ("perceiver hidden_act", perceiver.get("hidden_act", "silu"), "silu"),
             )
             return cls(
-                VisionConfig(
-                    hidden_size=int(vision.get("hidden_size", 768)),
-                    intermediate_size=int(vision.get("intermediate_size", 3072)),
-                    num_layers=int(vision.get("num_hidden_layers", 12)),
-                    num_heads=int(vision.get("num_attention_heads", 12)),
-                    patch_size=patch,
-                    positions=int(vision.get("image_size", 224)) // patch,
-                    eps=float(vision.get("layer_norm_eps", 1e-6)),
-                ),
+                vision_config(vision, hidden_size=768, num_attention_heads=12),
                 PerceiverConfig(
                     num_latents=int(perceiver.get("resampler_n_latents", 64)),
                     num_layers=int(perceiver.get("resampler_depth", 3)),
@@ -70,6 +62,11 @@ class Idefics2Config:
             raise ModelError(f"{name}: config.json: {error}") from error
 
     @property
+    def image_seq_len(self) -> int:
+        """Image tokens of a crop."""
+        return self.perceiver.num_latents
+
+    @property
     def max_crops(self) -> int:
         """Images that a page is read as, at most."""
         return MAX_CROPS
@@ -79,75 +76,41 @@ class Idefics2Config:
         """Tokens of a page in a prompt, at most: those of each crop between fake tokens."""
         return MAX_CROPS * (self.perceiver.num_latents + 2)
 
+    @property
+    def context_width(self) -> int:
+        """Numbers that the connector keeps of a patch: keys and values of every layer of the perceiver."""
+        return 2 * self.perceiver.num_layers * self.perceiver.num_kv_heads * self.perceiver.head_dim
+
+    @property
+    def projection_width(self) -> int:
+        """Numbers of a patch that exist at once in the gated MLP of the projection."""
+        return 3 * self.text.intermediate_size + 2 * self.text.hidden_size
+
+    def connector_products(self, patches: int) -> int:
+        """Return the multiplications of the connector for a crop of so many patches."""
+        perceiver, hidden = self.perceiver, self.text.hidden_size
+        projection = self.text.intermediate_size * (2 * self.vision.hidden_size + hidden)
+        queries = 2 * perceiver.num_heads * perceiver.head_dim * hidden
+        latent = perceiver.num_layers * (queries + 3 * _PERCEIVER_MLP * hidden * hidden)
+        return patches * (projection + self.context_width * hidden) + perceiver.num_latents * latent
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every weight, by the name that the published checkpoints give it."""
         vision, perceiver, text = self.vision, self.perceiver, self.text
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.text_model.embed_tokens.weight": (text.vocab_size, text.hidden_size),
-            "model.text_model.norm.weight": (text.hidden_size,),
-        }
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (text.vocab_size, text.hidden_size)
-        tower = "model.vision_model."
-        shapes[tower + "embeddings.patch_embedding.weight"] = (vision.hidden_size, 3, *(vision.patch_size,) * 2)
-        shapes[tower + "embeddings.patch_embedding.bias"] = (vision.hidden_size,)
-        shapes[tower + "embeddings.position_embedding.weight"] = (vision.positions**2, vision.hidden_size)
-        for norm in ("weight", "bias"):
-            shapes[f"{tower}post_layernorm.{norm}"] = (vision.hidden_size,)
-        for layer in range(vision.num_layers):
-            shapes |= _tower_layer(f"{tower}encoder.layers.{layer}.", vision)
+        shapes = model_shapes(vision, text, tied=self.tie_word_embeddings)
         projection = "model.connector.modality_projection."
-        shapes |= _gated_mlp(projection, vision.hidden_size, text.intermediate_size, text.hidden_size)
+        shapes |= gated_mlp(projection, vision.hidden_size, text.intermediate_size, text.hidden_size)
         resampler = "model.connector.perceiver_resampler."
         shapes[resampler + "latents"] = (perceiver.num_latents, text.hidden_size)
         shapes[resampler + "norm.weight"] = (text.hidden_size,)
         for layer in range(perceiver.num_layers):
             shapes |= _perceiver_layer(f"{resampler}layers.{layer}.", perceiver, text.hidden_size)
-        for layer in range(text.num_layers):
-            shapes |= _decoder_layer(f"model.text_model.layers.{layer}.", text)
         return shapes
 
 
-def _tower_layer(prefix: str, config: VisionConfig) -> dict[str, tuple[int, ...]]:
-    width, inner = config.hidden_size, config.intermediate_size
-    shapes: dict[str, tuple[int, ...]] = {}
-    products = {f"self_attn.{part}": (width, width) for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
-    for name, shape in {**products, "mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}.items():
-        shapes[f"{prefix}{name}.weight"], shapes[f"{prefix}{name}.bias"] = shape, shape[:1]
-    for norm in ("layer_norm1", "layer_norm2"):
-        shapes[f"{prefix}{norm}.weight"] = shapes[f"{prefix}{norm}.bias"] = (width,)
-    return shapes
-
-
-def _gated_mlp(prefix: str, width: int, inner: int, out: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{prefix}gate_proj.weight": (inner, width),
-        f"{prefix}up_proj.weight": (inner, width),
-        f"{prefix}down_proj.weight": (out, inner),
-    }
-
-
-def _attention(prefix: str, width: int, heads: int, kv_heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{prefix}self_attn.q_proj.weight": (heads * head_dim, width),
-        f"{prefix}self_attn.k_proj.weight": (kv_heads * head_dim, width),
-        f"{prefix}self_attn.v_proj.weight": (kv_heads * head_dim, width),
-        f"{prefix}self_attn.o_proj.weight": (width, heads * head_dim),
-    }
-
-
 def _perceiver_layer(prefix: str, config: PerceiverConfig, width: int) -> dict[str, tuple[int, ...]]:
-    shapes = _attention(prefix, width, config.num_heads, config.num_kv_heads, config.head_dim)
-    shapes |= _gated_mlp(f"{prefix}mlp.", width, _PERCEIVER_MLP * width, width)
+    shapes = attention(prefix, width, config.num_heads, config.num_kv_heads, config.head_dim)
+    shapes |= gated_mlp(f"{prefix}mlp.", width, _PERCEIVER_MLP * width, width)
     for norm in ("input_latents_norm", "input_context_norm", "post_attention_layernorm"):
-        shapes[f"{prefix}{norm}.weight"] = (width,)
-    return shapes
-
-
-def _decoder_layer(prefix: str, config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    width = config.hidden_size
-    shapes = _attention(prefix, width, config.num_heads, config.num_kv_heads, config.head_dim)
-    shapes |= _gated_mlp(f"{prefix}mlp.", width, config.intermediate_size, width)
-    for norm in ("input_layernorm", "post_attention_layernorm"):
         shapes[f"{prefix}{norm}.weight"] = (width,)
     return shapes

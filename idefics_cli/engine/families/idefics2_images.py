@@ -64,6 +64,10 @@ class Idefics2ImageProcessor:
             ]
         return tuple(self._limited(image) for image in images)
 
+    def columns(self, width: int, height: int, *, split: bool) -> int:  # noqa: ARG002
+        """Return 0: prompts do not say where a sub-image stands."""
+        return 0
+
     def limited_size(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height of an image within the longest and shortest edge.
 

@@ -52,6 +52,10 @@ class WholePages:
             page.thumbnail((most, most), Image.Resampling.LANCZOS)
         return (np.asarray(page),)
 
+    def columns(self, width: int, height: int, *, split: bool) -> int:  # noqa: ARG002
+        """Return 0: prompts do not say where a sub-image stands."""
+        return 0
+
 
 class ProcessorFamily:
     """A checkpoint with a processor of its own, as far as torch is not needed to know it."""

@@ -18,12 +18,13 @@ _PROBE = "what a system turn says"
 class Tokenizer:
     """The tokenizer of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, *, adds_special_tokens: bool = True) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, adds_special_tokens: bool = True, bos_token: str = "") -> None:
         """Read tokenizer.json.
 
         Args:
             checkpoint: whose tokenizer it is.
             adds_special_tokens: whether `encode` puts tokens around a text, as the file says.
+            bos_token: what templates may begin with by themselves: such a text gets no tokens around it.
 
         Raises:
             ModelError: it can't be read.
@@ -35,7 +36,7 @@ class Tokenizer:
             self._tokenizer = FastTokenizer.from_file(str(checkpoint.tokenizer_file))
         except Exception as error:  # the library raises Exception itself
             raise ModelError(f"{checkpoint.name}: tokenizer.json can't be read: {error}") from error
-        self._adds_special_tokens = adds_special_tokens
+        self._adds_special_tokens, self._bos_token = adds_special_tokens, bos_token
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder().values()
@@ -43,7 +44,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text, those that the tokenizer puts around it included."""
-        return list(self._tokenizer.encode(text, add_special_tokens=self._adds_special_tokens).ids)
+        has_bos = bool(self._bos_token) and text.startswith(self._bos_token)
+        return list(self._tokenizer.encode(text, add_special_tokens=self._adds_special_tokens and not has_bos).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens without the special ones."""

@@ -14,9 +14,8 @@ from idefics_cli.config import ModelSettings
 from idefics_cli.engine.base import EngineInfo
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice, free_host_memory
-from idefics_cli.engine.families.base import PromptBuilder
+from idefics_cli.engine.families.base import NativeFamily, PromptBuilder
 from idefics_cli.engine.families.generation import GenerationRules, check_length, random_key
-from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.native.core import EngineCore
 from idefics_cli.engine.native.memory_plan import WorkSizes, layers_at_once, plan_memory, weight_bytes
 from idefics_cli.engine.native.model_runner import ModelRunner
@@ -54,7 +53,10 @@ class NativeEngine:
         future: Future[Answer] = Future()
         try:
             prompt = self._prompts.build(
-                request.conversation, [len(page.crops) for page in request.pages], request.shared_turns
+                request.conversation,
+                [len(page.crops) for page in request.pages],
+                request.shared_turns,
+                [page.columns for page in request.pages],
             )
             check_length(len(prompt.tokens), self._rules, self._max_positions)
         except RowFailedError as error:
@@ -152,7 +154,7 @@ class NativeEngine:
 
 def load_native(
     checkpoint: Checkpoint,
-    family: Idefics2Family,
+    family: NativeFamily,
     settings: ModelSettings,
     choice: DeviceChoice,
     info: EngineInfo,
@@ -203,10 +205,11 @@ def load_native(
     return NativeEngine(core, info, prompts, family.generation(settings), config.text.max_positions)
 
 
-def _work_sizes(family: Idefics2Family, settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> WorkSizes:
-    images, wide = family.image_processor, wide_dtype(dtype, device)
-    edge = max(images.longest_edge, images.shortest_edge)
-    return WorkSizes.of(family.config, dtype.itemsize, settings.quantize, wide_item=wide.itemsize, edge=edge)
+def _work_sizes(family: NativeFamily, settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> WorkSizes:
+    wide = wide_dtype(dtype, device)
+    return WorkSizes.of(
+        family.config, dtype.itemsize, settings.quantize, wide_item=wide.itemsize, edge=family.image_edge
+    )
 
 
 def not_a_number(dtype: str | None) -> Failure:
@@ -226,7 +229,7 @@ def _cancellable(source: Source, is_cancelled: Callable[[], bool]) -> Source:
     return read
 
 
-def random_source(family: Idefics2Family, choice: DeviceChoice) -> Source:
+def random_source(family: NativeFamily, choice: DeviceChoice) -> Source:
     """Return random weights of a family's shapes: for measurements."""
     device = torch_device(choice, None)
     return RandomSource(family.config.weight_shapes(), getattr(torch, choice.dtype), device)
@@ -235,9 +238,7 @@ def random_source(family: Idefics2Family, choice: DeviceChoice) -> Source:
 _SMALLER = "try --quantize int8 or int4, --dtype bfloat16, a GPU with more memory, or --device cpu"
 
 
-def _check_room(
-    family: Idefics2Family, settings: ModelSettings, device: torch.device, dtype: torch.dtype
-) -> int | None:
+def _check_room(family: NativeFamily, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> int | None:
     """Refuse weights that can't fit, before minutes are spent on loading them; return the bytes left beside them.
 
     Raises:

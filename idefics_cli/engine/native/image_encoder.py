@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idefics_cli.engine.native.models.idefics2 import VisionEncoder
+from idefics_cli.engine.native.models.siglip import VisionEncoder
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.base import Ops
 from idefics_cli.records import Crop

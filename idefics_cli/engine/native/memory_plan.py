@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from idefics_cli.config import Quantize
-from idefics_cli.engine.families.idefics2 import Idefics2Config
+from idefics_cli.engine.families.base import ModelConfig
 from idefics_cli.engine.quantization import GROUP
 
 CPU_SEQUENCES = 8
@@ -42,7 +42,7 @@ class WorkSizes:
     @classmethod
     def of(
         cls,
-        config: Idefics2Config,
+        config: ModelConfig,
         item: int,
         quantize: Quantize = Quantize.NONE,
         *,
@@ -61,14 +61,13 @@ class WorkSizes:
             edge: longest edge of an image in pixels; None is the longest that the tower takes.
 
         """
-        vision, text, perceiver = config.vision, config.text, config.perceiver
-        context = 2 * perceiver.num_layers * perceiver.num_kv_heads * perceiver.head_dim
+        vision, text, context = config.vision, config.text, config.context_width
         tower = max(7 * vision.hidden_size + vision.intermediate_size, vision.hidden_size + 2 * context)
         side = vision.positions if edge is None else edge // vision.patch_size
         return cls(
             slot=2 * text.num_layers * text.num_kv_heads * text.head_dim * item,
             page=config.max_crops * side**2 * item * tower,
-            patch=(3 * text.intermediate_size + 2 * text.hidden_size) * (wide_item or item),
+            patch=config.projection_width * (wide_item or item),
             token=(3 * text.intermediate_size + 6 * text.hidden_size) * item,
             fixed=_FIXED + (2 * text.intermediate_size * text.hidden_size * item if quantize in _GROUPED else 0),
         )
@@ -103,7 +102,7 @@ MOST_LAYERS_AT_ONCE = 8
 _COPIES_OF_A_WEIGHT = 6  # two that share their input, the same joined, and what is computed on the way
 
 
-def weight_bytes(config: Idefics2Config, quantize: Quantize, item: int, *, wide_item: int | None = None) -> int:
+def weight_bytes(config: ModelConfig, quantize: Quantize, item: int, *, wide_item: int | None = None) -> int:
     """Return how much memory the weights take; embeddings and the head are never quantized.
 
     Args:
@@ -123,7 +122,7 @@ def weight_bytes(config: Idefics2Config, quantize: Quantize, item: int, *, wide_
     return int(total)
 
 
-def layers_at_once(config: Idefics2Config, quantize: Quantize, item: int, spare: int | None) -> int:
+def layers_at_once(config: ModelConfig, quantize: Quantize, item: int, spare: int | None) -> int:
     """Return how many layers are read at once: fewer where what is quantized hardly fits beside what it becomes.
 
     Args:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from idefics_cli.config import Kernels, ModelSettings
-from idefics_cli.engine.families.idefics2 import Idefics2Family
+from idefics_cli.engine.families.base import NativeFamily
 from idefics_cli.engine.native.choices import step_decoder
 from idefics_cli.engine.native.decode import Start, StepDecoder
 from idefics_cli.engine.native.encoder_cache import EncoderCache
 from idefics_cli.engine.native.image_encoder import ImageEncoder
 from idefics_cli.engine.native.memory_plan import DECODE_SEQUENCES, MemoryPlan
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, to_device
-from idefics_cli.engine.native.models.idefics2 import VisionEncoder
+from idefics_cli.engine.native.models.vision import vision_encoder
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.base import Ops, has_triton
 from idefics_cli.engine.native.prefill import Piece, batches_of, copy_heads, payers_of, pieces_of
@@ -35,10 +35,10 @@ _log = logging.getLogger(__name__)
 class ModelRunner:
     """The models, the KV cache and the state of decoding."""
 
-    def __init__(self, weights: Weights, family: Idefics2Family, settings: ModelSettings) -> None:
+    def __init__(self, weights: Weights, family: NativeFamily, settings: ModelSettings) -> None:
         """Build the models from weights; the cache comes with `allocate`."""
         self._family, self._settings, self.device = family, settings, weights.device
-        self.vision = VisionEncoder(weights, family.config, family.normalization)
+        self.vision = vision_encoder(weights, family.config, family.normalization)
         self.decoder = Decoder(weights, family.config.text, tie_word_embeddings=family.config.tie_word_embeddings)
         self.ops = choose_ops(settings.kernels, weights.device, family.config.text.head_dim)
         self.features = EncoderCache()

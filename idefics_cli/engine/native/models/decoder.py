@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from idefics_cli.engine.families.base import DecoderConfig
+from idefics_cli.engine.families.base import DecoderConfig, RopeScaling
 from idefics_cli.engine.native.ops.base import AttentionMetadata, InputFormat, Ops
 from idefics_cli.engine.native.ops.linear import Linear
 from idefics_cli.engine.native.weights import Weights
@@ -179,5 +180,18 @@ def _rotary_tables(config: DecoderConfig, device: torch.device) -> tuple[Tensor,
     """Return cosines and sines, float32 (positions, head dim / 2), of rotary embeddings (Su et al., RoFormer, 2021)."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
+    if config.rope_scaling is not None:
+        frequencies = _stretched(frequencies, config.rope_scaling)
     angles = torch.arange(config.max_positions, dtype=torch.float32)[:, None] * frequencies
     return angles.cos().to(device), angles.sin().to(device)
+
+
+def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Stretch rotary frequencies as Llama 3.1 does: slow ones by the factor, fast ones not, those between in part.
+
+    Slow and fast are counted in turns within the positions that the model was trained with before.
+    """
+    turns = scaling.original_positions * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies / scaling.factor * (1 - kept) + frequencies * kept
