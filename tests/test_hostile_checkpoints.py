@@ -135,3 +135,20 @@ def test_a_session_that_was_closed_says_so() -> None:
     session.close()
     with pytest.raises(ModelError, match="the session has been closed"):
         session.ask(str(SAMPLES / "documents" / "letter.pdf"), "Who?")
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("text_config", "num_hidden_layers"),
+        ("vision_config", "num_hidden_layers"),
+        ("perceiver_config", "resampler_depth"),
+    ],
+)
+@pytest.mark.parametrize("count", [10**9, 0, -1])
+def test_layers_that_no_model_has_are_refused_at_once(folder: Path, part: str, key: str, count: int) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config[part][key] = count
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"{key} is {count:,}: it takes 1 to 1,000"):
+        open_engine(settings_of(folder))

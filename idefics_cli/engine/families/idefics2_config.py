@@ -8,7 +8,14 @@ from typing import Any
 
 from idefics_cli.engine.families.base import DecoderConfig, PerceiverConfig, VisionConfig
 from idefics_cli.engine.families.idefics2_images import MAX_CROPS
-from idefics_cli.engine.families.model_config import attention, decoder_config, gated_mlp, model_shapes, vision_config
+from idefics_cli.engine.families.model_config import (
+    attention,
+    decoder_config,
+    gated_mlp,
+    layer_count,
+    model_shapes,
+    vision_config,
+)
 from idefics_cli.errors import ModelError
 
 _PERCEIVER_MLP = 4  # times its width
@@ -44,7 +51,7 @@ class Idefics2Config:
                 vision_config(vision, hidden_size=768, num_attention_heads=12),
                 PerceiverConfig(
                     num_latents=int(perceiver.get("resampler_n_latents", 64)),
-                    num_layers=int(perceiver.get("resampler_depth", 3)),
+                    num_layers=layer_count(perceiver, "resampler_depth", 3),
                     num_heads=int(perceiver.get("resampler_n_heads", 16)),
                     num_kv_heads=int(perceiver.get("num_key_value_heads", 4)),
                     head_dim=int(perceiver.get("resampler_head_dim", 96)),

@@ -9,6 +9,7 @@ from typing import Any
 from idefics_cli.engine.families.base import DecoderConfig, ModelConfig, RopeScaling, VisionConfig
 from idefics_cli.errors import ModelError
 
+_MOST_LAYERS = 1000  # of a stack: what a damaged file says must not become as many names of weights
 _HARMLESS_WEIGHTS = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
 MISTRAL: Mapping[str, Any] = {
     "model_type": "mistral",
@@ -51,7 +52,7 @@ def decoder_config(
             vocab_size=int(values.get("vocab_size", 32000)),
             hidden_size=hidden,
             intermediate_size=int(values["intermediate_size"]),
-            num_layers=int(values.get("num_hidden_layers", 32)),
+            num_layers=layer_count(values, "num_hidden_layers", 32),
             num_heads=heads,
             num_kv_heads=int(values["num_key_value_heads"] or defaults["num_key_value_heads"] or heads),
             head_dim=int(values.get("head_dim") or hidden // heads),
@@ -76,6 +77,14 @@ def decoder_config(
     if values.get("layer_types"):
         gaps.append("layer_types")
     return config, tuple(gaps)
+
+
+def layer_count(values: Mapping[str, Any], key: str, default: int) -> int:
+    """Return how many layers a stack has; raises ValueError for a number that no model has."""
+    count = int(values.get(key, default))
+    if not 1 <= count <= _MOST_LAYERS:
+        raise ValueError(f"{key} is {count:,}: it takes 1 to {_MOST_LAYERS:,}")
+    return count
 
 
 def _rope_type(rope: Mapping[str, Any]) -> str:
@@ -107,7 +116,7 @@ def vision_config(values: Mapping[str, Any], **defaults: int) -> VisionConfig:
     return VisionConfig(
         hidden_size=int(values["hidden_size"]),
         intermediate_size=int(values.get("intermediate_size", 3072)),
-        num_layers=int(values.get("num_hidden_layers", 12)),
+        num_layers=layer_count(values, "num_hidden_layers", 12),
         num_heads=int(values["num_attention_heads"]),
         patch_size=patch,
         positions=int(values.get("image_size", 224)) // patch,
