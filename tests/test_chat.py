@@ -34,7 +34,6 @@ def test_a_pipe_of_questions_is_a_conversation_that_encodes_its_page_once(cli: R
     assert first["vision_ms"] > 0
     assert second["vision_ms"] == third["vision_ms"] == 0
     assert first["prompt_tokens"] < second["prompt_tokens"] < third["prompt_tokens"]
-    assert second["prefill_ms"] < first["prefill_ms"] * 2
     assert len({row["key"] for row in (first, second, third)}) == 3
 
 

@@ -124,6 +124,8 @@ class Modules:
     longest_edge = 490
     def render_edge(self, *, split):
         return 490
+    def columns(self, width, height, *, split):
+        return 0
     def crops(self, page, *, split):
         return (np.frombuffer(" ".join(sys.modules).encode(), np.uint8),)
 """
