@@ -101,7 +101,7 @@ def run(
             checked_pages(pages, password_file),
             model,
             asked,
-            output(path=file, format=form or _format_of(file)),
+            output(path=file, format=form or format_of_name(file)),
             messages,
             workers,
             max_failures,
@@ -129,7 +129,8 @@ def one_of(file: str | None, texts: Sequence[str]) -> str | Sequence[str]:
     return file or texts
 
 
-def _format_of(file: Path | None) -> Format:
+def format_of_name(file: Path | None) -> Format:
+    """Return the format that an output's name asks for; raises UsageError as `format_of`."""
     from idefics_cli.results.check import format_of
 
     return format_of(file)
