@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import IO
@@ -17,10 +18,15 @@ from idefics_cli.inputs import Inputs, read_inputs
 from idefics_cli.pipeline import Progress
 from idefics_cli.questions.read import accepted_answers
 from idefics_cli.records import Answer, Request, Row
+from idefics_cli.results.answered import Answered
 from idefics_cli.results.check import check_output, read_state
 from idefics_cli.results.output import open_output
 from idefics_cli.results.stats import RunStats
 from idefics_cli.session import Session
+from idefics_cli.workers.children import ChildPool
+from idefics_cli.workers.dispatch import Dispatcher, WorkerShare
+from idefics_cli.workers.messages import OpenEngine, WorkerSpec
+from idefics_cli.workers.placement import Placement, describe, placements
 
 
 @dataclass(slots=True)
@@ -35,6 +41,8 @@ class BatchResult:
     """Wall time, from the first job to the last row."""
     kept_failed: int = 0
     """Failed rows of the output that are not asked again."""
+    workers: list[WorkerShare] = field(default_factory=list)
+    """What each worker did, where there were several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,8 @@ class DryRun:
     seconds_per_row: float | None
     """What an earlier row of the output cost; None where there is none."""
     notes: list[str]
+    workers: str = ""
+    """Which there would be, where there are several."""
 
 
 def run(
@@ -59,6 +69,8 @@ def run(
     engine: Engine | None = None,
     on_start: Callable[[Inputs, Session], None] = lambda *_: None,
     on_row: Callable[[Row, Progress], None] = lambda *_: None,
+    on_note: Callable[[str], None] = lambda _: None,
+    open_with: OpenEngine = open_engine,
 ) -> BatchResult:
     """Answer questions and write their rows.
 
@@ -70,14 +82,18 @@ def run(
         engine: takes the place of the checkpoint's.
         on_start: told what is asked before the first row.
         on_row: told of each row once it is written.
+        on_note: told what happens to workers.
+        open_with: opens the checkpoint, here and in each worker; a function of a module.
 
     Raises:
         IdeficsCliError: nothing could be asked, the output can't be written, or too many rows failed.
 
     """
+    gpus = settings.workers.gpus
+    places = placements(gpus, settings) if gpus is not None else []
     inputs = read_inputs(documents, questions, settings)
     result = BatchResult()
-    with Session(settings=settings, engine=engine) as session:
+    with Session(settings=settings, engine=engine or open_with(settings.model)) as session:
         values = session.setting_values
         paths = inputs.paths + (session.examples.paths if session.examples else [])
         check_output(settings.output, inputs.columns, values, paths)
@@ -85,19 +101,57 @@ def run(
         started = time.monotonic()
         with open_output(settings.output, inputs.columns, stdout, values, paths) as output:
             result.kept_failed = output.earlier.failed - output.earlier.to_retry
+            answering = _Answering(session, places, open_with, output.answered, result.progress, on_note)
             try:
-                rows = session.rows(inputs, take_answered=output.answered.take, progress=result.progress)
-                for row in rows:
-                    output.write(row)
-                    result.stats.add(row, accepted_answers(row.extra.get("answers")))
-                    on_row(row, result.progress)
-                    _check_failures(settings, result.stats, row)
+                with contextlib.closing(answering.rows(inputs)) as rows:
+                    for row in rows:
+                        output.write(row)
+                        result.stats.add(row, accepted_answers(row.extra.get("answers")))
+                        on_row(row, result.progress)
+                        _check_failures(settings, result.stats, row)
                 if settings.questions.limit is None:
                     output.complete()
             finally:
                 result.seconds = time.monotonic() - started
+                result.workers = answering.shares()
         result.notes += output.notes
     return result
+
+
+class _Answering:
+    """What answers a run: this process, or workers."""
+
+    def __init__(
+        self,
+        session: Session,
+        places: list[Placement],
+        open_with: OpenEngine,
+        answered: Answered,
+        progress: Progress,
+        on_note: Callable[[str], None],
+    ) -> None:
+        self._session, self._answered, self._progress = session, answered, progress
+        self._dispatcher: Dispatcher | None = None
+        if places:
+            specs = [(WorkerSpec(place.settings, open_with), place.environment) for place in places]
+            self._dispatcher = Dispatcher(
+                session,
+                ChildPool(specs),
+                [place.name for place in places],
+                take_answered=answered.take if len(answered) else None,
+                progress=progress,
+                on_note=on_note,
+            )
+
+    def rows(self, inputs: Inputs) -> Generator[Row, None, None]:
+        """Yield the rows of a run; see `pipeline.run` and `Dispatcher.rows`."""
+        if self._dispatcher is not None:
+            return self._dispatcher.rows(inputs.jobs)
+        return self._session.rows(inputs, take_answered=self._answered.take, progress=self._progress)
+
+    def shares(self) -> list[WorkerShare]:
+        """Return what each worker did, where there were several."""
+        return self._dispatcher.shares() if self._dispatcher is not None else []
 
 
 def dry_run(documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings) -> DryRun:
@@ -107,6 +161,8 @@ def dry_run(documents: Sequence[str], questions: str | Sequence[str], settings: 
         IdeficsCliError: what a run would be refused for.
 
     """
+    gpus = settings.workers.gpus
+    workers = describe(placements(gpus, settings)) if gpus is not None else ""
     inputs = read_inputs(documents, questions, settings)
     engine = NullEngine(open_engine(settings.model).info)
     progress, failures = Progress(), Counter[str]()
@@ -117,7 +173,7 @@ def dry_run(documents: Sequence[str], questions: str | Sequence[str], settings: 
         for row in session.rows(inputs, take_answered=earlier.answered.take, progress=progress):
             if row.status == "failed":
                 failures[f"{row.document}: {row.error}"] += 1
-    return DryRun(progress, failures, earlier.seconds_per_row, inputs.notes)
+    return DryRun(progress, failures, earlier.seconds_per_row, inputs.notes, workers)
 
 
 class NullEngine:

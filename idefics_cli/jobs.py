@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from idefics_cli.config import Across, PageSettings
+from idefics_cli.config import Across, PageSettings, Shard
 from idefics_cli.documents.page_cache import PageCache
 from idefics_cli.errors import Failure, FailureKind, RowFailedError
 from idefics_cli.questions.messages import MOST_TOGETHER
@@ -14,8 +14,17 @@ from idefics_cli.results.fingerprint import row_key
 from idefics_cli.rows import PendingRow
 
 
-def rows_of(job: Job, cache: PageCache, settings: PageSettings) -> Iterator[PendingRow]:
-    """Yield the rows that a job asks for: one, or one for each page; waits for its documents."""
+def rows_of(job: Job, cache: PageCache, settings: PageSettings, shard: Shard | None = None) -> Iterator[PendingRow]:
+    """Yield the rows that a job asks for: one, or one for each page; waits for its documents.
+
+    With a shard, those whose document belongs to it.
+    """
+    for row in _rows_of(job, cache, settings):
+        if shard is None or shard.holds(row.digest):
+            yield row
+
+
+def _rows_of(job: Job, cache: PageCache, settings: PageSettings) -> Iterator[PendingRow]:
     question, document = job.question, job.document
     asked = asked_words(question)
     if document is None or question.failure:
@@ -25,7 +34,8 @@ def rows_of(job: Job, cache: PageCache, settings: PageSettings) -> Iterator[Pend
         names: str | list[str] = question.document or ""
         if question.documents:
             names = [part.document for part in question.documents]
-        yield PendingRow(job, row_key(names, question.page or "", asked, question.id), failure=failure)
+        key = row_key(names, question.page or "", asked, question.id)
+        yield PendingRow(job, key, failure=failure, digest=names)
         return
     if job.documents:
         yield _row_of_several(job, cache, settings)
@@ -36,11 +46,12 @@ def rows_of(job: Job, cache: PageCache, settings: PageSettings) -> Iterator[Pend
         digest = info.digest
         pages = select_pages(question.page or settings.selection, info.pages)
     except RowFailedError as error:
-        yield PendingRow(job, row_key(digest, question.page or "", asked, question.id), failure=error.failure)
+        key = row_key(digest, question.page or "", asked, question.id)
+        yield PendingRow(job, key, failure=error.failure, digest=digest)
         return
     together = settings.across is Across.TOGETHER and len(pages) > 1
     for group in [(page,) for page in pages] if settings.across is Across.EACH else [pages]:
-        yield PendingRow(job, row_key(digest, format_pages(group), asked, question.id), group, together)
+        yield PendingRow(job, row_key(digest, format_pages(group), asked, question.id), group, together, digest=digest)
 
 
 def asked_words(question: Question) -> str | list[object]:
@@ -74,7 +85,7 @@ def _row_of_several(job: Job, cache: PageCache, settings: PageSettings) -> Pendi
         failure = Failure(FailureKind.TOO_LARGE, words)
     key = row_key(digests, "; ".join(selections), asked_words(question), question.id)
     pages = tuple(range(1, len(places) + 1)) if failure is None else ()
-    return PendingRow(job, key, pages, is_together=True, places=tuple(places), failure=failure)
+    return PendingRow(job, key, pages, is_together=True, places=tuple(places), failure=failure, digest=digests)
 
 
 def _named(document: Document, failure: Failure, job: Job) -> Failure:

@@ -23,7 +23,7 @@ from idefics_cli.jobs import rows_of
 from idefics_cli.prefetch import prefetch
 from idefics_cli.records import Job, PreparedPage, Row
 from idefics_cli.results.fingerprint import settings_fingerprint, settings_values
-from idefics_cli.rows import PageFacts, PendingRow, finished_row
+from idefics_cli.rows import PageFacts, PageRequest, PendingRow, finished_row
 
 _PAGES_AHEAD = 4  # requests for each page process whose pages are being rendered
 
@@ -50,6 +50,8 @@ def run(
     fingerprint: str | None = None,
     take_answered: Callable[[str], bool] = lambda _: False,
     progress: Progress | None = None,
+    on_job: Callable[[Job], None] = lambda _: None,
+    on_row: Callable[[Job, Row], None] = lambda *_: None,
 ) -> Generator[Row, None, None]:
     """Answer jobs and yield their rows, in the order of the jobs.
 
@@ -65,6 +67,8 @@ def run(
         fingerprint: for the `settings` column; None makes it of the settings and the engine's.
         take_answered: whether a row with this key is there already, and not yet taken for another; it is skipped then.
         progress: kept up to date.
+        on_job: told of each job once all of its rows were looked up with `take_answered`, from a thread.
+        on_row: told of each row and its job before the row is yielded.
 
     Raises:
         InputError: the examples can't be read.
@@ -73,7 +77,7 @@ def run(
     """
     progress = progress if progress is not None else Progress()
     cache = PageCache(pool, engine.info.image_processor)
-    stages = _Stages(engine, cache, settings, take_answered, progress, examples)
+    stages = _Stages(engine, cache, settings, take_answered, progress, examples, on_job)
     if fingerprint is None:
         digest = examples.digest() if examples else ""
         fingerprint = settings_fingerprint(settings_values(engine.info.settings, settings, examples=digest))
@@ -83,6 +87,7 @@ def run(
         finished = finished_row(row, engine.info.name, fingerprint)
         progress.rows += 1
         progress.failed += finished.status == "failed"
+        on_row(row.job, finished)
         return finished
 
     try:
@@ -102,16 +107,6 @@ def run(
         stages.stop()
 
 
-@dataclass(frozen=True, slots=True)
-class _PageRequest:
-    """Pages of a row that go into one request, asked for from the page processes."""
-
-    row: PendingRow
-    page_ids: dict[int, str]
-    """By page number."""
-    is_last: bool
-
-
 class _Stages:
     """The stages of a run; each turns one stream into the next."""
 
@@ -123,9 +118,10 @@ class _Stages:
         take_answered: Callable[[str], bool],
         progress: Progress,
         examples: Examples | None,
+        on_job: Callable[[Job], None],
     ) -> None:
         self._engine, self._cache, self._settings = engine, cache, settings
-        self._take_answered, self._progress = take_answered, progress
+        self._take_answered, self._progress, self._on_job = take_answered, progress, on_job
         self._examples = examples
         self._prepared_examples: PreparedExamples | None = None
         self._room = threading.Semaphore(engine.info.capacity)
@@ -161,7 +157,7 @@ class _Stages:
         limit = self._settings.questions.limit
         count = 0
         for job in jobs:
-            for row in rows_of(job, self._cache, self._settings.pages):
+            for row in rows_of(job, self._cache, self._settings.pages, self._settings.questions.shard):
                 if self._take_answered(row.key):
                     self._progress.skipped += 1
                     continue
@@ -169,8 +165,9 @@ class _Stages:
                     return
                 count += 1
                 yield row
+            self._on_job(job)
 
-    def request_pages(self, rows: Iterable[PendingRow]) -> Iterator[_PageRequest]:
+    def request_pages(self, rows: Iterable[PendingRow]) -> Iterator[PageRequest]:
         """Ask the page processes for the pages of each row, one request of the engine at a time."""
         for row in rows:
             pages = row.pages if row.failure is None else ()
@@ -184,9 +181,9 @@ class _Stages:
                         page_ids[page] = self._cache.request(*row.place(page))
                     except RowFailedError as error:
                         row.page_failures.append(error.failure)
-                yield _PageRequest(row, page_ids, index == len(groups))
+                yield PageRequest(row, page_ids, index == len(groups))
 
-    def submit(self, requests: Iterable[_PageRequest], in_flight: deque[PendingRow]) -> Iterator[PendingRow]:
+    def submit(self, requests: Iterable[PageRequest], in_flight: deque[PendingRow]) -> Iterator[PendingRow]:
         """Hand each request to the engine once its pages are there; yields rows whose requests are all submitted."""
         for request in requests:
             row = request.row
@@ -223,7 +220,7 @@ class _Stages:
             row.raster_ms += sum(page.raster_ms for page in self._prepared_examples.pages)
             row.prepare_ms += sum(page.prepare_ms for page in self._prepared_examples.pages)
 
-    def _prepared(self, request: _PageRequest) -> dict[int, PreparedPage]:
+    def _prepared(self, request: PageRequest) -> dict[int, PreparedPage]:
         """Wait for the pages of a request; the row that first uses a page bears its cost."""
         row, ready = request.row, {}
         for page in request.page_ids:

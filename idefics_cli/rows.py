@@ -44,6 +44,8 @@ class PendingRow:
     """Of several documents read together: the document's index and the page's number for each of `pages`, which are
     then numbers from 1 on. Empty where `pages` are those of the job's one document."""
     failure: Failure | None = None
+    digest: str | list[str] = ""
+    """What `key` takes for the document: the digest of its bytes, or what it is called where it can't be read."""
     facts: dict[int, PageFacts] = field(default_factory=dict)
     """Of the pages that could be prepared."""
     page_failures: list[Failure] = field(default_factory=list)
@@ -95,6 +97,16 @@ class PendingRow:
         return self.is_submitted and all(
             answer.done() and not answer.cancelled() and answer.exception() is None for answer in self.answers.values()
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """Pages of a row that go into one request, asked for from the page processes."""
+
+    row: PendingRow
+    page_ids: dict[int, str]
+    """By page number."""
+    is_last: bool
 
 
 def is_abstention(text: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from types import TracebackType
 
 from idefics_cli.config import RunSettings, Split
@@ -103,7 +103,7 @@ class Session:
         *,
         take_answered: Callable[[str], bool] = lambda _: False,
         progress: Progress | None = None,
-    ) -> Iterator[Row]:
+    ) -> Generator[Row, None, None]:
         """Yield the rows of inputs that are read already; see `pipeline.run`.
 
         Raises:

@@ -44,7 +44,7 @@ def make_app() -> typer.Typer:
     """Put the commands together."""
     import typer
 
-    from idefics_cli.cli import ask, bench, demo, doctor, evaluate, options, prepare, run, status
+    from idefics_cli.cli import ask, bench, demo, doctor, evaluate, merge, options, prepare, run, status
 
     app = typer.Typer(
         name=NAME,
@@ -62,6 +62,7 @@ def make_app() -> typer.Typer:
         ("ask", ask.ask),
         ("run", run.run),
         ("status", status.status),
+        ("merge", merge.merge),
         ("eval", evaluate.evaluate),
         ("demo", demo.demo),
         ("bench", bench.bench),

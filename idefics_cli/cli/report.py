@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from idefics_cli.batch import BatchResult
     from idefics_cli.config import RunSettings
     from idefics_cli.records import Row
+    from idefics_cli.workers.dispatch import WorkerShare
 
 _SHOWN = 20  # failing documents
 _SHARES = (("document", 3), ("question", 3), ("answer", 4), ("error", 2))
@@ -72,7 +73,7 @@ class RowTable:
 def report_run(result: BatchResult, first_failure: str, settings: RunSettings) -> None:
     """Say what a run has come to: one line for a log, several figures on a terminal."""
     stats, progress = result.stats, result.progress
-    for words in result.notes:
+    for words in [*result.notes, *map(_share_words, result.workers)]:
         note(words)
     if not sys.stderr.isatty():
         summary(_log_line(result, first_failure, settings), is_failure=bool(stats.failed))
@@ -98,6 +99,17 @@ def report_run(result: BatchResult, first_failure: str, settings: RunSettings) -
     for name, words in rows:
         table.add_row(name, words)
     print_table(table, sys.stderr)
+
+
+def _share_words(share: WorkerShare) -> str:
+    """Say what a worker did, how fast, and how much of the time it had nothing to do."""
+    words = [f"{share.rows:,} rows, {share.pages:,} pages"]
+    if share.seconds:
+        words.append(f"{share.pages / share.seconds:.2f} pages/s since the model was loaded")
+        words.append(f"idle {share.idle_s:.1f} s ({share.idle_s / share.seconds:.0%})")
+    if share.losses:
+        words.append(f"started again {share.losses:,} times" if share.losses > 1 else "started again once")
+    return f"{share.name}: {', '.join(words)}"
 
 
 def _log_line(result: BatchResult, first_failure: str, settings: RunSettings) -> str:
@@ -144,6 +156,8 @@ def report_dry_run(
     progress, seconds = found.progress, found.seconds_per_row
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_row("rows to ask", f"{progress.rows:,}")
+    if found.workers:
+        table.add_row("workers", found.workers)
     table.add_row("rows already answered", f"{progress.skipped:,}")
     table.add_row("pages", f"{progress.pages:,}, {progress.split_pages:,} of them split")
     table.add_row("rows that fail for their input", f"{progress.failed:,}")

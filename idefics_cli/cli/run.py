@@ -27,6 +27,7 @@ from idefics_cli.config import (
     Panel,
     QuestionSettings,
     RunSettings,
+    WorkerSettings,
 )
 from idefics_cli.errors import ROWS_FAILED, UsageError
 
@@ -61,6 +62,7 @@ def run(
     model: ModelSettings,
     asked: QuestionSettings,
     output: Callable[..., OutputSettings],
+    workers: WorkerSettings,
     messages: MessageSettings,
     documents: Documents = None,
     questions: QuestionsFile = None,
@@ -99,8 +101,9 @@ def run(
             checked_pages(pages, password_file),
             model,
             asked,
-            output(path=file, format=form or _format_of(file)),
+            output(path=file, format=form or format_of_name(file)),
             messages,
+            workers,
             max_failures,
         )
         if dry_run:
@@ -126,7 +129,8 @@ def one_of(file: str | None, texts: Sequence[str]) -> str | Sequence[str]:
     return file or texts
 
 
-def _format_of(file: Path | None) -> Format:
+def format_of_name(file: Path | None) -> Format:
+    """Return the format that an output's name asks for; raises UsageError as `format_of`."""
     from idefics_cli.results.check import format_of
 
     return format_of(file)
@@ -178,7 +182,15 @@ class RunWatch:
 
         try:
             with self._line as self._shown:
-                return batch.run(documents, questions, self._settings, stdout, on_start=self._start, on_row=self._show)
+                return batch.run(
+                    documents,
+                    questions,
+                    self._settings,
+                    stdout,
+                    on_start=self._start,
+                    on_row=self._show,
+                    on_note=self._note,
+                )
         except Interrupted as error:
             error.detail = self._what_is_done()
             raise
@@ -201,6 +213,10 @@ class RunWatch:
         if self._on_row is not None:
             with self._shown.hidden():
                 self._on_row(row)
+
+    def _note(self, words: str) -> None:
+        with self._shown.hidden():
+            note(words)
 
     def _what_is_done(self) -> str:
         path, rows = self._settings.output.path, self._state.progress.rows if self._state.progress else 0

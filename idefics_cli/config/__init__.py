@@ -26,6 +26,8 @@ from idefics_cli.config.run import (
     RetryFailed,
     RunSettings,
 )
+from idefics_cli.config.shard import Shard
+from idefics_cli.config.workers import Gpus, WorkerSettings
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -38,6 +40,7 @@ __all__ = [
     "Dtype",
     "Format",
     "GenerationSettings",
+    "Gpus",
     "Kernels",
     "MaxFailures",
     "MessageSettings",
@@ -51,7 +54,9 @@ __all__ = [
     "Rasterizer",
     "RetryFailed",
     "RunSettings",
+    "Shard",
     "Split",
+    "WorkerSettings",
     "available_cores",
     "parse_choices",
     "positive_or_auto",

@@ -11,6 +11,8 @@ from typing import Annotated
 from idefics_cli.config.model import ModelSettings
 from idefics_cli.config.option import Option, Panel, check_above_zero
 from idefics_cli.config.pages import PageSettings
+from idefics_cli.config.shard import Shard
+from idefics_cli.config.workers import WorkerSettings
 from idefics_cli.errors import UsageError
 
 _ROWS_TO_JUDGE = 20
@@ -53,6 +55,17 @@ class QuestionSettings:
         ),
     ] = None
     limit: Annotated[int | None, Option("Ask at most N rows.", Panel.LIMITS, metavar="N", default="no limit")] = None
+    shard: Annotated[
+        Shard | None,
+        Option(
+            "Ask part I of N only, by the documents' content; auto takes a SLURM array's task, auto/N a Kubernetes "
+            "job's index. Each part has an output of its own: merge joins them.",
+            Panel.LIMITS,
+            metavar="I/N|auto|auto/N",
+            default="all",
+            parse=Shard.parse,
+        ),
+    ] = None
     root: Annotated[
         Path | None, Option("Questions may name documents below this folder only.", Panel.LIMITS, metavar="FOLDER")
     ] = None
@@ -151,5 +164,6 @@ class RunSettings:
     questions: QuestionSettings = QuestionSettings()
     output: OutputSettings = OutputSettings()
     messages: MessageSettings = MessageSettings()
+    workers: WorkerSettings = field(default_factory=WorkerSettings)
     max_failures: MaxFailures | None = None
     """Failed rows after which the run stops."""

@@ -59,6 +59,10 @@ class Answered:
 
     def take(self, key: str) -> bool:
         """Take one row with this key, if one is left; may be called from any thread."""
+        return self.take_row(key) is not None
+
+    def take_row(self, key: str) -> int | None:
+        """Take one row with this key, and return its number, from 0; None where none is left."""
         upper, lower = np.uint64(int(key[:16], 16)), np.uint64(int(key[16:], 16))
         first = int(np.searchsorted(self._upper, upper))
         while self._has(first, upper) and self._lower[first] < lower:
@@ -67,11 +71,12 @@ class Answered:
             used = self._repeated.get(first, 1)
             index = first + used if self._has(first, upper) and self._taken[self._rows[first]] else first
             if not self._has(index, upper) or self._lower[index] != lower:
-                return False
-            self._taken[self._rows[index]] = True
+                return None
+            row = int(self._rows[index])
+            self._taken[row] = True
             if index > first:
                 self._repeated[first] = used + 1
-            return True
+            return row
 
     def _has(self, index: int, upper: np.uint64) -> bool:
         return index < len(self._upper) and bool(self._upper[index] == upper)

@@ -40,7 +40,7 @@ def open_unbuffered(path: Path, mode: Literal["wb", "ab", "xb"] = "wb") -> FileI
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[FileIO]:
-    """Open a file that takes the place of `path` when the block ends well; owner and mode stay.
+    """Open a file that takes the place of `path`, if that is there, when the block ends well; owner and mode stay.
 
     The lock of `path` must be held: the file beside it has one name, and what a killed run left of it goes.
 
@@ -91,7 +91,10 @@ def drop_rows(path: Path, is_to_drop: Callable[[int, StoredRow], bool]) -> int:
 
 
 def _copy_owner(path: Path, stream: FileIO) -> None:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # a new file
+        return
     with contextlib.suppress(PermissionError):  # of another user's file, only the content can be replaced
         os.fchown(stream.fileno(), status.st_uid, status.st_gid)
     os.fchmod(stream.fileno(), status.st_mode & 0o7777)

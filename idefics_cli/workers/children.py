@@ -1,0 +1,144 @@
+"""Workers that are processes of this machine: fresh interpreters, one for each GPU, which end with their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection, Pipe, wait
+
+from idefics_cli.workers.messages import Lost, Report, ToWorker, WorkerSpec
+
+_SECONDS_TO_STOP = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """A worker process, as its parent sees it."""
+
+    def __init__(self, spec: WorkerSpec, environment: Mapping[str, str]) -> None:
+        """Start it; the environment is set before anything is imported there."""
+        self.connection, there = Pipe()
+        is_main = threading.current_thread() is threading.main_thread()
+        with there:
+            start = (
+                f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}; "
+                f"from {__name__} import main; main({there.fileno()}, {os.getpid()}, {is_main})"
+            )
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
+                [sys.executable, "-P", "-c", start],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[there.fileno()],
+                start_new_session=True,  # Ctrl-C goes to the whole foreground group; the parent decides what it means
+                env={**os.environ, **environment},
+            )
+        self.send(spec)
+
+    def send(self, message: ToWorker | WorkerSpec) -> None:
+        """Send a message; that the process has gone is seen where its reports are read."""
+        with contextlib.suppress(ConnectionError, OSError):
+            self.connection.send(message)
+
+    def kill(self) -> None:
+        """Kill the process; returns at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def end(self, seconds: float = 0.0) -> str:
+        """Wait so long for the process to end, kill it then, and say how it ended."""
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = self._process.wait()
+        self.connection.close()
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+class ChildPool:
+    """The worker processes of a run. One thread uses it; `wake` may be called from any."""
+
+    def __init__(self, specs: list[tuple[WorkerSpec, Mapping[str, str]]]) -> None:
+        """Take what each worker runs and its environment; none is started yet."""
+        self._specs = specs
+        self._children: dict[int, Child] = {}
+        self._woken, self._waker = Pipe(duplex=False)
+
+    def start(self, index: int) -> None:
+        """Start a worker, or start it again after it was lost."""
+        self._children[index] = Child(*self._specs[index])
+
+    def send(self, index: int, message: ToWorker) -> None:
+        """Send a message to a worker."""
+        if index in self._children:
+            self._children[index].send(message)
+
+    def events(self, timeout: float | None) -> list[tuple[int, Report | Lost]]:
+        """Wait for what workers report, or that `wake` is called."""
+        by_connection = {child.connection: index for index, child in self._children.items()}
+        found: list[tuple[int, Report | Lost]] = []
+        for connection in wait([*by_connection, self._woken], timeout):
+            assert isinstance(connection, Connection)
+            if connection is self._woken:
+                connection.recv_bytes()
+                continue
+            index = by_connection[connection]
+            try:
+                found.append((index, connection.recv()))
+            except (EOFError, OSError):
+                found.append((index, Lost(self.end(index))))
+        return found
+
+    def wake(self) -> None:
+        """Let `events` return."""
+        with contextlib.suppress(OSError):
+            self._waker.send_bytes(b"")
+
+    def end(self, index: int) -> str:
+        """End a worker at once, and say how it ended."""
+        child = self._children.pop(index)
+        child.kill()
+        return child.end()
+
+    def close(self, *, is_done: bool) -> None:
+        """End all workers: when the run is done, those that have been told to stop may do so by themselves."""
+        deadline = time.monotonic() + (_SECONDS_TO_STOP if is_done else 0.0)
+        if not is_done:
+            for child in self._children.values():
+                child.kill()
+        for child in self._children.values():
+            child.end(max(0.0, deadline - time.monotonic()) if is_done else _SECONDS_TO_STOP)
+        self._children.clear()
+
+
+def main(descriptor: int, parent: int, is_of_main_thread: bool) -> None:
+    """Be a worker until the parent says so or has gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux" and is_of_main_thread:  # the system takes the thread for the parent
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=_end_with_parent, args=(descriptor,), name="parent", daemon=True).start()
+    connection = Connection(descriptor)
+    spec = connection.recv()
+    from idefics_cli.workers.worker import serve
+
+    serve(spec, connection.recv, connection.send)
+    os._exit(0)  # threads that wait for the parent are not waited for
+
+
+def _end_with_parent(descriptor: int) -> None:
+    """End this process, whatever it is doing, when the other end of the connection is gone."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # hanging up is reported unasked
+    poll.poll()
+    os.killpg(0, signal.SIGKILL)

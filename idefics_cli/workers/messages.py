@@ -1,0 +1,140 @@
+"""What a worker is told and what it reports; all of it picklable, in whatever way it travels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from idefics_cli.config import ModelSettings, RunSettings
+from idefics_cli.engine.base import Engine
+from idefics_cli.records import Job, Row
+
+
+class LoadableEngine(Engine, Protocol):
+    """An engine whose weights can be waited for."""
+
+    def load(self) -> object:
+        """Load the weights, or wait for those that are being loaded; raises ModelError."""
+
+
+OpenEngine = Callable[[ModelSettings], LoadableEngine]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker needs to start."""
+
+    settings: RunSettings
+    open_engine: OpenEngine
+    """A function of a module, so that it can be pickled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job for a worker."""
+
+    number: int
+    """Of the job in the run, from 0."""
+    job: Job
+    delivered: frozenset[str] = frozenset()
+    """Keys of its rows that came from a worker which was lost since: they are not answered again."""
+    is_checked: bool = False
+    """Whether the worker must ask of each row whether it is answered already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Jobs to be answered, in this order."""
+
+    works: tuple[Work, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was asked with `Asked`: whether the row is answered already."""
+
+    is_answered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """There is no more work."""
+
+
+ToWorker = Assign | Verdict | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The checkpoint is open, its weights are not loaded."""
+
+    setting_values: Mapping[str, str]
+    """See `Session.setting_values`: those of the parent must be equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The weights are loaded; the first request follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Whether the row of a job with this key is answered already; a `Verdict` is waited for."""
+
+    number: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowDone:
+    """A row of a job."""
+
+    number: int
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """All rows of a job were reported, or were answered already."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The worker can't go on."""
+
+    kind: str
+    """The class of our own error; empty for a bug."""
+    words: str
+
+
+Event = Opened | Loaded | Asked | RowDone | JobDone | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a worker has done since it started."""
+
+    pages: int = 0
+    split_pages: int = 0
+    loaded_s: float = 0.0
+    """Seconds since the weights were loaded."""
+    idle_s: float = 0.0
+    """Of these, those in which the engine had nothing to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Events in their order, and what the worker has done up to them."""
+
+    events: tuple[Event, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker is gone, with whatever it was doing."""
+
+    why: str

@@ -1,0 +1,57 @@
+"""What the supervisor knows of jobs that are not done, and of workers."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from idefics_cli.records import Document, Job, Row
+from idefics_cli.workers.messages import Usage
+
+
+@dataclass(slots=True)
+class PendingJob:
+    """A job that is not done."""
+
+    number: int
+    job: Job
+    worker: int | None = None
+    """Who holds it."""
+    rows: deque[Row] = field(default_factory=deque)
+    """Rows that are not passed on yet."""
+    delivered: set[str] = field(default_factory=set)
+    """Keys of the rows that have come."""
+    verdicts: dict[str, bool] = field(default_factory=dict)
+    """Whether rows are answered already, by key, as far as it was asked."""
+    is_done: bool = False
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What is known of a worker."""
+
+    name: str
+    held: dict[int, PendingJob] = field(default_factory=dict)
+    """By number, in the order in which they were assigned."""
+    is_open: bool = True
+    """Whether it takes jobs."""
+    is_loaded: bool = False
+    """Whether its weights are loaded."""
+    has_loaded: bool = False
+    """Whether they were, at any of its starts."""
+    failed_starts: int = 0
+    """Starts in a row after which it was lost before its weights were loaded."""
+    losses: int = 0
+    alone_with: Document | None = None
+    """The suspect that it holds, and nothing else."""
+    rows: int = 0
+    usage: Usage = field(default_factory=Usage)
+    """Since it was last started."""
+    earlier: list[Usage] = field(default_factory=list)
+    """Of its earlier starts."""
+
+    @property
+    def total(self) -> Usage:
+        """Over all its starts."""
+        usages = [*self.earlier, self.usage]
+        return Usage(*(sum(getattr(usage, name) for usage in usages) for name in Usage.__dataclass_fields__))

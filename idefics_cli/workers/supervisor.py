@@ -1,0 +1,218 @@
+"""Decides which worker answers which job, and keeps the order of rows; knows nothing of processes.
+
+Each job leaves as its rows, once, whatever happens to workers: what a lost worker held goes to the others, ahead of new
+jobs. A document whose jobs a lost worker held is under suspicion. After two losses it is asked alone, by a worker that
+holds nothing else; if that is lost too, it is condemned: its rows fail.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from idefics_cli.records import Document, Job, Row
+from idefics_cli.workers.messages import Usage, Work
+from idefics_cli.workers.state import PendingJob, WorkerState
+
+SAME_DOCUMENT = 32
+"""Jobs about one document that follow one another and go to the same worker, so that its pages are shared."""
+_LOSSES_TO_SUSPECT = 2
+_LOSSES_TO_CONDEMN = 3
+
+
+class Supervisor:
+    """Assigns jobs to workers and takes their rows."""
+
+    def __init__(
+        self,
+        names: list[str],
+        *,
+        window: int,
+        take_answered: Callable[[str], bool] | None = None,
+        is_ordered: bool = True,
+    ) -> None:
+        """Begin.
+
+        Args:
+            names: of the workers.
+            window: jobs that a worker holds at most: enough that its engine never waits.
+            take_answered: takes one row with this key that is there already, if one is left; None: there are none.
+            is_ordered: whether rows leave in the order of the jobs.
+
+        """
+        self.workers = [WorkerState(name) for name in names]
+        self.skipped = 0
+        """Rows that were answered already."""
+        self.condemned: list[PendingJob] = []
+        """Jobs of documents that have ended three workers in a row, for the caller to fail."""
+        self._window, self._take_answered, self._is_ordered = window, take_answered, is_ordered
+        self._span = 8 * window * len(names)  # jobs between the first that is not done and the last that is assigned
+        self._count = 0
+        self._pending: dict[int, PendingJob] = {}
+        self._order: deque[PendingJob] = deque()
+        self._ready: deque[Row] = deque()
+        self._returned: deque[PendingJob] = deque()
+        self._suspects: deque[PendingJob] = deque()
+        self._losses: dict[Document | None, int] = {}  # by document; of the few that a lost worker held
+        self._last: tuple[Document | None, int, int] = (None, -1, 0)  # document, worker and jobs in a row
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every job so far is done and its rows are passed on."""
+        return not self._pending and not self._ready
+
+    def assignments(self, next_job: Callable[[], Job | None]) -> Iterator[tuple[int, Work]]:
+        """Yield jobs with the workers that are to get them, until there is no room or no job.
+
+        Args:
+            next_job: the next job of the run, None where there is none now; asked only when there is room.
+
+        """
+        yield from self._assigned_suspects()
+        while (worker := self._roomiest()) is not None:
+            if self._returned:
+                pending = self._returned.popleft()
+            elif self._has_span() and (job := next_job()) is not None:
+                pending = self._added(job)
+            else:
+                return
+            if self._losses and self._is_suspect(pending):
+                yield from self._assigned_suspects()
+                continue
+            yield self._given(pending, self._same_document(pending.job, worker))
+
+    def take(self, number: int, key: str) -> bool:
+        """Whether a row of a job is answered already; the same answer each time it is asked."""
+        pending = self._pending[number]
+        if key not in pending.verdicts:
+            pending.verdicts[key] = self._take_answered is not None and self._take_answered(key)
+            self.skipped += pending.verdicts[key]
+        return pending.verdicts[key]
+
+    def add_row(self, number: int, row: Row) -> None:
+        """Take a row; one that has come already is dropped."""
+        pending = self._pending.get(number)
+        if pending is None or row.key in pending.delivered:
+            return
+        pending.delivered.add(row.key)
+        if pending.worker is not None:
+            self.workers[pending.worker].rows += 1
+        (pending.rows if self._is_ordered else self._ready).append(row)
+
+    def finish(self, number: int) -> None:
+        """Say that all rows of a job have come."""
+        pending = self._pending.pop(number, None)
+        if pending is None:
+            return
+        pending.is_done = True
+        if pending.worker is not None:
+            worker = self.workers[pending.worker]
+            del worker.held[number]
+            if worker.alone_with is not None and not worker.held:
+                self._losses.pop(worker.alone_with, None)  # it was not what ended the others
+                worker.alone_with = None
+
+    def lose(self, index: int) -> None:
+        """Take back what a lost worker held; it gets nothing until `open`."""
+        worker = self.workers[index]
+        was_alone = worker.alone_with is not None
+        lost = list(worker.held.values())
+        if worker.is_loaded:
+            for document in {pending.job.document for pending in lost}:
+                # In company, a document is only suspected.
+                most = _LOSSES_TO_CONDEMN if was_alone else _LOSSES_TO_SUSPECT
+                self._losses[document] = min(self._losses.get(document, 0) + 1, most)
+        worker.failed_starts = 0 if worker.is_loaded else worker.failed_starts + 1
+        worker.losses += 1
+        worker.held.clear()
+        worker.is_open = worker.is_loaded = False
+        worker.alone_with = None
+        worker.earlier.append(worker.usage)
+        worker.usage = Usage()
+        for pending in reversed(lost):
+            pending.worker = None
+            self._returned.appendleft(pending)
+        waiting = [*self._suspects, *self._returned]
+        self._suspects.clear()
+        self._returned = deque(pending for pending in waiting if not self._is_suspect(pending))
+
+    def open(self, index: int) -> None:
+        """Say that a lost worker was started again."""
+        self.workers[index].is_open = True
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows that can be passed on."""
+        while self._ready:
+            yield self._ready.popleft()
+        while self._order:
+            first = self._order[0]
+            while first.rows:
+                yield first.rows.popleft()
+            if not first.is_done:
+                return
+            self._order.popleft()
+
+    def late_rows(self) -> Iterator[Row]:
+        """Yield all rows that have come, when no more will: also those behind rows that have not."""
+        yield from self.rows()
+        for pending in self._order:
+            yield from pending.rows
+
+    def _added(self, job: Job) -> PendingJob:
+        pending = self._pending[self._count] = PendingJob(self._count, job)
+        self._count += 1
+        if self._is_ordered:
+            self._order.append(pending)
+        return pending
+
+    def _is_suspect(self, pending: PendingJob) -> bool:
+        """Put a job aside whose document is suspected or condemned."""
+        losses = self._losses.get(pending.job.document, 0)
+        if losses >= _LOSSES_TO_CONDEMN:
+            self.condemned.append(pending)
+        elif losses >= _LOSSES_TO_SUSPECT:
+            self._suspects.append(pending)
+        return losses >= _LOSSES_TO_SUSPECT
+
+    def _roomiest(self) -> int | None:
+        """Return the worker that holds the fewest jobs, if one has room; one is kept free where a suspect waits."""
+        free = [index for index, worker in enumerate(self.workers) if worker.is_open and worker.alone_with is None]
+        if self._suspects and free:
+            free.remove(min(free, key=lambda index: len(self.workers[index].held)))
+        roomiest = min(free, key=lambda index: len(self.workers[index].held), default=None)
+        return roomiest if roomiest is not None and self._has_room(roomiest) else None
+
+    def _has_span(self) -> bool:
+        return not self._is_ordered or len(self._order) < self._span
+
+    def _has_room(self, index: int) -> bool:
+        worker = self.workers[index]
+        return worker.is_open and worker.alone_with is None and len(worker.held) < self._window
+
+    def _same_document(self, job: Job, roomiest: int) -> int:
+        """Return the worker that has the job before, about the same document, or else the one with most room."""
+        document, last, count = self._last
+        if document is not None and document == job.document and count < SAME_DOCUMENT and self._has_room(last):
+            self._last = document, last, count + 1
+            return last
+        self._last = job.document, roomiest, 1
+        return roomiest
+
+    def _given(self, pending: PendingJob, worker: int) -> tuple[int, Work]:
+        pending.worker = worker
+        self.workers[worker].held[pending.number] = pending
+        is_checked = self._take_answered is not None
+        return worker, Work(pending.number, pending.job, frozenset(pending.delivered), is_checked)
+
+    def _assigned_suspects(self) -> Iterator[tuple[int, Work]]:
+        """Give each suspect document to a worker that holds nothing."""
+        while self._suspects:
+            document = self._suspects[0].job.document
+            free = [index for index, worker in enumerate(self.workers) if worker.is_open and not worker.held]
+            if not free:
+                return
+            jobs = [pending for pending in self._suspects if pending.job.document == document][: self._window]
+            for pending in jobs:
+                self._suspects.remove(pending)
+                yield self._given(pending, free[0])
+            self.workers[free[0]].alone_with = document

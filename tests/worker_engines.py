@@ -1,0 +1,82 @@
+"""Engines for worker processes, and a run with them as a command: what they do is said by the questions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from idefics_cli import batch
+from idefics_cli.config import Gpus, ModelSettings, OutputSettings, PageSettings, RunSettings, Split, WorkerSettings
+from idefics_cli.errors import ModelError
+from idefics_cli.records import Answer, Request
+from tests.fakes import FakeEngine
+
+
+class WorkerEngine(FakeEngine):
+    """Takes its time (`slow`), ends its process (`kill`), or can't go on, the first time (`poison FILE`)."""
+
+    def load(self) -> object:
+        return self
+
+    def answer(self, request: Request) -> Answer:
+        words = request.question.split()
+        if "kill" in words:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "slow" in words:
+            time.sleep(0.02)
+        if words[0] == "poison" and not Path(words[1]).exists():
+            Path(words[1]).touch()
+            raise ModelError("the device has failed")
+        return super().answer(request)
+
+
+class Unloadable(WorkerEngine):
+    """Is no model."""
+
+    def load(self) -> object:
+        raise ModelError("no such weights, says the loader")
+
+
+class DiesLoading(WorkerEngine):
+    """Ends its process while it loads."""
+
+    def load(self) -> object:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return self
+
+
+def open_fake(settings: ModelSettings) -> WorkerEngine:
+    return WorkerEngine()
+
+
+def open_unloadable(settings: ModelSettings) -> WorkerEngine:
+    return Unloadable()
+
+
+def open_dies_loading(settings: ModelSettings) -> WorkerEngine:
+    return DiesLoading()
+
+
+def settings(path: Path | None, workers: int | None, *, unordered: bool = False, **output: object) -> RunSettings:
+    return RunSettings(
+        pages=PageSettings(workers=2, split=Split.NEVER),
+        model=ModelSettings("tiny", device="cpu"),  # type: ignore[arg-type]
+        output=OutputSettings(path, **output),  # type: ignore[arg-type]
+        workers=WorkerSettings(None if workers is None else Gpus(workers), unordered),
+    )
+
+
+def main() -> None:
+    """Run: questions, output, number of workers; resumes."""
+    questions, output, workers = sys.argv[1:]
+    given = settings(Path(output), int(workers), resume=True)
+    from tests import worker_engines  # not __main__, which workers don't have
+
+    batch.run([], questions, given, sys.stdout, open_with=worker_engines.open_fake)
+
+
+if __name__ == "__main__":
+    main()
