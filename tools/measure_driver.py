@@ -2,8 +2,8 @@
 
     python tools/measure_driver.py ROWS [WORKERS] [csv|jsonl]
 
-The workers are processes that answer at once, with rows made beforehand: what is measured is the driver alone, once it has
-read the questions file of so many rows over a thousand documents.
+The workers are processes that answer at once, with rows made beforehand: what is measured is the driver alone, once
+it has read the questions file of so many rows over a thousand documents.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ _DOCUMENTS = 1000
 
 def _row(settings: str) -> Row:
     return Row(
-        "<document>", "1", "<question>", "12,345.67 EUR", 0.9876, "ok", "", "", "<id>", {}, "pdfium", True, 5, 371, 8, 32,
-        12.34, 5.67, 89.01, 23.45, 67.89, 345.67, "2026-11-21T03:04:05Z", "HuggingFaceM4/idefics2-8b", settings, "<key>",
+        "<document>", "1", "<question>", "12,345.67 EUR", 0.9876, "ok", "", "", "<id>", {}, "pdfium", True, 5, 371,
+        8, 32, 12.34, 5.67, 89.01, 23.45, 67.89, 345.67, "2026-11-21T03:04:05Z", "HuggingFaceM4/idefics2-8b",
+        settings, "<key>",
     )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ class NullPool:
     def end(self, index: int) -> str:
         raise NotImplementedError
 
-    def close(self, *, is_done: bool) -> None:
+    def close(self, *, is_done: bool) -> None:  # noqa: ARG002 - the signature of `WorkerPool`
         for process in self._processes:
             process.terminate()
 
@@ -105,7 +106,9 @@ def _main() -> None:
         with questions.open("w") as stream:
             stream.write("id,document,question\n")
             for number in range(rows):
-                stream.write(f"{number},{number * _DOCUMENTS // rows:04}.pdf,What is the total of line {number % 40}?\n")
+                stream.write(
+                    f"{number},{number * _DOCUMENTS // rows:04}.pdf,What is the total of line {number % 40}?\n"
+                )
         output = OutputSettings(Path(folder) / f"answers.{form}", form)
         settings = RunSettings(model=ModelSettings("tiny"), output=output)
         started = time.monotonic()
@@ -120,8 +123,10 @@ def _main() -> None:
                 out.write(row)
                 stats.add(row)
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-        print(f"{stats.rows:,} rows of {workers} workers in {seconds:.1f} s: {stats.rows / seconds:,.0f} rows/s, "
-              f"{stats.rows / cpu:,.0f} rows per second of the driver's own CPU time")
+        print(
+            f"{stats.rows:,} rows of {workers} workers in {seconds:.1f} s: {stats.rows / seconds:,.0f} rows/s, "
+            f"{stats.rows / cpu:,.0f} rows per second of the driver's own CPU time"
+        )
         print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB of memory")
 
 
