@@ -112,6 +112,29 @@ def test_a_verdict_stays_though_the_worker_that_asked_is_lost() -> None:
     assert (made.skipped, left) == (1, [])
 
 
+def test_rows_of_equal_keys_are_taken_in_the_order_of_their_jobs_whoever_asks_first() -> None:
+    for is_done_first in (True, False):
+        left = ["a"]
+        made = supervisor(2, take_answered=lambda key, left=left: bool(left) and left.pop() == key)
+        jobs = map(job, range(2))
+        assert assigned(made, jobs) == [(0, 0), (1, 1)]
+        assert made.take(1, "a")
+        if is_done_first:
+            made.finish(1)
+        assert made.take(0, "a")
+        if not is_done_first:
+            made.finish(1)
+        made.finish(0)
+        assert not made.is_idle
+        ((_, again),) = assigned(made, jobs)
+        assert again == 1
+        assert not made.take(1, "a")
+        made.add_row(1, row(1))
+        made.finish(1)
+        assert questions(made.rows()) == ["q1"]
+        assert (made.is_idle, made.skipped) == (True, 1)
+
+
 def lose(made: Supervisor, index: int) -> None:
     made.workers[index].is_loaded = True
     made.lose(index)
