@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idefics_cli.errors import Failure
+from idefics_cli.pickling import pickled_fast
 
 Crop = NDArray[np.uint8]
 """One image as the vision tower takes it, before normalization: (height, width, 3) in sRGB."""
 
 
+@pickled_fast
 @dataclass(frozen=True, slots=True)
 class Document:
     """A file, the bytes of a data URI, or an http(s) address, that holds one page or several."""
@@ -60,6 +62,7 @@ class Turn:
     """Documents as a question names them, which become pages in a request."""
 
 
+@pickled_fast
 @dataclass(frozen=True, slots=True)
 class Question:
     """One line of the questions file."""
@@ -88,6 +91,7 @@ class Question:
     pages stand at its beginning. Empty for a question by itself."""
 
 
+@pickled_fast
 @dataclass(frozen=True, slots=True)
 class Job:
     """A question to be asked of a document, or of several together: one row of the output, or one for each page."""
@@ -188,6 +192,7 @@ class Answer:
     """Why there is no answer."""
 
 
+@pickled_fast
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row of the output. Its fields are the columns, in their order; the user's own stand after `id`."""

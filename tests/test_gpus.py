@@ -184,8 +184,8 @@ def test_kills_of_workers_and_of_the_parent_lose_and_double_nothing(
 ) -> None:
     rng = random.Random(kills)
     killed = {"one": 0, "all": 0, "parent": 0}
-    finished = 0
-    while sum(killed.values()) < kills or finished == 0:
+    finished, is_over = 0, False
+    while sum(killed.values()) < kills or not is_over:  # at last none is killed
         output = tmp_path / f"out-{finished}.csv"
         process = start(questions, output)
         parent, seen = psutil.Process(process.pid), []
@@ -204,7 +204,8 @@ def test_kills_of_workers_and_of_the_parent_lose_and_double_nothing(
         process.wait(SECONDS)
         descendants_end(seen)
         assert process.returncode in (0, -signal.SIGKILL)
-        if process.returncode == 0:
+        is_over = process.returncode == 0
+        if is_over:
             assert rows_like(output) == expected
             finished += 1
     print(f"kills: {killed}, {finished} outputs as undisturbed")

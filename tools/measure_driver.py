@@ -2,8 +2,8 @@
 
     python tools/measure_driver.py ROWS [WORKERS] [csv|jsonl]
 
-The workers are processes that answer at once, with rows made beforehand: what is measured is the driver alone, once it
-has read the questions file of so many rows over a thousand documents.
+The workers are processes that answer at once, with rows made beforehand: what is measured is the driver alone, once
+it has read the questions file of so many rows over a thousand documents.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _DOCUMENTS = 1000
 
 def _row(settings: str) -> Row:
     return Row(
-        "<document>", "1", "<question>", "12,345.67 EUR", 0.9876, "ok", "", "", "<id>", {}, "pdfium", True, 5, 371, 8,
-        32, 12.34, 5.67, 89.01, 23.45, 67.89, 345.67, "2026-11-21T03:04:05Z", "HuggingFaceM4/idefics2-8b", settings,
-        "<key>",
+        "<document>", "1", "<question>", "12,345.67 EUR", 0.9876, "ok", "", "", "<id>", {}, "pdfium", True, 5, 371,
+        8, 32, 12.34, 5.67, 89.01, 23.45, 67.89, 345.67, "2026-11-21T03:04:05Z", "HuggingFaceM4/idefics2-8b",
+        settings, "<key>",
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ class NullPool:
 
     def start(self, index: int) -> None:
         here, there = multiprocessing.Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=_work, args=(there, self._values), daemon=True)
+        process = multiprocessing.Process(target=_work, args=(there, self._values), daemon=True)
         process.start()
         self._processes.append(process)
         self._connections[index] = here
@@ -91,7 +91,7 @@ class NullPool:
     def end(self, index: int) -> str:
         raise NotImplementedError
 
-    def close(self, *, is_done: bool) -> None:  # noqa: ARG002 - the signature of the seam
+    def close(self, *, is_done: bool) -> None:  # noqa: ARG002 - the signature of `WorkerPool`
         for process in self._processes:
             process.terminate()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import operator
 import os
 import re
 import select
@@ -18,6 +19,8 @@ from idefics_cli.results.sync import Sink, Syncer, file_size
 
 _KEY_DIGITS = 32
 _MOST_NOTES = 50
+_LAST_BEFORE = BEFORE[-1]
+_columns_of = operator.attrgetter(*COLUMNS)  # a driver of many workers writes tens of thousands of rows a second
 _DEEPEST = 200  # levels of lists and mappings in a pass-through value that can't be written as it is
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 _TO_QUOTE = re.compile(r'[",\x00-\x1f\x7f]|^\s|\s$')  # more than csv.writer quotes: a reader breaks rows at a lone \r
@@ -140,10 +143,11 @@ def row_values(row: Row, names: Mapping[str, str] | None = None) -> dict[str, ob
     """
     names = user_columns(row.extra) if names is None else names
     values: dict[str, object] = {}
-    for column in COLUMNS:
-        values[column] = _rounded(column, getattr(row, column))
-        if column == BEFORE[-1]:
-            values |= {name: row.extra.get(own) for own, name in names.items()}
+    for column, value in zip(COLUMNS, _columns_of(row), strict=True):
+        values[column] = _rounded(column, value) if type(value) is float else value
+        if column == _LAST_BEFORE:
+            for own, name in names.items():
+                values[name] = row.extra.get(own)
     return values
 
 
@@ -160,13 +164,26 @@ def csv_header(columns: Sequence[str], *, excel_safe: bool = False) -> list[str]
 
 def csv_line(texts: Iterable[str]) -> str:
     """Format one CSV record: every text comes back from csv and pandas as it went in."""
-    return ",".join('"' + text.replace('"', '""') + '"' if _TO_QUOTE.search(text) else text for text in texts) + "\n"
+    search = _TO_QUOTE.search
+    # Most texts are numbers, names or empty, which is seen faster than that nothing in them is to be quoted.
+    cells = [
+        text if not text or text.isalnum() or not search(text) else '"' + text.replace('"', '""') + '"'
+        for text in texts
+    ]
+    return ",".join(cells) + "\n"
 
 
 def cell_text(value: object) -> str:
     """Return a value as the text of a cell: JSON of a list or mapping, nothing of null and of what is no number."""
+    kind = type(value)
+    if kind is str:
+        return value  # type: ignore[return-value]
+    if kind is int:
+        return str(value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
+    if kind is float:
+        return repr(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple | Mapping):
@@ -174,8 +191,8 @@ def cell_text(value: object) -> str:
     return str(value)
 
 
-def _rounded(column: str, value: object) -> object:
-    if not isinstance(value, float) or not math.isfinite(value):
+def _rounded(column: str, value: float) -> float:
+    if not math.isfinite(value):
         return value
     # A product of probabilities may be tiny and is not 0.
     if column == "confidence":

@@ -159,6 +159,7 @@ class Dispatcher:
 
     def _finished_rows(self, feed: JobFeed) -> Generator[Row, None, None]:
         while True:
+            yield from self._supervisor.rows()  # first, since rows that wait to be passed on hold back new jobs
             feed.is_awaited.set()
             assigned = defaultdict[int, list[Work]](list)
             for index, work in self._supervisor.assignments(feed.take):
@@ -167,7 +168,7 @@ class Dispatcher:
                 self._pool.send(index, Assign(tuple(works)))
             if self._supervisor.condemned:
                 self._fail(self._supervisor.condemned)
-            yield from self._supervisor.rows()
+                continue
             if feed.is_exhausted and self._supervisor.is_idle:
                 return
             for index, report in self._pool.events(None):

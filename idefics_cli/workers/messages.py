@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from idefics_cli.config import ModelSettings, RunSettings
 from idefics_cli.engine.base import Engine
@@ -30,8 +30,7 @@ class WorkerSpec:
     """A function of a module, so that it can be pickled."""
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """A job for a worker."""
 
     number: int
@@ -78,24 +77,21 @@ class Loaded:
     """The weights are loaded; the first request follows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """Whether the row of a job with this key is answered already; a `Verdict` is waited for."""
 
     number: int
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class RowDone:
+class RowDone(NamedTuple):
     """A row of a job."""
 
     number: int
     row: Row
 
 
-@dataclass(frozen=True, slots=True)
-class JobDone:
+class JobDone(NamedTuple):
     """All rows of a job were reported, or were answered already."""
 
     number: int

@@ -9,7 +9,7 @@ from idefics_cli.records import Document, Job, Row
 from idefics_cli.workers.messages import Usage
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PendingJob:
     """A job that is not done."""
 
@@ -24,6 +24,8 @@ class PendingJob:
     verdicts: dict[str, bool] = field(default_factory=dict)
     """Whether rows are answered already, by key, as far as it was asked."""
     is_done: bool = False
+    is_revoked: bool = False
+    """Whether a verdict was taken back since it was assigned: it is to be done again."""
 
 
 @dataclass(slots=True)

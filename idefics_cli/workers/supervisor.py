@@ -50,6 +50,7 @@ class Supervisor:
         self._count = 0
         self._pending: dict[int, PendingJob] = {}
         self._order: deque[PendingJob] = deque()
+        self._takers: dict[str, list[PendingJob]] = {}  # of answered rows, by key, among the jobs of `_order`
         self._ready: deque[Row] = deque()
         self._returned: deque[PendingJob] = deque()
         self._suspects: deque[PendingJob] = deque()
@@ -82,12 +83,34 @@ class Supervisor:
             yield self._given(pending, self._same_document(pending.job, worker))
 
     def take(self, number: int, key: str) -> bool:
-        """Whether a row of a job is answered already; the same answer each time it is asked."""
+        """Whether a row of a job is answered already; the same answer each time it is asked.
+
+        Rows with equal keys are taken in the order of their jobs: an earlier job takes one over from a later job.
+        """
         pending = self._pending[number]
         if key not in pending.verdicts:
-            pending.verdicts[key] = self._take_answered is not None and self._take_answered(key)
-            self.skipped += pending.verdicts[key]
+            is_taken = self._take_answered is not None and self._take_answered(key)
+            self.skipped += is_taken
+            pending.verdicts[key] = is_taken or self._take_over(number, key)
+            if pending.verdicts[key] and self._is_ordered:
+                self._takers.setdefault(key, []).append(pending)
         return pending.verdicts[key]
+
+    def _take_over(self, number: int, key: str) -> bool:
+        """Take an answered row from the last later job that has one with this key; that job is done again."""
+        takers = self._takers.get(key, [])
+        last = max(takers, key=lambda pending: pending.number, default=None)
+        if last is None or last.number < number:
+            return False
+        takers.remove(last)
+        last.verdicts[key] = False
+        last.is_revoked = True
+        if last.is_done:
+            last.is_done = False
+            self._pending[last.number] = last
+            last.worker = None
+            self._returned.append(last)
+        return True
 
     def add_row(self, number: int, row: Row) -> None:
         """Take a row; one that has come already is dropped."""
@@ -104,7 +127,10 @@ class Supervisor:
         pending = self._pending.pop(number, None)
         if pending is None:
             return
-        pending.is_done = True
+        pending.is_done = not pending.is_revoked
+        if pending.is_revoked:
+            self._pending[number] = pending
+            self._returned.append(pending)
         if pending.worker is not None:
             worker = self.workers[pending.worker]
             del worker.held[number]
@@ -151,6 +177,10 @@ class Supervisor:
             if not first.is_done:
                 return
             self._order.popleft()
+            for key in [key for key, is_answered in first.verdicts.items() if is_answered]:
+                self._takers[key].remove(first)
+                if not self._takers[key]:
+                    del self._takers[key]
 
     def late_rows(self) -> Iterator[Row]:
         """Yield all rows that have come, when no more will: also those behind rows that have not."""
@@ -199,7 +229,7 @@ class Supervisor:
         return roomiest
 
     def _given(self, pending: PendingJob, worker: int) -> tuple[int, Work]:
-        pending.worker = worker
+        pending.worker, pending.is_revoked = worker, False
         self.workers[worker].held[pending.number] = pending
         is_checked = self._take_answered is not None
         return worker, Work(pending.number, pending.job, frozenset(pending.delivered), is_checked)
