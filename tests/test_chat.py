@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,7 @@ def test_on_a_terminal_a_prompt_asks_for_the_next_question(ending: str) -> None:
 def test_ctrl_c_ends_a_chat_as_it_ends_everything() -> None:
     terminal = Terminal("ask", NOTICE, WHO, "--chat")
     terminal.wait_for("Diana Censki\n> ")
+    time.sleep(0.5)  # until it reads: a signal in the instant before is seen only when the next line comes
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 130
     assert "interrupted" in terminal.shown
