@@ -14,9 +14,8 @@ from idefics_cli.config import ModelSettings, PageSettings, RunSettings, Split
 from idefics_cli.diagnostics.environment import versions
 from idefics_cli.diagnostics.flops import page_flops, token_flops
 from idefics_cli.diagnostics.random_model import full_shape_checkpoint
-from idefics_cli.diagnostics.synthetic_pages import write_letters
-from idefics_cli.documents.page import DocumentInfo
-from idefics_cli.documents.pool import PagePool, result_of
+from idefics_cli.diagnostics.synthetic_pages import first_pages, write_letters
+from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine import engine_info, hardware
 from idefics_cli.engine.base import Engine
 from idefics_cli.engine.checkpoint import open_checkpoint
@@ -134,7 +133,8 @@ class Benchmark:
         paths = write_letters(self._folder, self._pages)
         done: list[Measurement] = []
         with PagePool(PageSettings(split=Split.ALWAYS, workers=settings.workers)) as pool:
-            pages = self._prepared(paths, pool)
+            documents = [Document(path.name, str(path)) for path in paths]
+            pages = first_pages(documents, self._family.image_processor, pool)
             whole = [dataclasses.replace(page, crops=page.crops[-1:], columns=0) for page in pages]
             if settings.reference:
                 for measurement in self._reference(pages, whole):
@@ -257,21 +257,6 @@ class Benchmark:
                 )
         del model
         hardware.free_memory_of_dropped_models()
-
-    def _prepared(self, paths: Sequence[Path], pool: PagePool) -> list[PreparedPage]:
-        """Rasterize and cut the first page of each document."""
-        documents = [Document(path.name, str(path)) for path in paths]
-        infos = [pool.open(document) for document in documents]
-        futures = [
-            pool.prepare(document, result_of(info, DocumentInfo), 1, self._family.image_processor)
-            for document, info in zip(documents, infos, strict=True)
-        ]
-        # Copies: shared memory is for the pages that are measured on their way from disk.
-        pages = []
-        while futures:
-            page = result_of(futures.pop(0), PreparedPage)
-            pages.append(dataclasses.replace(page, crops=tuple(crop.copy() for crop in page.crops)))
-        return pages
 
     def _seconds(self, engine: Engine, pages: Sequence[PreparedPage], questions: int) -> float:
         started = time.perf_counter()

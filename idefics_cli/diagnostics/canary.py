@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from idefics_cli.config import PageSettings, Split
-from idefics_cli.diagnostics.synthetic_pages import letter
-from idefics_cli.documents.page import DocumentInfo, ImageProcessor
-from idefics_cli.documents.pool import PagePool, result_of
+from idefics_cli.diagnostics.synthetic_pages import first_pages, letter
+from idefics_cli.documents.page import ImageProcessor
+from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine.base import Engine
 from idefics_cli.records import Answer, Document, PreparedPage, Request
 
@@ -35,11 +35,7 @@ def canary_pages(processor: ImageProcessor) -> list[PreparedPage]:
     for lines, split in zip(_PAGES, (Split.ALWAYS, Split.ALWAYS, Split.NEVER), strict=True):
         with PagePool(PageSettings(split=split, workers=1)) as pool:
             document = Document("canary", data=letter(lines))
-            info = result_of(pool.open(document), DocumentInfo)
-            page = result_of(pool.prepare(document, info, 1, processor), PreparedPage)
-            # Copies: the shared memory of the pages goes with the pool.
-            crops = tuple(crop.copy() for crop in page.crops)
-            pages.append(PreparedPage(crops, page.rasterizer, page.raster_ms, page.prepare_ms, columns=page.columns))
+            pages += first_pages([document], processor, pool)
     return pages
 
 

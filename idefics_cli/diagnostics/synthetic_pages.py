@@ -1,10 +1,15 @@
-"""Writes letter pages as PDFs: what `bench` measures and `doctor` asks with."""
+"""Writes letter pages as PDFs, and prepares first pages: what `bench` measures and `doctor` asks with."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from pathlib import Path
+
+from idefics_cli.documents.page import DocumentInfo, ImageProcessor
+from idefics_cli.documents.pool import PagePool, result_of
+from idefics_cli.records import Document, PreparedPage
 
 _LETTER = (612, 792)  # points
 _LINES, _POINTS = 64, 9
@@ -21,6 +26,26 @@ def write_letters(folder: Path, count: int) -> list[Path]:
         path.write_bytes(letter(lines))
         paths.append(path)
     return paths
+
+
+def first_pages(documents: Sequence[Document], processor: ImageProcessor, pool: PagePool) -> list[PreparedPage]:
+    """Rasterize and cut the first page of each document, all at once.
+
+    Raises:
+        RowFailedError: one of them can't be.
+
+    """
+    infos = [pool.open(document) for document in documents]
+    futures = [
+        pool.prepare(document, result_of(info, DocumentInfo), 1, processor)
+        for document, info in zip(documents, infos, strict=True)
+    ]
+    pages = []
+    while futures:
+        page = result_of(futures.pop(0), PreparedPage)
+        # Copies: shared memory goes with the pool, and is for the pages that are measured on their way from disk.
+        pages.append(dataclasses.replace(page, crops=tuple(crop.copy() for crop in page.crops)))
+    return pages
 
 
 def letter(lines: Sequence[str]) -> bytes:

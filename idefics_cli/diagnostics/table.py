@@ -19,9 +19,8 @@ from typing import TypeVar
 
 from idefics_cli.config import Attention, Dtype, ModelSettings, PageSettings, Quantize, Split
 from idefics_cli.diagnostics.random_model import full_shape_checkpoint
-from idefics_cli.diagnostics.synthetic_pages import write_letters
-from idefics_cli.documents.page import DocumentInfo
-from idefics_cli.documents.pool import PagePool, result_of
+from idefics_cli.diagnostics.synthetic_pages import first_pages, write_letters
+from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine import engine_info, hardware
 from idefics_cli.engine.attention import check_attention
 from idefics_cli.engine.base import Engine
@@ -78,7 +77,7 @@ def table_forms(settings: ModelSettings) -> list[Form]:
     forms.append(Form(False, Dtype.BFLOAT16, attention=Attention.EAGER))
     quantizations = [quantize for quantize in Quantize if quantize is not Quantize.NONE]
     forms += [
-        Form(quantize.is_native, half[-1 if not quantize.is_native else 0], quantize) for quantize in quantizations
+        Form(quantize.is_native, half[0] if quantize.is_native else half[-1], quantize) for quantize in quantizations
     ]
     if settings.dtype is not Dtype.AUTO:
         forms = [form for form in forms if form.dtype is settings.dtype]
@@ -182,14 +181,7 @@ def _engine(settings: ModelSettings, form: Form, *, random_weights: bool) -> Eng
 def _pages(paths: Sequence[Path], engine: Engine, *, split: bool) -> list[PreparedPage]:
     with PagePool(PageSettings(split=Split.ALWAYS if split else Split.NEVER)) as pool:
         documents = [Document(path.name, str(path)) for path in paths]
-        infos = [result_of(pool.open(document), DocumentInfo) for document in documents]
-        futures = [
-            pool.prepare(document, info, 1, engine.info.image_processor)
-            for document, info in zip(documents, infos, strict=True)
-        ]
-        pages = [result_of(future, PreparedPage) for future in futures]
-        # Copies: the shared memory of pages goes with the pool.
-        return [dataclasses.replace(page, crops=tuple(crop.copy() for crop in page.crops)) for page in pages]
+        return first_pages(documents, engine.info.image_processor, pool)
 
 
 def _answer(engine: Engine, pages: Sequence[PreparedPage], name: str) -> None:

@@ -1,4 +1,4 @@
-"""What families that transformers runs have in common: what they refuse, and how their answers are generated."""
+"""What families have in common: what they refuse, and how their answers are generated."""
 
 from __future__ import annotations
 
@@ -70,11 +70,22 @@ def backend_rules(
     end = tokenizer.id_of(END_OF_UTTERANCE)
     if end is not None:  # what generation_config.json of Idefics3 lacks
         rules = dataclasses.replace(rules, eos_token_ids=rules.eos_token_ids | {end})
+    check_stop(rules, settings, tokenizer.special_tokens)
+    return rules
+
+
+def check_stop(rules: GenerationRules, settings: ModelSettings, special_tokens: Collection[str]) -> None:
+    """Refuse stop strings that hold a special token.
+
+    Raises:
+        ModelError: one of the checkpoint's.
+        UsageError: one of the user's.
+
+    """
     for text in rules.stop:
-        if found := sorted(token for token in tokenizer.special_tokens if token in text):
+        if found := sorted(token for token in special_tokens if token in text):
             kind, flag = (UsageError, "--stop") if text in settings.stop else (ModelError, "stop_strings")
             raise kind(f"{flag} {text!r} holds the special token {found[0]}, which no answer's text does: drop it")
-    return rules
 
 
 class ChoiceWriter(Protocol):

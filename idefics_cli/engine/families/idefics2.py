@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from PIL import Image
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint
+from idefics_cli.engine.families.backend import check_stop, with_choices
 from idefics_cli.engine.families.base import Normalization
 from idefics_cli.engine.families.generation import GenerationRules
 from idefics_cli.engine.families.idefics2_config import Idefics2Config
@@ -19,7 +19,7 @@ from idefics_cli.engine.families.image_prompt import FAKE, IMAGE, ImagePromptBui
 from idefics_cli.engine.families.model_config import check_shapes
 from idefics_cli.engine.families.pixels import normalization_of
 from idefics_cli.engine.families.prompt import Tokenizer
-from idefics_cli.errors import ModelError, UsageError
+from idefics_cli.errors import ModelError
 
 __all__ = ["Idefics2Config", "Idefics2Family", "Idefics2ImageProcessor", "Idefics2PromptBuilder"]
 
@@ -116,16 +116,8 @@ class Idefics2Family:
         is_base = not self._checkpoint.chat_template
         ids = (self.config.image_token_id, self._tokenizer.id_of(FAKE)) if is_base else ()
         rules = GenerationRules.of(self._checkpoint, settings, [token for token in ids if token is not None])
-        for text in rules.stop:
-            if found := sorted(token for token in self._tokenizer.special_tokens if token in text):
-                kind, name = (UsageError, "--stop") if text in settings.stop else (ModelError, "stop_strings")
-                raise kind(f"{name} {text!r} holds the special token {found[0]}, which no answer's text does: drop it")
-        if settings.choices is None:
-            return rules
-        prompts = self.prompt_builder(settings.prompt)
-        choices = tuple(prompts.choice(text, rules.suppressed_tokens) for text in settings.choices)
-        longest = max(len(tokens) for choice in choices for tokens in choice.tokens)
-        return dataclasses.replace(rules, choices=choices, max_new_tokens=longest + 1)
+        check_stop(rules, settings, self._tokenizer.special_tokens)
+        return with_choices(rules, settings, self.prompt_builder)
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:

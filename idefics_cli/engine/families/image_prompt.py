@@ -8,10 +8,11 @@ from collections.abc import Collection, Sequence
 
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.families.answer_text import AnswerText
+from idefics_cli.engine.families.backend import check_prompt_template
 from idefics_cli.engine.families.base import ModelConfig, Prompt
 from idefics_cli.engine.families.generation import Choice
 from idefics_cli.engine.families.prompt import ChatTemplate, PromptForm, Tokenizer, check_turns
-from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
+from idefics_cli.errors import FailureKind, ModelError, RowFailedError
 from idefics_cli.records import PagePart, Turn, plain_turns
 
 IMAGE, FAKE = "<image>", "<fake_token_around_image>"
@@ -34,9 +35,7 @@ class ImagePromptBuilder(AnswerText):
         chat = ChatTemplate(checkpoint.chat_template, checkpoint.name) if checkpoint.chat_template else None
         self._form = PromptForm(chat, template, IMAGE)
         self._shared_tokens = functools.lru_cache(1)(self._tokens_of_shared)
-        found = sorted(token for token in self._special_tokens if token in template)
-        if found:
-            raise UsageError(f"--prompt holds the model's special token {found[0]}; images are put in by themselves")
+        check_prompt_template(template, self._special_tokens)
         self._image_id = self._tokenizer.id_of(IMAGE)
         if self._image_id != config.image_token_id:
             raise ModelError(
