@@ -17,7 +17,7 @@ from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import DeviceChoice, choose_device
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.families.base import Family
-from idefics_cli.engine.families.generation import generation_flags
+from idefics_cli.engine.families.generation import GenerationRules, generation_flags
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.families.idefics3 import Idefics3Family
 from idefics_cli.engine.files import reading
@@ -47,7 +47,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
     with reading(checkpoint.name):
         family = family_of(checkpoint)
         family.prompt_builder(settings.prompt)
-        gaps = native_gaps(settings, family)
+        gaps = native_gaps(settings, family, family.generation(settings))
         check_attention(settings, choice, is_native=not gaps)
         info = engine_info(settings, checkpoint, family, choice)
 
@@ -134,10 +134,10 @@ class DeferredEngine:
             loading.set_exception(error)
 
 
-def native_gaps(settings: ModelSettings, family: Family) -> tuple[str, ...]:
+def native_gaps(settings: ModelSettings, family: Family, rules: GenerationRules) -> tuple[str, ...]:
     """Return what is asked for and the native engine does not do: transformers runs the model then."""
     quantize = () if settings.quantize.is_native else (f"--quantize {settings.quantize}",)
-    return (*family.native_gaps, *family.generation(settings).gaps, *quantize)
+    return (*family.native_gaps, *rules.gaps, *quantize)
 
 
 def engine_info(settings: ModelSettings, checkpoint: Checkpoint, family: Family, choice: DeviceChoice) -> EngineInfo:
@@ -157,7 +157,7 @@ def _answer_settings(
 ) -> Mapping[str, str]:
     """Return what of the model can change an answer, by the names that users know."""
     backend, rules = "native", family.generation(settings)
-    if native_gaps(settings, family):
+    if native_gaps(settings, family, rules):
         backend = f"transformers {version('transformers')}"
     return {
         **_content(checkpoint),
