@@ -56,13 +56,13 @@ class Level(IntEnum):
     FEW_FIELDS = 3  # unsplit pages of few fields
     PAGES = 4  # unsplit pages
     SPLIT = 5  # half of the steps on split pages
-    ALL = 6  # most of them
+    ALL = 6  # more than half
 
 
 SCRAPS = {Level.ONE_FIELD: ((140, 70), (1, 1), 16, 150), Level.SCRAPS: ((196, 140), (1, 3), 12, 240)}
 """Size of a scrap, how many fields, how many times a step's split pages, and its tokens."""
-SPLIT_SHARE = {Level.SPLIT: 0.5, Level.ALL: 0.76}
-WHOLE_SHARE = 0.65  # of unsplit pages: large print seen whole; the others are quarters
+SPLIT_SHARE = {Level.SPLIT: 0.5, Level.ALL: 0.62}
+WHOLE_SHARE = 0.8  # of unsplit pages: large print seen whole; the others are quarters
 SEEN_AGAIN = {True: 1, False: 2}  # how often split and unsplit pages are asked again
 UNSPLIT_TOKENS, SPLIT_TOKENS = 448, 1152
 
