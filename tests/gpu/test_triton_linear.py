@@ -10,7 +10,7 @@ from torch.nn import functional
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.base import Ops
 from idefics_cli.engine.native.ops.groupwise import GroupedWeight, quantize
-from idefics_cli.engine.native.ops.linear import GroupedLinear, Int4Linear, Int8Linear, Linear
+from idefics_cli.engine.native.ops.linear import GroupedLinear, Int4Linear, Int8Linear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 BITS = pytest.mark.parametrize("bits", [4, 8])
@@ -67,31 +67,3 @@ def test_many_rows_take_the_plain_product(ops: Ops, kind: type[GroupedLinear]) -
     weight, rows = draw(512, 1152, dtype=torch.bfloat16), draw(1024, 1152, dtype=torch.bfloat16)
     dense = torch_ops.dequantize(quantize(weight, kind.bits), torch.bfloat16)
     assert torch.equal(kind(weight)(rows, ops), functional.linear(rows, dense))
-
-
-def milliseconds(layer: Linear, rows: Tensor, ops: Ops) -> float:
-    """The median of replays of a CUDA graph of 20 products."""
-    layer(rows, ops)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(20):
-            layer(rows, ops)
-    times: list[float] = []
-    for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 20)
-    return sorted(times)[10]
-
-
-@pytest.mark.parametrize("shape", [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)])
-def test_a_decoding_step_gains_from_reading_less(ops: Ops, shape: tuple[int, int]) -> None:
-    """Prints what the four products of a layer take at 64 rows; the large ones must not be slower than bfloat16."""
-    weight, rows = draw(*shape, dtype=torch.bfloat16) * 0.02, draw(64, shape[1], dtype=torch.bfloat16)
-    times = {kind.__name__: milliseconds(kind(weight), rows, ops) for kind in (Linear, Int8Linear, Int4Linear)}
-    print(shape, {name: round(value, 4) for name, value in times.items()})
-    if shape[0] * shape[1] > 50_000_000:
-        assert times["Int4Linear"] < times["Linear"]

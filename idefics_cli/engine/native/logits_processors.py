@@ -38,6 +38,7 @@ class RepetitionPenalty(LogitsProcessor):
     def __init__(self, penalty: float, size: int, width: int, device: torch.device) -> None:
         self._penalty = penalty
         self._seen = torch.zeros(size, width, dtype=torch.bool, device=device)
+        self._true = torch.ones((), dtype=torch.bool, device=device)  # a graph can't copy a number from the host
 
     def start(self, index: Tensor, prompts: Sequence[Sequence[int]]) -> None:
         """See `LogitsProcessor`."""
@@ -53,7 +54,7 @@ class RepetitionPenalty(LogitsProcessor):
 
     def note(self, index: Tensor, token: Tensor) -> None:
         """See `LogitsProcessor`."""
-        self._seen[index, token] = True
+        self._seen[index, token] = self._true
 
 
 class NoRepeatNgram(LogitsProcessor):
