@@ -29,6 +29,7 @@ from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.device import choose_device
 from idefics_cli.engine.families import native_family_of
 from idefics_cli.engine.native.engine import load_native, random_source
+from idefics_cli.engine.native.memory_plan import weight_bytes
 from idefics_cli.engine.transformers import TransformersEngine, TransformersModel
 from idefics_cli.errors import IdeficsCliError, ModelError
 from idefics_cli.records import Document, PreparedPage, Request
@@ -37,6 +38,7 @@ ANSWERS = 20
 CAPS_GB = (24, 16, 12, 8)
 """Memory of common cards."""
 _ANSWERS_UNDER_A_CAP = 4
+_OWN_COUNTERPARTS = {Quantize.BNB_8BIT: Quantize.INT8, Quantize.BNB_4BIT: Quantize.INT4}
 _Result = TypeVar("_Result")
 
 
@@ -61,9 +63,9 @@ class TableRow:
     seconds: float | None = None
     """For all answers, once weights are loaded and two questions answered; None where it failed."""
     peak_gb: float | None = None
-    """Peak of allocated GPU memory, loading included; None on a CPU."""
+    """Peak of allocated GPU memory while answering, weights included; None on a CPU."""
     fits_gb: int | None = None
-    """The smallest of `CAPS_GB` within which it answered; None where it did within none, or nothing was tried."""
+    """The smallest of `CAPS_GB` within which split pages were answered; None where none was, or nothing was tried."""
     failure: str = ""
 
 
@@ -99,16 +101,14 @@ def measure_table(settings: ModelSettings, forms: Sequence[Form], *, random_weig
     with tempfile.TemporaryDirectory(prefix="idefics-cli-table-") as folder:
         paths = write_letters(Path(folder), ANSWERS)
         for form in forms:
-            for split in (True, False):
-                row = TableRow(form, split)
-                asked = _Asked(settings, form, paths, split, random_weights)
-                try:
-                    seconds, peak_gb = _in_a_process(_measure, asked)
-                except IdeficsCliError as error:
-                    yield dataclasses.replace(row, failure=str(error))
-                    continue
-                fits = _smallest_cap(asked) if is_gpu else None
-                yield dataclasses.replace(row, seconds=seconds, peak_gb=peak_gb, fits_gb=fits)
+            asked = _Asked(settings, form, paths, random_weights)
+            try:
+                measured = _in_a_process(_measure, asked)
+            except IdeficsCliError as error:
+                yield from (TableRow(form, split, failure=str(error)) for split in (True, False))
+                continue
+            fits = _smallest_cap(asked, measured.weights_gb) if is_gpu else None
+            yield from (dataclasses.replace(row, fits_gb=fits) for row in measured.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +118,17 @@ class _Asked:
     settings: ModelSettings
     form: Form
     paths: Sequence[Path]
-    split: bool
     random_weights: bool
     cap_gb: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What a measuring process found."""
+
+    weights_gb: float
+    """GPU memory that the weights take."""
+    rows: tuple[TableRow, ...]
 
 
 def _in_a_process(measure: Callable[[_Asked], _Result], asked: _Asked) -> _Result:
@@ -132,39 +140,57 @@ def _in_a_process(measure: Callable[[_Asked], _Result], asked: _Asked) -> _Resul
             raise ModelError("the measuring process died: the machine's memory may have been too small") from error
 
 
-def _smallest_cap(asked: _Asked) -> int | None:
-    """Try smaller and smaller parts of the GPU's memory until one is too small."""
-    smallest = None
-    for cap in CAPS_GB:
-        some = dataclasses.replace(asked, cap_gb=cap, paths=asked.paths[:_ANSWERS_UNDER_A_CAP])
+def _smallest_cap(asked: _Asked, weights_gb: float) -> int | None:
+    """Try larger and larger parts of the GPU's memory until split pages are answered."""
+    for cap in sorted(cap for cap in CAPS_GB if cap > weights_gb):
         try:
-            _in_a_process(_measure, some)
+            _in_a_process(_try_cap, dataclasses.replace(asked, cap_gb=cap, paths=asked.paths[:_ANSWERS_UNDER_A_CAP]))
         except IdeficsCliError:
-            break
-        smallest = cap
-    return smallest
+            continue
+        return cap
+    return None
 
 
-def _measure(asked: _Asked) -> tuple[float, float | None]:
-    """Load, warm up and answer, in this process: seconds, and the peak of GPU memory in GB.
-
-    Raises:
-        ModelError: a question was not answered, or the weights can't be loaded.
-
-    """
-    form, settings = asked.form, dataclasses.replace(asked.settings, ignore_eos=True, gpu_memory=asked.cap_gb)
-    settings = dataclasses.replace(settings, dtype=form.dtype, quantize=form.quantize, attention=form.attention)
-    engine = _engine(settings, form, random_weights=asked.random_weights)
-    pages = _pages(asked.paths, engine, split=asked.split)
-    _answer(engine, pages[:2], "warm")
-    started = time.perf_counter()
-    _answer(engine, pages, "measured")
-    seconds = time.perf_counter() - started
+def _measure(asked: _Asked) -> _Measured:
+    """Load, and answer about split pages and about whole ones, in this process; raises ModelError if loading fails."""
+    engine, choice = _engine(asked), choose_device(asked.settings)
+    rows = []
+    for split in (True, False):
+        row = TableRow(asked.form, split)
+        try:
+            pages = _pages(asked.paths, engine, split=split)
+            _answer(engine, pages[:2], f"warm {split}")
+            hardware.reset_peak_memory(choice)
+            started = time.perf_counter()
+            _answer(engine, pages, f"measured {split}")
+            seconds = time.perf_counter() - started
+            rows.append(dataclasses.replace(row, seconds=seconds, peak_gb=hardware.peak_memory_gb(choice)))
+        except IdeficsCliError as error:
+            rows.append(dataclasses.replace(row, failure=str(error)))
     engine.close()
-    return seconds, hardware.peak_memory_gb(choose_device(settings))
+    return _Measured(_weights_gb(asked), tuple(rows))
 
 
-def _engine(settings: ModelSettings, form: Form, *, random_weights: bool) -> Engine:
+def _weights_gb(asked: _Asked) -> float:
+    """Return what the weights take; of bitsandbytes' formats, which keep more of them, what they take at the least."""
+    settings, form = asked.settings, asked.form
+    checkpoint = full_shape_checkpoint(settings) if asked.random_weights else open_checkpoint(settings)
+    config = native_family_of(checkpoint, "bench --table").config
+    quantize = _OWN_COUNTERPARTS.get(form.quantize, form.quantize)
+    return weight_bytes(config, quantize, item=4 if form.dtype is Dtype.FLOAT32 else 2) / 1e9
+
+
+def _try_cap(asked: _Asked) -> None:
+    """Load and answer about split pages within a part of the GPU's memory; raises ModelError where that fails."""
+    engine = _engine(asked)
+    _answer(engine, _pages(asked.paths, engine, split=True), "capped")
+    engine.close()
+
+
+def _engine(asked: _Asked) -> Engine:
+    form, random_weights = asked.form, asked.random_weights
+    settings = dataclasses.replace(asked.settings, ignore_eos=True, gpu_memory=asked.cap_gb)
+    settings = dataclasses.replace(settings, dtype=form.dtype, quantize=form.quantize, attention=form.attention)
     checkpoint = full_shape_checkpoint(settings) if random_weights else open_checkpoint(settings)
     family, choice = native_family_of(checkpoint, "bench --table"), choose_device(settings)
     info = engine_info(settings, checkpoint, family, choice)
