@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from idefics_cli.config import Dtype, Quantize
 from tools.tiny_idefics2 import labels, lexicon, second_set
 from tools.tiny_idefics2.__main__ import MODEL
 from tools.tiny_idefics2.compiled import load_compiled, save_compiled
@@ -17,6 +18,7 @@ from tools.tiny_idefics2.data import SHAPES, Encoder, Level, Pages
 from tools.tiny_idefics2.draw import Scan, characters, draw
 from tools.tiny_idefics2.evaluate import sample_pages
 from tools.tiny_idefics2.fonts import families
+from tools.tiny_idefics2.formats import compare_formats
 from tools.tiny_idefics2.layout import make_page
 from tools.tiny_idefics2.lexicon import NOT_FOUND
 from tools.tiny_idefics2.model import position_ids
@@ -243,3 +245,12 @@ def test_no_family_of_the_second_set_is_trained_on() -> None:
     assert not [
         face for face in ("lato", "red hat", "noto", "ubuntu", "space mono", "fira", "computer modern") if face in names
     ]
+
+
+def test_formats_are_asked_about_the_same_pages() -> None:
+    first, same = compare_formats(own=1, second=1, seed=120_000, model=str(MODEL), formats=["float32", "float32"])
+    assert (first.dtype, first.quantize) == (Dtype.FLOAT32, Quantize.NONE)
+    assert 3 < first.asked <= 6
+    assert 0 < first.exact <= first.asked
+    assert same == first
+    assert same.same == same.asked

@@ -46,6 +46,18 @@ def _parse() -> argparse.Namespace:
     several.add_argument("--documents", type=int, default=18)
     several.add_argument("--seed", type=int, default=90_000)
     several.add_argument("--model", default="tiny")
+    formats = commands.add_parser("formats", help="right answers by dtype and quantization, through the package")
+    formats.add_argument("--own", type=int, default=320, help="own pages of small print")
+    formats.add_argument("--second", type=int, default=180, help="pages of the second set")
+    formats.add_argument("--seed", type=int, default=120_000)
+    formats.add_argument("--model", default="tiny")
+    formats.add_argument("--drawers", type=int, help="processes that draw the pages")
+    formats.add_argument(
+        "--formats",
+        nargs="+",
+        default=["float32", "bfloat16", "float16", "fp8", "int8", "int4", "bnb-8bit", "bnb-4bit"],
+        help="dtypes, or quantizations in bfloat16",
+    )
     commands.add_parser("samples", help="write samples/documents and their questions anew")
     return parser.parse_args()
 
@@ -72,6 +84,12 @@ def main() -> None:
 
             for way, (asked, exact, page) in several_pages(**given).items():
                 print(f"{way}: {exact} of {asked} exact, {page} from the right page")
+        case "formats":
+            from tools.tiny_idefics2.formats import compare_formats
+
+            for one in compare_formats(**given):
+                shares = f"{one.exact / one.asked:.1%} exact, {one.same / one.asked:.1%} as the first"
+                print(f"{one.dtype}, {one.quantize}: {shares} of {one.asked}", flush=True)
         case _:
             from tools.tiny_idefics2.samples import write_samples
 
