@@ -335,3 +335,26 @@ def test_page_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     assert wait_until(lambda: all(has_ended(process.pid) for process in below))
     assert wait_until(lambda: not kept.parent.exists())
     parent.stdout.close()
+
+
+KILLED = """
+import os, signal, sys
+from idefics_cli.config import PageSettings
+from idefics_cli.documents.page import DocumentInfo
+from idefics_cli.documents.pool import PagePool, result_of
+from idefics_cli.records import Document
+
+pool = PagePool(PageSettings(workers=1))
+for path in sys.argv[1:]:
+    result_of(pool.open(Document("sample", path)), DocumentInfo)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("documents", [[], [str(SAMPLES / "letter.pdf")]], ids=["idle", "used"])
+def test_a_pool_that_is_killed_leaves_no_folder_behind(documents: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *documents], env=os.environ | {"TMPDIR": str(tmp_path)}, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert wait_until(lambda: not list(tmp_path.iterdir()))

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import threading
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -36,12 +37,12 @@ class PagePool:
     def __init__(self, settings: PageSettings, *, open_timeout: float = OPEN_TIMEOUT) -> None:
         self._settings, self._open_timeout = settings, open_timeout
         self._memory = shared_memory()
-        self._folder = _temporary_folder()
-        self._delete_folder = weakref.finalize(self, shutil.rmtree, self._folder or "", ignore_errors=True)
         # Each thread has a process of its own, and waits for it.
         self._threads = ThreadPoolExecutor(settings.worker_count, "page process")
         self._of_thread = threading.local()
         self._lock = threading.Lock()
+        self._made_folders: list[str] = []
+        self._delete_folders = weakref.finalize(self, _delete_folders, self._made_folders)
         self._processes: set[PageProcess] = set()
         self._is_closed = False
 
@@ -62,7 +63,7 @@ class PagePool:
         self._threads.shutdown(wait=True, cancel_futures=True)
         for process in self._processes:
             process.end()
-        self._delete_folder()
+        self._delete_folders()
 
     @property
     def workers(self) -> int:
@@ -113,6 +114,20 @@ class PagePool:
                     raise RowFailedError(FailureKind.RENDER_FAILED, str(error)) from error
         raise AssertionError
 
+    @property
+    def _folder(self) -> str | None:
+        """Where fetched documents go, or None where no folder can be made: only they need it.
+
+        Made with the first document, from when on page processes delete it, should this process be killed.
+        """
+        with self._lock:
+            if not self._made_folders:
+                try:
+                    self._made_folders.append(tempfile.mkdtemp(prefix="idefics-cli-"))
+                except OSError:
+                    return None
+            return self._made_folders[0]
+
     def _process(self) -> PageProcess:
         """Return this thread's process, a new one where it has none that lives."""
         process: PageProcess | None = getattr(self._of_thread, "process", None)
@@ -146,11 +161,9 @@ def result_of(future: Future[_Result], kind: type[_Result]) -> _Result:
     return result
 
 
-def _temporary_folder() -> str | None:
-    try:
-        return tempfile.mkdtemp(prefix="idefics-cli-")
-    except OSError:  # only what is fetched needs it
-        return None
+def _delete_folders(paths: Sequence[str]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _delete(path: str) -> None:
