@@ -38,7 +38,7 @@ class Session:
 
         Raises:
             InputError: the examples can't be read.
-            ModelError: no such checkpoint, or one that can't be run.
+            ModelError: no such checkpoint, or one that can't be run, or can't be given the examples.
             UsageError: its pages can't be split as the settings want.
 
         """
@@ -54,6 +54,8 @@ class Session:
         refusal, split = self.engine.info.split_refusal, settings.pages.split
         if refusal and split is not Split.AUTO:
             raise UsageError(f"--split {split}: {self.engine.info.name}: {refusal}; leave --split out")
+        if self.examples and (refusal := self.engine.info.examples_refusal):
+            raise ModelError(f"--examples: {refusal}")
         self.pool = PagePool(settings.pages)
         self._is_closed = False
         self.setting_values = settings_values(self.engine.info.settings, settings, examples=examples_digest)

@@ -12,7 +12,7 @@ from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2I
 from idefics_cli.engine.checkpoint import read_folder
 from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.families.base import PromptBuilder
-from idefics_cli.engine.families.prompt import ChatTemplate
+from idefics_cli.engine.families.chat_template import ChatTemplate
 from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
 from idefics_cli.records import plain_turns
 from tests.conftest import SAMPLES

@@ -145,7 +145,7 @@ class GenerateModel(ABC):
         outputs = self.generate(requests)
         spent = (time.perf_counter() - started) * 1e3 / len(requests)
         answers = []
-        for output in outputs:
+        for request, output in zip(requests, outputs, strict=True):
             failure = not_a_number(self._dtype) if math.isnan(output.logprob) else None
             answers.append(
                 Answer(
@@ -156,11 +156,15 @@ class GenerateModel(ABC):
                     new_tokens=len(output.tokens),
                     batch_size=1 if self._rules.choices or self._rules.temperature else len(requests),
                     decode_ms=spent,
-                    warning="; ".join(filter(None, (self._family.warning, self._cut(output)))),
+                    warning="; ".join(filter(None, (self._family.warning, self._warning(request), self._cut(output)))),
                     failure=failure,
                 )
             )
         return answers
+
+    def _warning(self, request: Request) -> str:  # noqa: ARG002 - for kinds of models that have one
+        """Return what the answer to a request should be read with; empty for nothing."""
+        return ""
 
     def _cut(self, output: Generated) -> str:
         return "" if output.is_complete else f"answer cut at {self._rules.max_new_tokens} tokens"

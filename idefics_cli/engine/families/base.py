@@ -161,6 +161,14 @@ class Family(Protocol):
     def split_refusal(self) -> str:
         """Why pages are never split; empty where they may be."""
 
+    @property
+    def chat_refusal(self) -> str:
+        """Why questions can't go on after an answer; empty where they can."""
+
+    @property
+    def examples_refusal(self) -> str:
+        """Why examples can't stand before a question; empty where they can."""
+
     def generation(self, settings: ModelSettings) -> GenerationRules:
         """Return how answers are generated.
 

@@ -28,7 +28,7 @@ _WHOLE = "<global-img>"
 class Idefics3Family:
     """An Idefics3 or SmolVLM checkpoint, as far as torch is not needed to know it."""
 
-    warning = split_refusal = ""
+    warning = split_refusal = chat_refusal = examples_refusal = ""
     notes: tuple[str, ...] = ()
 
     def __init__(self, checkpoint: Checkpoint) -> None:
