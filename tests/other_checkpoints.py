@@ -174,7 +174,7 @@ def save_gemma3(folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(TINY, extra_special_tokens=tokens)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_image>", "<end_of_image>"]})
     begin, end = tokenizer.convert_tokens_to_ids(["<start_of_image>", "<end_of_image>"])
-    text = {**TEXT, "vocab_size": len(tokenizer), "head_dim": 16, "sliding_window": 32, "query_pre_attn_scalar": 16}
+    text = {**TEXT, "vocab_size": len(tokenizer), "head_dim": 16, "sliding_window": 512, "query_pre_attn_scalar": 16}
     config = Gemma3Config(
         vision_config=vision, text_config=text, mm_tokens_per_image=4, boi_token_index=begin, eoi_token_index=end,
         image_token_index=130, tie_word_embeddings=False,

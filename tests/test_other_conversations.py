@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,17 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
 from idefics_cli.config import (
+    Across,
     ModelSettings,
+    PageSettings,
+    QuestionSettings,
+    RunSettings,
 )
 from idefics_cli.engine import open_engine
 from idefics_cli.errors import FailureKind, ModelError
 from idefics_cli.records import PAGE, Answer, PreparedPage, Request, Turn
+from idefics_cli.session import Session
+from tests.conftest import Run
 from tests.other_checkpoints import SAVED, TEMPLATE, save_gemma3, save_idefics1, save_llava
 from tests.small_checkpoints import settings_of
 from tests.test_other_checkpoints import LIMIT, generated, image, same
@@ -243,7 +250,7 @@ def test_every_page_and_every_turn_is_seen(kind: str, folders: dict[str, Path]) 
     found = [future.result() for future in futures]
     engine.close()
     assert not [answer.failure for answer in found if answer.failure]
-    assert len({round(answer.confidence, 10) for answer in found}) == len(asked)
+    assert len({answer.mean_logprob for answer in found}) == len(asked)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -268,8 +275,18 @@ def test_choices_behind_a_conversation(kind: str, folders: dict[str, Path]) -> N
     assert {answer.text for answer in found} <= {"ab", "No"}
 
 
-def test_an_address_in_a_turn_is_asked_as_it_stands() -> None:
-    """What is fetched would fail: nobody listens there."""
+@pytest.mark.parametrize("kind", ["idefics", "idefics base"])
+def test_an_address_in_a_turn_is_asked_as_it_stands(kind: str, folders: dict[str, Path]) -> None:
+    """Fetching it would fail, since nobody listens there; a character is a token."""
+    address = "http://127.0.0.1:9/a.png"
+
+    def said(text: str) -> tuple[Turn, ...]:
+        return (Turn("user", (PAGE, text)), Turn("assistant", (text,)), Turn("user", (text,)))
+
+    found, other = answers(settings(folders[kind]), [said(address), said("x" * len(address))])
+    assert found.failure is None
+    assert found.prompt_tokens == other.prompt_tokens
+    assert found.mean_logprob != other.mean_logprob
 
 
 def test_pages_that_the_template_moves_are_a_warning(folders: dict[str, Path]) -> None:
@@ -341,9 +358,8 @@ def test_what_its_processor_does_not_take_fails_by_name(tmp_path: Path) -> None:
     (failed,) = answers(settings(folder), [CONVERSATIONS["several images in a turn"]])
     assert failed.failure is not None
     assert failed.failure.kind is FailureKind.BAD_QUESTION
-    assert "its own processor does not take a prompt with 3 pages: The number of <start_of_image>" in (
-        failed.failure.detail
-    )
+    assert "its own processor does not take a prompt with 3 pages: " in failed.failure.detail
+    assert "Found total 7 <start_of_image> tokens and 3 images" in failed.failure.detail
 
 
 def test_special_tokens_and_no_page_are_refused(folders: dict[str, Path]) -> None:
@@ -354,3 +370,139 @@ def test_special_tokens_and_no_page_are_refused(folders: dict[str, Path]) -> Non
         assert "turn 2 of the conversation holds the model's special token <image>" in special.failure.detail
         assert nothing.failure is not None
         assert "there is no page in the conversation" in nothing.failure.detail
+
+
+# --- as a user runs them ---
+
+
+def saved_pages(folder: Path, count: int) -> list[str]:
+    """Pages as `images_of` makes them, in files."""
+    for at in range(count):
+        image(at, SIZES[at]).save(folder / f"{at}.png")
+    return [f"{at}.png" for at in range(count)]
+
+
+def lines_of(turns: Sequence[Turn], pages: Sequence[str]) -> str:
+    """A conversation as a line of a questions file."""
+    shown = iter(pages)
+    messages = [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "path": next(shown)}
+                for part in turn.content
+            ],
+        }
+        for turn in turns
+    ]
+    return json.dumps({"messages": messages}) + "\n"
+
+
+@pytest.mark.parametrize("kind", ["llava", "idefics"])
+def test_rows_of_a_questions_file_and_resume(kind: str, folders: dict[str, Path], cli: Run, tmp_path: Path) -> None:
+    pages = saved_pages(tmp_path, 4)
+    questions, output = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
+    several = CONVERSATIONS["several turns"]
+    asked = [several, CONVERSATIONS["images in several turns"]]
+    questions.write_text(
+        "".join(lines_of(turns, pages) for turns in asked)
+        + json.dumps({"question": "Which is dearer?", "documents": pages[:3]})
+        + "\n"
+    )
+    command = ("run", "-q", questions, "-o", output, "-m", folders[kind], "--device", "cpu", "--max-new-tokens", "8")
+    done = cli(*command)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    asked.append(CONVERSATIONS["several images in a turn"])
+    for row, (text, count, confidence) in zip(rows, KINDS[kind][1](folders[kind], asked), strict=True):
+        assert (row["answer"], row["new_tokens"]) == (text, count)
+        assert row["confidence"] == pytest.approx(confidence, rel=1e-3)
+    assert [row["document"].count(";") for row in rows] == [0, 2, 2]
+    assert len({row["key"] for row in rows}) == 3
+    assert cli(*command, "--resume").returncode == 0
+    assert len(output.read_text().splitlines()) == 3
+    # Another earlier answer is another row.
+    other = (several[0], Turn("assistant", ("13.50",)), *several[2:])
+    questions.write_text(lines_of(several, pages) + lines_of(other, pages))
+    assert cli(*command, "--resume").returncode == 0
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(found) == 4
+    assert found[3]["key"] not in {row["key"] for row in rows}
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "idefics"])
+def test_examples_stand_before_every_question_and_are_settings(
+    kind: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Each with its page, then the question about another; other examples are other settings."""
+    pages = saved_pages(tmp_path, 2)
+    file = tmp_path / "examples.csv"
+    file.write_text(f"document,question,answer\n{pages[0]},What is the total?,12.50\n")
+
+    def rows() -> list[Any]:
+        given = RunSettings(PageSettings(workers=1), settings(folders[kind]), QuestionSettings(examples=file))
+        with Session(settings=given) as session:
+            return list(session.run([str(tmp_path / pages[1])], ["Who?", "Why?"]))
+
+    found = rows()
+    shown = CONVERSATIONS["examples"][:2]
+    wanted = KINDS[kind][1](folders[kind], [(*shown, Turn("user", (PAGE, text))) for text in ("Who?", "Why?")])
+    assert [(row.answer, row.new_tokens, row.status) for row in found] == [(*one[:2], "ok") for one in wanted]
+    file.write_text(f"document,question,answer\n{pages[0]},What is the total?,13.50\n")
+    other = rows()
+    assert other[0].confidence != found[0].confidence
+    assert other[0].settings != found[0].settings
+    assert other[0].key == found[0].key
+
+
+@pytest.mark.parametrize("kind", ["llava_next", "idefics"])
+def test_a_chat_about_several_documents(kind: str, folders: dict[str, Path], cli: Run, tmp_path: Path) -> None:
+    pages = saved_pages(tmp_path, 2)
+    command = ("ask", *pages, "Who?", "--together", "--chat", "--json", "-m", folders[kind], "--device", "cpu")
+    done = cli(*command, "--max-new-tokens", "8", stdin="And the date?\n", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    opening = Turn("user", (PAGE, PAGE, "Who?"))
+    turns = (opening, Turn("assistant", (first["answer"],)), Turn("user", ("And the date?",)))
+    (wanted,) = KINDS[kind][1](folders[kind], [(opening,)])
+    assert (first["answer"], first["new_tokens"]) == wanted[:2]
+    if first["answer"]:
+        (wanted,) = KINDS[kind][1](folders[kind], [turns])
+        assert (second["answer"], second["new_tokens"]) == wanted[:2]
+    assert (first["document"], second["document"]) == ("0.png; 1.png",) * 2
+
+
+def test_pages_of_a_document_across_together(folders: dict[str, Path], tmp_path: Path) -> None:
+    first, *others = (image(at, SIZES[at]) for at in range(3))
+    first.save(tmp_path / "pages.tiff", save_all=True, append_images=others)
+    given = RunSettings(PageSettings(across=Across.TOGETHER, workers=1), settings(folders["idefics"]))
+    with Session(settings=given) as session:
+        row = session.ask(str(tmp_path / "pages.tiff"), "Which is dearer?")
+    (wanted,) = by_idefics_processor(folders["idefics"], [CONVERSATIONS["several images in a turn"]])
+    assert (row.answer, row.new_tokens, row.page) == (*wanted[:2], "1-3")
+
+
+def test_a_chat_and_examples_that_a_template_can_not_say_are_refused_at_the_start(cli: Run, tmp_path: Path) -> None:
+    (page,) = saved_pages(tmp_path, 1)
+    (tmp_path / "examples.csv").write_text(f"document,question,answer\n{page},Who?,Ann\n")
+    one_turn = llava_with(tmp_path / "turn", ONE_TURN)
+    one_image = llava_with(tmp_path / "image", ONE_IMAGE)
+    options = ("--device", "cpu", "--max-new-tokens", "4")
+    chat = cli("ask", page, "--chat", "-m", one_turn, *options, stdin="Who?\n", cwd=tmp_path)
+    assert (chat.returncode, chat.stdout) == (4, "")
+    assert f"--chat: {one_turn}: the chat template failed: one turn only" in chat.stderr
+    # Several turns about one page it does say.
+    chat = cli("ask", page, "Who?", "--chat", "-m", one_image, *options, stdin="When?\n", cwd=tmp_path)
+    assert (chat.returncode, len(chat.stdout.splitlines())) == (0, 2)
+    for folder, words in ((one_turn, "one turn only"), (one_image, "writes 1 images where the conversation has 2")):
+        done = cli("run", page, "--ask", "Who?", "--examples", "examples.csv", "-m", folder, *options, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (4, "")
+        assert f"--examples: {folder}: the chat template" in done.stderr
+        assert words in done.stderr
+    # A row that can't be asked is a failed one, and the others are answered.
+    lines = lines_of(CONVERSATIONS["several turns"], [page]) + json.dumps({"question": "Who?", "document": page})
+    done = cli("run", "-q", "-", "-o", "-", "--format", "jsonl", "-m", one_turn, *options, stdin=lines, cwd=tmp_path)
+    failed, plain = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 6
+    assert failed["error"] == f"bad-question: {one_turn}: the chat template failed: one turn only"
+    assert plain["status"] == "ok"
