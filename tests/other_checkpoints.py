@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -23,12 +24,15 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextProcessor,
     LlavaProcessor,
+    MllamaConfig,
+    MllamaProcessor,
     SmolVLMConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from tests.conftest import SAMPLES
 
@@ -185,7 +189,32 @@ def save_gemma3(folder: Path) -> Path:
     return folder
 
 
-SAVED = {"llava": save_llava, "llava_next": save_llava_next, "gemma3": save_gemma3}
+def save_mllama(folder: Path) -> Path:
+    """A Llama 3.2 Vision: texts see images by cross attention, through gates that are open here."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    image = tokenizer.convert_tokens_to_ids("<|image|>")  # the one that the head does not have
+    vision = {
+        "hidden_size": 32, "attention_heads": 2, "num_hidden_layers": 2, "num_global_layers": 1, "image_size": 28,
+        "intermediate_size": 64, "patch_size": 14, "max_num_tiles": 2, "intermediate_layers_indices": [0, 1],
+        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]], "vision_output_dim": 96,
+    }  # fmt: skip
+    text = {**TEXT, "vocab_size": image, "cross_attention_layers": [1]}
+    _save(
+        MllamaConfig(text_config=text, vision_config=vision, image_token_index=image, tie_word_embeddings=False), folder
+    )
+    weights = load_file(folder / "model.safetensors")
+    opened = {
+        name: torch.ones_like(one) if "gate" in name and one.numel() == 1 else one for name, one in weights.items()
+    }
+    save_file(opened, folder / "model.safetensors", metadata={"format": "pt"})
+    images = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=2)
+    template = TEMPLATE.replace("<image>", "<|image|>")
+    MllamaProcessor(images, tokenizer, chat_template=template).save_pretrained(folder)
+    return folder
+
+
+SAVED = {"llava": save_llava, "llava_next": save_llava_next, "gemma3": save_gemma3, "mllama": save_mllama}
 
 
 def _tokenizer() -> Any:

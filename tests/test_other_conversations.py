@@ -214,7 +214,7 @@ def test_conversations_are_those_of_its_own_processor_and_generate(
     assert len({text for text, *_ in wanted}) > 2
 
 
-@pytest.mark.parametrize("kind", ["llava", "gemma3", "idefics"])
+@pytest.mark.parametrize("kind", ["llava", "gemma3", "mllama", "idefics"])
 def test_texts_stand_between_pages(kind: str, folders: dict[str, Path]) -> None:
     found = answers(settings(folders[kind]), list(INTERLEAVED.values()))
     same(found, KINDS[kind][1](folders[kind], list(INTERLEAVED.values())))
@@ -260,7 +260,7 @@ def test_a_system_turn_is_said_in_its_place_or_in_the_first_of_the_user(kind: st
     with_system, wanted, without = answers(settings(folders[kind]), [(SYSTEM, *turns), folded, turns])
     assert not with_system.failure
     assert with_system.confidence != without.confidence
-    if kind in ("llava", "llava_next"):
+    if kind in ("llava", "llava_next", "mllama"):
         (reference,) = by_own_processor(folders[kind], [(SYSTEM, *turns)])
         assert (with_system.text, with_system.new_tokens) == reference[:2]
     elif kind != "idefics base":  # there it stands before all that is asked

@@ -138,11 +138,10 @@ class ProcessorModel(GenerateModel):
                 add_special_tokens=not (bos and texts[0].startswith(bos)),  # templates may write it themselves
             )
         except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
-            counts = ", ".join(str(len(pages)) for pages in images)
-            raise RowFailedError(
-                FailureKind.BAD_QUESTION,
-                f"{self._name}: its own processor does not take a prompt with {counts} pages: {first_line(error)}",
-            ) from error
+            # A batch is asked again one by one, so that the number is that of the request at fault.
+            pages = "a page" if len(images[0]) == 1 else f"{len(images[0])} pages"
+            words = f"{self._name}: its own processor does not take a prompt with {pages}: {first_line(error)}"
+            raise RowFailedError(FailureKind.BAD_QUESTION, words) from error
         for length in inputs["attention_mask"].sum(1).tolist():
             check_length(length, self._rules, self._family.max_positions)
         moved: Mapping[str, Tensor] = inputs.to(self.device, dtype=self.model.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Collection, Sequence
 
 from idefics_cli.engine.families.chat_template import ChatTemplate, messages_of
@@ -74,7 +75,7 @@ class TemplateCheck:
 
     def _moved(self, shape: _Shape) -> str:
         """See `moved`."""
-        numbers = iter(range(len(shape) * max(len(kinds) for _, kinds in shape)))
+        numbers = itertools.count()
         turns = [
             Turn(role, tuple(f"said{next(numbers)}." if is_text else PAGE for is_text in kinds))
             for role, kinds in shape
