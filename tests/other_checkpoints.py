@@ -199,7 +199,7 @@ def save_mllama(folder: Path) -> Path:
         "intermediate_size": 64, "patch_size": 14, "max_num_tiles": 2, "intermediate_layers_indices": [0, 1],
         "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]], "vision_output_dim": 96,
     }  # fmt: skip
-    text = {**TEXT, "vocab_size": image, "cross_attention_layers": [1]}
+    text = {**TEXT, "vocab_size": image, "num_hidden_layers": 3, "cross_attention_layers": [1]}
     _save(
         MllamaConfig(text_config=text, vision_config=vision, image_token_index=image, tie_word_embeddings=False), folder
     )

@@ -24,7 +24,7 @@ from idefics_cli.engine.transformers_generate import best_choice_anew
 from idefics_cli.engine.transformers_loading import load_processor
 from idefics_cli.engine.transformers_model import GenerateModel
 from idefics_cli.errors import FailureKind, RowFailedError, first_line
-from idefics_cli.records import Crop, Request
+from idefics_cli.records import Answer, Crop, Request
 
 
 class TransformersModel(GenerateModel):
@@ -122,7 +122,19 @@ class ProcessorModel(GenerateModel):
         """See `GenerateModel`; raises ModelError also where the processor can't be loaded."""
         self._name, self._prompts = checkpoint.name, family.prompt_builder(settings.prompt)
         self._processor: Any = load_processor(checkpoint)
+        # In transformers' cross attention a text before its first image sees all there are, padded ones too.
+        self._sees_padding = "cross_attention_mask" in self._processor.model_input_names
         super().__init__(checkpoint, family, settings, choice)
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """See `GenerateModel`; where padded images would be seen, only requests with as many pages go together."""
+        if not self._sees_padding:
+            return super().answer(requests)
+        found: dict[int, Answer] = {}
+        for count in {len(request.pages) for request in requests}:
+            group = [at for at, request in enumerate(requests) if len(request.pages) == count]
+            found.update(zip(group, super().answer([requests[at] for at in group]), strict=True))
+        return [found[at] for at in range(len(requests))]
 
     def _inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         """See `GenerateModel`."""
