@@ -87,5 +87,17 @@ def test_whole_chats_and_examples_are_refused_before_they_are_asked() -> None:
 
 
 def test_a_question_about_a_page_must_be_taken() -> None:
-    with pytest.raises(ModelError, match="m: the chat template failed: never"):
-        check_of("{{ raise_exception('never') }}")
+    for template, words in (
+        ("{{ raise_exception('never') }}", "failed: never"),
+        (PLAIN.replace("c.text", "''"), "leaves out or moves what a turn says"),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content | trim }}{% endfor %}", "only a text"),
+    ):
+        with pytest.raises(ModelError, match=f"m: the chat template .*{words}"):
+            check_of(template)
+
+
+def test_a_blank_between_pages_is_no_text() -> None:
+    images_first = PLAIN.replace("in m.content", "in m.content | sort(attribute='type')")
+    check = check_of(images_first)
+    assert check.moved((Turn("user", (PAGE, " ", PAGE, "Who?")),)) == ""
+    assert check.moved((Turn("user", (PAGE, "and", PAGE, "Who?")),))

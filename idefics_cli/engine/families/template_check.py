@@ -11,7 +11,7 @@ from idefics_cli.errors import FailureKind, ModelError, RowFailedError
 from idefics_cli.records import PAGE, PagePart, Role, Turn, plain_turns
 
 _Shape = tuple[tuple[Role, tuple[bool, ...]], ...]
-"""Of a conversation: the role of each turn, and which of its parts are texts."""
+"""Of a conversation: the role of each turn, and which of its parts are texts; blank ones are none."""
 _CHAT = (Turn("user", (PAGE, "?")), Turn("assistant", ("!",)), Turn("user", ("?",)))
 _EXAMPLES = (Turn("user", (PAGE, "?")), Turn("assistant", ("!",)), Turn("user", (PAGE, "?")))
 
@@ -28,12 +28,14 @@ class TemplateCheck:
             special_tokens: of the tokenizer and the processor, one of which stands for an image.
 
         Raises:
-            ModelError: the template refuses a question about a page.
+            ModelError: the template refuses a question about a page, or does not say it.
 
         """
         self._chat, self._name = chat, name
         self._image = self._image_token(special_tokens)
         self._moved_in = functools.lru_cache(256)(self._moved)
+        if refusal := self._refusal(plain_turns("?", 1)):
+            raise ModelError(refusal)
 
     def moved(self, turns: Sequence[Turn]) -> str:
         """Return what of a conversation gets another place by the template, in words; empty for nothing.
@@ -42,9 +44,9 @@ class TemplateCheck:
             RowFailedError: the template refuses these turns, or leaves a text or an image out.
 
         """
-        return self._moved_in(
-            tuple((turn.role, tuple(isinstance(part, str) for part in turn.content)) for turn in turns)
-        )
+        said = [[part for part in turn.content if not isinstance(part, str) or part.strip()] for turn in turns]
+        kinds = (tuple(isinstance(part, str) for part in parts) for parts in said)
+        return self._moved_in(tuple(zip((turn.role for turn in turns), kinds, strict=True)))
 
     @functools.cached_property
     def chat_refusal(self) -> str:
