@@ -81,10 +81,12 @@ def chat_template_of(checkpoint: Checkpoint) -> ChatTemplate | None:
     """
     if not checkpoint.chat_template:
         return None
-    return ChatTemplate(checkpoint.chat_template, checkpoint.name, _named_tokens(checkpoint.tokenizer_config))
+    return ChatTemplate(checkpoint.chat_template, checkpoint.name, named_tokens(checkpoint))
 
 
-def _named_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+def named_tokens(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the special tokens that a template may write by their names, such as `bos_token`."""
+    tokenizer_config = checkpoint.tokenizer_config
     more = (tokenizer_config.get(name) for name in ("extra_special_tokens", "model_specific_special_tokens"))
     tokens = {}
     for settings in (tokenizer_config, *(one for one in more if isinstance(one, dict))):

@@ -21,7 +21,7 @@ from idefics_cli.engine.families.backend import (
     with_choices,
 )
 from idefics_cli.engine.families.base import Normalization, Prompt
-from idefics_cli.engine.families.chat_template import ChatTemplate
+from idefics_cli.engine.families.chat_template import ChatTemplate, named_tokens
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.families.prompt import PromptForm, Tokenizer, check_turns
 from idefics_cli.errors import ModelError
@@ -116,9 +116,9 @@ class Idefics1Family:
             UsageError: the template holds a special token.
 
         """
-        given = self._checkpoint.tokenizer_config.get("bos_token") or "<s>"
-        bos = str(given.get("content") if isinstance(given, dict) else given)
-        return Idefics1PromptBuilder(self._tokenizer, template, bos)
+        return Idefics1PromptBuilder(
+            self._tokenizer, template, named_tokens(self._checkpoint).get("bos_token") or "<s>"
+        )
 
     def generation(self, settings: ModelSettings) -> GenerationRules:
         """Return how answers are generated; image tokens never are.

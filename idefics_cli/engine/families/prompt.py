@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from idefics_cli.engine.checkpoint import Checkpoint
-from idefics_cli.engine.families.chat_template import ChatTemplate, messages_of
+from idefics_cli.engine.families.chat_template import ChatTemplate, messages_of, named_tokens
 from idefics_cli.errors import FailureKind, ModelError, RowFailedError
 from idefics_cli.records import DocumentPart, PagePart, Turn
 
@@ -13,13 +13,13 @@ from idefics_cli.records import DocumentPart, PagePart, Turn
 class Tokenizer:
     """The tokenizer of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, *, adds_special_tokens: bool = True, bos_token: str = "") -> None:
+    def __init__(self, checkpoint: Checkpoint, *, adds_special_tokens: bool = True) -> None:
         """Read tokenizer.json.
 
         Args:
             checkpoint: whose tokenizer it is.
-            adds_special_tokens: whether `encode` puts tokens around a text, as the file says.
-            bos_token: what templates may begin with by themselves: such a text gets no tokens around it.
+            adds_special_tokens: whether `encode` puts tokens around a text, as the file says; a text that begins with
+                `bos_token`, as templates may write it, gets none.
 
         Raises:
             ModelError: it can't be read.
@@ -31,7 +31,8 @@ class Tokenizer:
             self._tokenizer = FastTokenizer.from_file(str(checkpoint.tokenizer_file))
         except Exception as error:  # the library raises Exception itself
             raise ModelError(f"{checkpoint.name}: tokenizer.json can't be read: {error}") from error
-        self._adds_special_tokens, self._bos_token = adds_special_tokens, bos_token
+        self._adds_special_tokens = adds_special_tokens
+        self._bos_token = named_tokens(checkpoint).get("bos_token", "")
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder().values()
