@@ -51,11 +51,11 @@ class Session:
         """What stands in front of every question."""
         examples_digest = self.examples.digest() if self.examples else ""
         self.engine = engine or open_engine(settings.model)
+        if self.examples and (refusal := self.engine.info.examples_refusal):
+            raise ModelError(f"--examples: {refusal}")
         refusal, split = self.engine.info.split_refusal, settings.pages.split
         if refusal and split is not Split.AUTO:
             raise UsageError(f"--split {split}: {self.engine.info.name}: {refusal}; leave --split out")
-        if self.examples and (refusal := self.engine.info.examples_refusal):
-            raise ModelError(f"--examples: {refusal}")
         self.pool = PagePool(settings.pages)
         self._is_closed = False
         self.setting_values = settings_values(self.engine.info.settings, settings, examples=examples_digest)

@@ -16,7 +16,8 @@ from idefics_cli.config import ModelSettings
 from idefics_cli.engine.attention import implementation
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice
-from idefics_cli.engine.families.base import AnswerReader, Family
+from idefics_cli.engine.families.answer_text import AnswerReader
+from idefics_cli.engine.families.base import Family
 from idefics_cli.engine.families.generation import random_key
 from idefics_cli.engine.native.engine import not_a_number
 from idefics_cli.engine.native.torch_device import torch_device

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.documents.page import ImageProcessor
+from idefics_cli.engine.families.answer_text import AnswerReader
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.records import Turn
 
@@ -84,22 +85,6 @@ class Prompt:
     """Tokens up to the end of the last image, which requests about the same pages have in common."""
     shared_length: int = 0
     """Tokens of the prefix that requests about other pages begin with too: those of the examples."""
-
-
-class AnswerReader(Protocol):
-    """Reads the tokens of answers."""
-
-    def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """Return the text of an answer's tokens: special tokens left out, spaces around it stripped.
-
-        Args:
-            tokens: of the answer.
-            stop: texts before the first of which it is cut.
-
-        """
-
-    def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
-        """Whether the text of an answer's tokens holds one of these texts."""
 
 
 class PromptBuilder(AnswerReader, Protocol):
