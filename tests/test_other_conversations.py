@@ -369,7 +369,7 @@ def test_special_tokens_and_no_page_are_refused(folders: dict[str, Path]) -> Non
         assert special.failure is not None
         assert "turn 2 of the conversation holds the model's special token <image>" in special.failure.detail
         assert nothing.failure is not None
-        assert "there is no page in the conversation" in nothing.failure.detail
+        assert "there is no page" in nothing.failure.detail
 
 
 # --- as a user runs them ---

@@ -133,14 +133,12 @@ def _without_system_turn(turns: list[Turn]) -> list[Turn]:
 
 
 def check_turns(turns: Sequence[Turn], special_tokens: frozenset[str]) -> None:
-    """Refuse texts that would be read as something else than words, and turns without a page.
+    """Refuse texts that would be read as something else than words.
 
     Raises:
-        RowFailedError: one holds one of the model's special tokens, or there is no page.
+        RowFailedError: one holds one of the model's special tokens.
 
     """
-    if not any(isinstance(part, PagePart) for turn in turns for part in turn.content):
-        raise RowFailedError(FailureKind.BAD_QUESTION, "there is no page in the conversation")
     for number, turn in enumerate(turns, 1):
         for text in (part for part in turn.content if isinstance(part, str)):
             if found := sorted(token for token in special_tokens if token in text):
