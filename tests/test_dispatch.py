@@ -18,6 +18,7 @@ from idefics_cli.workers.messages import (
     Ended,
     Event,
     JobDone,
+    Joined,
     Loaded,
     Lost,
     Opened,
@@ -38,18 +39,19 @@ class ScriptedPool:
     def __init__(self, reply: Reply) -> None:
         self.started: list[int] = []
         self.closed: list[bool] = []
-        self._reply, self._reports = reply, list[tuple[int, Report | Lost]]()
+        self._reply, self._reports = reply, list[tuple[int, Report | Joined | Lost]]()
         self._woken = threading.Event()
 
-    def start(self, index: int) -> None:
+    def start(self, index: int) -> bool:
         self.started.append(index)
+        return True
 
     def send(self, index: int, message: ToWorker) -> None:
         made = self._reply(index, message)
         if made is not None:
             self._reports.append((index, made if isinstance(made, Lost) else Report(tuple(made), Usage(pages=1))))
 
-    def events(self, timeout: float | None) -> list[tuple[int, Report | Lost]]:
+    def events(self, timeout: float | None) -> list[tuple[int, Report | Joined | Lost]]:
         if not self._reports:
             assert self._woken.wait(10), "nothing would ever happen"
         self._woken.clear()
@@ -191,5 +193,5 @@ def test_what_names_no_gpus_is_refused(text: str) -> None:
 
     with pytest.raises(UsageError, match="--gpus takes"):
         Gpus.parse(text)
-    with pytest.raises(UsageError, match="--unordered goes with --gpus"):
+    with pytest.raises(UsageError, match="--unordered goes with --gpus or --ray"):
         WorkerSettings(unordered=True)

@@ -65,7 +65,7 @@ def settings(path: Path | None, workers: int | None, *, unordered: bool = False,
         pages=PageSettings(workers=2, split=Split.NEVER),
         model=ModelSettings("tiny", device="cpu"),  # type: ignore[arg-type]
         output=OutputSettings(path, **output),  # type: ignore[arg-type]
-        workers=WorkerSettings(None if workers is None else Gpus(workers), unordered),
+        workers=WorkerSettings(None if workers is None else Gpus(workers), unordered=unordered),
     )
 
 

@@ -64,12 +64,13 @@ class NullPool:
         self._processes: list[multiprocessing.Process] = []
         self._woken, self._waker = multiprocessing.Pipe(duplex=False)
 
-    def start(self, index: int) -> None:
+    def start(self, index: int) -> bool:
         here, there = multiprocessing.Pipe()
         process = multiprocessing.Process(target=_work, args=(there, self._values), daemon=True)
         process.start()
         self._processes.append(process)
         self._connections[index] = here
+        return True
 
     def send(self, index: int, message: ToWorker) -> None:
         self._connections[index].send(message)

@@ -46,7 +46,6 @@ class Supervisor:
         self.condemned: list[PendingJob] = []
         """Jobs of documents that have ended three workers in a row, for the caller to fail."""
         self._window, self._take_answered, self._is_ordered = window, take_answered, is_ordered
-        self._span = 8 * window * len(names)  # jobs between the first that is not done and the last that is assigned
         self._count = 0
         self._pending: dict[int, PendingJob] = {}
         self._order: deque[PendingJob] = deque()
@@ -138,17 +137,23 @@ class Supervisor:
                 self._losses.pop(worker.alone_with, None)  # it was not what ended the others
                 worker.alone_with = None
 
-    def lose(self, index: int) -> None:
-        """Take back what a lost worker held; it gets nothing until `open`."""
+    def lose(self, index: int, *, is_blameless: bool = False) -> None:
+        """Take back what a lost worker held; it gets nothing until `open`.
+
+        Args:
+            index: of the worker.
+            is_blameless: whether neither what it held nor the model can have ended it.
+
+        """
         worker = self.workers[index]
         was_alone = worker.alone_with is not None
         lost = list(worker.held.values())
-        if worker.is_loaded:
+        if worker.is_loaded and not is_blameless:
             for document in {pending.job.document for pending in lost}:
                 # In company, a document is only suspected.
                 most = _LOSSES_TO_CONDEMN if was_alone else _LOSSES_TO_SUSPECT
                 self._losses[document] = min(self._losses.get(document, 0) + 1, most)
-        worker.failed_starts = 0 if worker.is_loaded else worker.failed_starts + 1
+        worker.failed_starts = 0 if worker.is_loaded else worker.failed_starts + (not is_blameless)
         worker.losses += 1
         worker.held.clear()
         worker.is_open = worker.is_loaded = False
@@ -163,8 +168,15 @@ class Supervisor:
         self._returned = deque(pending for pending in waiting if not self._is_suspect(pending))
 
     def open(self, index: int) -> None:
-        """Say that a lost worker was started again."""
-        self.workers[index].is_open = True
+        """Say that a worker takes jobs."""
+        worker = self.worker(index)
+        worker.is_open = worker.has_joined = True
+
+    def worker(self, index: int) -> WorkerState:
+        """Return what is known of a worker; one that is not known yet is a new one."""
+        while index >= len(self.workers):
+            self.workers.append(WorkerState(f"worker {len(self.workers) + 1}", is_open=False))
+        return self.workers[index]
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows that can be passed on."""
@@ -213,7 +225,8 @@ class Supervisor:
         return roomiest if roomiest is not None and self._has_room(roomiest) else None
 
     def _has_span(self) -> bool:
-        return not self._is_ordered or len(self._order) < self._span
+        # The jobs between the first that is not done and the last that is assigned.
+        return not self._is_ordered or len(self._order) < 8 * self._window * len(self.workers)
 
     def _has_room(self, index: int) -> bool:
         worker = self.workers[index]
