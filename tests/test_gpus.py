@@ -116,8 +116,9 @@ def test_a_document_that_ends_every_worker_becomes_failed_rows(
     others = [row for row in expected if row["document"] not in {row["document"] for row in failed}]
     assert [row for row in rows if row["document"] not in {row["document"] for row in failed}] == others
     assert len(rows) == len(expected) + 2
-    assert sum(share.losses for share in result.workers) == 3
-    assert sum("SIGKILL" in words for words in notes) == 3
+    losses = sum(share.losses for share in result.workers)
+    assert 3 <= losses <= 5  # before it was suspected, two workers may have held questions about it
+    assert sum("SIGKILL" in words for words in notes) == losses
     # Nothing else can be asked of it: the keys are those that its questions have.
     assert answered(questions, settings(tmp_path / "out.csv", 2, resume=True)).progress.skipped == len(rows)
 

@@ -7,18 +7,17 @@ processes of one machine: an actor is never restarted by Ray, which would wait f
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import queue
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from idefics_cli.engine.base import EngineInfo
 from idefics_cli.errors import ModelError
 from idefics_cli.workers.messages import Ended, Joined, Lost, Opened, Report, ToWorker, WorkerSpec
+from idefics_cli.workers.ray_calls import Actor, ActorCalls
 from idefics_cli.workers.ray_cluster import RayCluster
 from idefics_cli.workers.ray_documents import OutgoingDocuments
 from idefics_cli.workers.ray_worker import CONCURRENCY_GROUPS, Place, RayWorker
@@ -28,19 +27,6 @@ _SAY_EVERY = 60.0
 _MOST_FAILED_STARTS = 3
 
 _Event = tuple[int, Report | Joined | Lost]
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Actor:
-    """An actor, as the driver sees it."""
-
-    handle: Any
-    take: Any
-    reports: Any
-    """Its methods."""
-    documents: OutgoingDocuments
-    node_id: str = ""
-    """Empty before it has its place."""
 
 
 class RayPool:
@@ -72,13 +58,12 @@ class RayPool:
         self._ray: Any = ray
         self._cluster, self._spec, self.count = cluster, spec, count
         self._share, self._grows, self._on_note = share, grows, on_note
-        self._resources = {"GPU": share} if share else {"CPU": 1.0}
-        self._actors: dict[int, _Actor] = {}
-        self._found: queue.SimpleQueue[tuple[int, _Actor, Any] | None] = queue.SimpleQueue()
+        self._actors: dict[int, Actor] = {}
+        self._calls = ActorCalls(cluster)
         self._early: deque[_Event] = deque()
         self._looked = self._said = time.monotonic()
-        groups = {"concurrency_groups": CONCURRENCY_GROUPS, "max_restarts": 0, "max_task_retries": 0}
-        self._remote = ray.remote(num_gpus=share, num_cpus=0 if share else 1, **groups)(RayWorker)
+        options = {"concurrency_groups": CONCURRENCY_GROUPS, "max_restarts": 0, "max_task_retries": 0}
+        self._remote = ray.remote(num_gpus=share, num_cpus=0 if share else 1, **options)(RayWorker)
 
     def engine_info(self) -> EngineInfo:
         """Start all workers, and wait until one has opened the checkpoint: the driver need not have a GPU, or it.
@@ -90,7 +75,7 @@ class RayPool:
         for index in range(self.count):
             self.start(index)
         if not self._grows and self._share:
-            self._cluster.request([self._resources] * self.count)
+            self._cluster.request([{"GPU": self._share}] * self.count)
         failed = 0
         while True:
             events = self._events(_LOOK_EVERY)
@@ -115,21 +100,19 @@ class RayPool:
     def start(self, index: int) -> bool:
         """See `WorkerPool`: it takes jobs when Ray has found a place for it."""
         if index not in self._actors:
-            folder = str(Path.cwd())
-            handle = self._remote.remote(self._spec, folder, self._share)
-            documents = OutgoingDocuments(as_bytes=self._spec.settings.workers.send_documents)
+            handle = self._remote.remote(self._spec, str(Path.cwd()), self._share)
             take = handle.take.options(concurrency_group="messages")
             reports = handle.reports.options(concurrency_group="reports")
-            actor = self._actors[index] = _Actor(handle, take, reports, documents)
-            self._watch(index, actor, handle.place.remote())
+            documents = OutgoingDocuments(as_bytes=self._spec.settings.workers.send_documents)
+            self._actors[index] = Actor(index, handle, take, reports, documents)
+            self._calls.place(self._actors[index])
         return False
 
     def send(self, index: int, message: ToWorker) -> None:
         """See `WorkerPool`."""
         actor = self._actors.get(index)
-        if actor is None or not actor.node_id:
-            return
-        self._watch(index, actor, actor.take.remote(actor.documents.prepared(message)))
+        if actor is not None and actor.node_id:
+            self._calls.send(actor, message)
 
     def events(self, timeout: float | None) -> list[_Event]:
         """See `WorkerPool`."""
@@ -137,11 +120,11 @@ class RayPool:
             early = list(self._early)
             self._early.clear()
             return early
-        return self._events(timeout)
+        return self._events(_LOOK_EVERY if timeout is None else min(timeout, _LOOK_EVERY))
 
     def wake(self) -> None:
         """See `WorkerPool`."""
-        self._found.put(None)
+        self._calls.wake()
 
     def end(self, index: int) -> str:
         """See `WorkerPool`."""
@@ -157,68 +140,35 @@ class RayPool:
             self.end(index)
         self._cluster.close()
 
-    def _watch(self, index: int, actor: _Actor, call: Any) -> None:
-        """Let the result of a call, or what it failed with, be found by `events`."""
-
-        def found(future: Future[Any]) -> None:
-            self._found.put((index, actor, future.exception() or future.result()))
-
-        call.future().add_done_callback(found)
-
-    def _events(self, timeout: float | None) -> list[_Event]:
+    def _events(self, timeout: float) -> list[_Event]:
         self._look_at_cluster()
-        waits = [seconds for seconds in (timeout, _LOOK_EVERY) if seconds is not None]
         events: list[_Event] = []
-        try:
-            found = [self._found.get(timeout=min(waits))]
-        except queue.Empty:
-            return events
-        while not self._found.empty():
-            found.append(self._found.get())
-        for entry in found:
-            if entry is not None:
-                events += self._event(*entry)
+        for actor, result in self._calls.results(timeout):
+            if self._actors.get(actor.index) is actor:  # not ended since
+                events += self._events_of(actor, result)
         return events
 
-    def _event(self, index: int, actor: _Actor, result: Any) -> list[_Event]:
-        """Return what the result of a call means for the run."""
-        if self._actors.get(index) is not actor or result is None:  # ended since; or a message that was taken
-            return []
-        if isinstance(result, Exception):
-            is_machine = self._is_lost_machine(actor, result)
-            self.end(index)
-            return [(index, Lost(_words(result), is_machine))]
+    def _events_of(self, actor: Actor, result: Any) -> list[_Event]:
+        """Return what the result of an actor's call means for the run."""
+        index = actor.index
         if isinstance(result, Place):
-            return [self._placed(index, actor, result)]
-        if not result:
+            return [(index, self._joined(actor, result))]
+        if isinstance(result, Lost) or not result:
             self.end(index)
-            return [(index, Lost("it ended"))]
-        self._fetch(index, actor)
+            return [(index, result or Lost("it ended"))]
+        self._calls.fetch(actor)
         return [(index, report) for report in result]
 
-    def _placed(self, index: int, actor: _Actor, place: Place) -> _Event:
-        from importlib.metadata import version
-
+    def _joined(self, actor: Actor, place: Place) -> Joined:
         here = version("idefics-cli")
         if place.version != here:
-            raise ModelError(
-                f"node {place.address} has idefics-cli {place.version}, the driver {here}: install the same"
-            )
+            words = f"node {place.address} has idefics-cli {place.version}, and the driver {here}"
+            raise ModelError(f"{words}: install the same")
         actor.node_id = place.node_id
-        self._fetch(index, actor)
+        self._calls.fetch(actor)
         if all(one.node_id for one in self._actors.values()):
             self._cluster.request([])
-        return index, Joined(f"worker {index + 1} ({place.address}{f', GPU {place.gpu}' if place.gpu else ''})")
-
-    def _fetch(self, index: int, actor: _Actor) -> None:
-        self._watch(index, actor, actor.reports.remote())
-
-    def _is_lost_machine(self, actor: _Actor, error: Exception) -> bool:
-        if getattr(error, "preempted", False) or "its node has died" in str(error):
-            return True
-        with contextlib.suppress(Exception):
-            return bool(actor.node_id) and actor.node_id not in {node.id for node in self._cluster.nodes()}
-        return False
+        return Joined(f"worker {actor.index + 1} ({place.address}{f', GPU {place.gpu}' if place.gpu else ''})")
 
     def _look_at_cluster(self) -> None:
         """Start workers on GPUs that have come, and say what is waited for."""
@@ -239,10 +189,3 @@ class RayPool:
                 f"{waiting:,} workers wait for {what} each: the cluster has {self._cluster.gpus} GPUs, "
                 f"{self._cluster.free_gpus:g} of them free"
             )
-
-
-def _words(error: Exception) -> str:
-    """Return the last line of what Ray says that tells why."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = next((line for line in lines if line.lower().startswith("the actor is dead because")), None)
-    return (why or (lines[-1] if lines else type(error).__name__))[:300]
