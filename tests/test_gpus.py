@@ -135,6 +135,23 @@ def test_a_poisoned_device_costs_time_only(questions: Path, expected: list[dict[
     assert "the device has failed" in notes[0]
 
 
+@pytest.mark.parametrize(("what", "why"), [("hang", "has done no step"), ("stop", "has reported nothing")])
+def test_a_worker_that_hangs_without_dying_is_replaced(
+    what: str, why: str, questions: Path, expected: list[dict[str, str]], tmp_path: Path
+) -> None:
+    lines = questions.read_text().splitlines(keepends=True)
+    questions.write_text("".join([*lines[:9], f"3.png,{what} {tmp_path / 'hung'},last\n", *lines[9:]]))
+    notes: list[str] = []
+    result = answered(questions, settings(tmp_path / "out.csv", 2, hang_timeout=2.0), on_note=notes.append)
+    rows = rows_like(tmp_path / "out.csv")
+    assert in_order([row for row in rows if row["mine"] != "last"]) == in_order(expected)
+    assert [row["status"] for row in rows if row["mine"] == "last"] == ["ok"]
+    assert sum(share.losses for share in result.workers) == 1
+    (note,) = notes
+    assert why in note
+    assert psutil.Process().children() == []
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_words(questions: Path, tmp_path: Path) -> None:
     given = settings(tmp_path / "out.csv", 2)
     with pytest.raises(ModelError, match="no such weights, says the loader"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.fakes import FakeEngine
 
 
 class WorkerEngine(FakeEngine):
-    """Takes its time (`slow`), ends its process (`kill`), or can't go on, the first time (`poison FILE`)."""
+    """Takes its time (`slow`), ends its process (`kill`), or the first time fails, hangs or stops (`poison FILE` ...)."""
 
     def load(self) -> object:
         return self
@@ -27,9 +28,13 @@ class WorkerEngine(FakeEngine):
             os.kill(os.getpid(), signal.SIGKILL)
         if "slow" in words:
             time.sleep(0.02)
-        if words[0] == "poison" and not Path(words[1]).exists():
+        if words[0] in ("poison", "hang", "stop") and not Path(words[1]).exists():
             Path(words[1]).touch()
-            raise ModelError("the device has failed")
+            if words[0] == "poison":
+                raise ModelError("the device has failed")
+            if words[0] == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait()
         return super().answer(request)
 
 
@@ -60,12 +65,19 @@ def open_dies_loading(settings: ModelSettings) -> WorkerEngine:
     return DiesLoading()
 
 
-def settings(path: Path | None, workers: int | None, *, unordered: bool = False, **output: object) -> RunSettings:
+def settings(
+    path: Path | None,
+    workers: int | None,
+    *,
+    unordered: bool = False,
+    hang_timeout: float | None = None,
+    **output: object,
+) -> RunSettings:
     return RunSettings(
         pages=PageSettings(workers=2, split=Split.NEVER),
         model=ModelSettings("tiny", device="cpu"),  # type: ignore[arg-type]
         output=OutputSettings(path, **output),  # type: ignore[arg-type]
-        workers=WorkerSettings(None if workers is None else Gpus(workers), unordered=unordered),
+        workers=WorkerSettings(None if workers is None else Gpus(workers), unordered=unordered, hang_timeout=hang_timeout),
     )
 
 
