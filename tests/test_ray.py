@@ -24,9 +24,11 @@ from idefics_cli.errors import InputError, ModelError
 from idefics_cli.pipeline import Progress
 from idefics_cli.records import Row
 from tests.test_gpus import in_order, questions, rows_like
+from tests.conftest import Run
+from tests.test_kills import inbox, rows_of
 from tests.worker_engines import open_fake, open_unloadable, settings
 
-assert questions  # a fixture
+assert inbox, questions  # fixtures
 
 pytestmark = pytest.mark.ray
 _NODE = {"num_cpus": 2, "num_gpus": 2, "object_store_memory": 100 * 2**20}
@@ -36,7 +38,8 @@ _NODE = {"num_cpus": 2, "num_gpus": 2, "object_store_memory": 100 * 2**20}
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    soon = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 3}
+    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20, "_system_config": soon}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         cluster.add_node(**_NODE)
@@ -52,11 +55,6 @@ def on_cluster(given: RunSettings, cluster: Any, **workers: Any) -> RunSettings:
 
 def answered(questions: Path, given: RunSettings, **more: Any) -> BatchResult:
     return run([], str(questions), given, io.StringIO(), open_with=open_fake, **more)
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("many")
 
 
 def actors() -> list[psutil.Process]:
@@ -98,3 +96,56 @@ def test_actors_killed_and_nodes_lost_and_added_lose_and_double_nothing(
     assert sum("its node has died" in words for words in notes) == 2
     assert sum(share.rows for share in result.workers) == 1061
     assert actors() == []
+
+
+def test_the_tiny_model_on_cores_answers_as_one_process_from_bytes_too(
+    cluster: Any, inbox: Path, cli: Run, tmp_path: Path
+) -> None:
+    one, out = tmp_path / "one.csv", tmp_path / "out.csv"
+    asked = ("run", inbox.name, "-q", "questions.csv", "--model", "tiny", "--device", "cpu", "--split", "never")
+    assert cli(*asked, "-o", one, cwd=inbox.parent).returncode == 0
+    on_ray = (*asked, "--ray", cluster.address, "--gpus", "2", "--send-documents")
+    dry = cli(*on_ray, "-o", out, "--dry-run", cwd=inbox.parent)
+    assert f"2 of the Ray cluster {cluster.address}" in dry.stdout, dry.stderr
+    done = cli(*on_ray, "-o", out, cwd=inbox.parent)
+    assert done.returncode == 0, done.stderr
+    assert rows_of(out) == rows_of(one)
+    assert done.stderr.count(" pages/s since the model was loaded") == 2
+
+
+def test_a_signal_ends_all_within_ten_seconds_with_what_is_done(cluster: Any, questions: Path, tmp_path: Path) -> None:
+    with questions.open("a") as stream:
+        stream.writelines(f"1.png,slow more {number},m{number}\n" for number in range(3000))
+    output = tmp_path / "out.csv"
+    command = [sys.executable, "-m", "tests.worker_engines", str(questions), str(output), cluster.address]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 60
+    while not output.exists() or output.read_bytes().count(b"\n") < 40:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 128 + signal.SIGTERM
+    assert len(rows_like(output)) >= 39
+    psutil.wait_procs(actors(), timeout=10)
+    assert actors() == []
+
+
+def test_what_no_worker_can_load_ends_the_run_with_its_words(cluster: Any, questions: Path, tmp_path: Path) -> None:
+    given = on_cluster(settings(tmp_path / "out.csv", None), cluster, gpus=Gpus(3), gpus_per_worker=0.5, gpu_memory=9.0)
+    with pytest.raises(ModelError, match="no such weights, says the loader"):
+        run([], str(questions), given, io.StringIO(), open_with=open_unloadable)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_doctor_says_what_the_cluster_has(cluster: Any, cli: Run) -> None:
+    done = cli("doctor", "--model", "nobody/nothing", "--ray", cluster.address)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 GPUs, 2 cores") == 2
+    assert "4 workers, 4 of the GPUs are free" in done.stdout
+
+
+def test_an_address_without_a_cluster_is_refused(questions: Path, tmp_path: Path) -> None:
+    given = dataclasses.replace(settings(tmp_path / "out.csv", None), workers=WorkerSettings(Gpus(1), ray="127.0.0.1:9"))
+    with pytest.raises(ModelError, match=r"--ray 127.0.0.1:9: no cluster can be reached"):
+        run([], str(questions), given, io.StringIO(), open_with=open_fake)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 from idefics_cli import batch
+from idefics_cli.cli.exit_codes import exit_code_of, handle_signals
 from idefics_cli.config import Gpus, ModelSettings, OutputSettings, PageSettings, RunSettings, Split, WorkerSettings
 from idefics_cli.errors import ModelError
 from idefics_cli.records import Answer, Request
@@ -82,12 +84,16 @@ def settings(
 
 
 def main() -> None:
-    """Run: questions, output, number of workers; resumes."""
+    """Run: questions, output, number of workers or address of a Ray cluster; resumes."""
     questions, output, workers = sys.argv[1:]
-    given = settings(Path(output), int(workers), resume=True)
+    given = settings(Path(output), int(workers) if workers.isdigit() else None, resume=True)
+    if not workers.isdigit():
+        given = dataclasses.replace(given, workers=WorkerSettings(ray=workers))
+        given = dataclasses.replace(given, model=ModelSettings("tiny"))
     from tests import worker_engines  # not __main__, which workers don't have
 
-    batch.run([], questions, given, sys.stdout, open_with=worker_engines.open_fake)
+    handle_signals()
+    sys.exit(exit_code_of(lambda: batch.run([], questions, given, sys.stdout, open_with=worker_engines.open_fake)))
 
 
 if __name__ == "__main__":

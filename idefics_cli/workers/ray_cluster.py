@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from idefics_cli.errors import ModelError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SECONDS_TO_REACH = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +51,18 @@ class RayCluster:
         import ray
 
         self._ray: Any = ray
+        found = _reachable(address)
         self._is_joined_here = not ray.is_initialized()
         self._has_requested = False
         if self._is_joined_here:
             try:
                 with _own_signal_handlers():
-                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                    ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, OSError, RuntimeError, ValueError) as error:
                 words = " ".join(str(error).split()) or type(error).__name__
                 raise ModelError(
-                    f"--ray {address}: no cluster could be joined ({words[:300]}); `ray status` on this machine says "
-                    "whether it belongs to one"
+                    f"--ray {address}: the cluster can't be joined ({words[:300]}); `ray status` on this machine says "
+                    "how it is"
                 ) from error
 
     def nodes(self) -> list[Node]:
@@ -96,6 +101,30 @@ class RayCluster:
             with contextlib.suppress(Exception):  # of a cluster that is gone
                 self.request([])
             self._ray.shutdown()
+
+
+def _reachable(address: str) -> str:
+    """Return the HOST:PORT of a cluster to which a connection can be made: Ray itself tries for minutes.
+
+    Raises:
+        ModelError: there is none.
+
+    """
+    found = address
+    if address == "auto":  # as `ray.init` does
+        latest = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # noqa: S108
+        with contextlib.suppress(OSError):
+            found = latest.read_text().strip()
+        found = os.environ.get("RAY_ADDRESS") or found
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_REACH).close()
+    except (OSError, ValueError, OverflowError) as error:
+        where = "RAY_ADDRESS is not set, and none was started on this machine" if found == "auto" else f"{found}: {error}"
+        raise ModelError(
+            f"--ray {address}: no cluster can be reached ({where}); `ray start` on this machine starts or joins one"
+        ) from error
+    return found
 
 
 @contextlib.contextmanager
