@@ -94,7 +94,7 @@ def run(
     inputs = read_inputs(documents, questions, settings)
     result = BatchResult()
     with contextlib.ExitStack() as stack:
-        workers = open_workers(settings, open_with, on_note)
+        workers = open_workers(settings, inputs.columns, open_with, on_note)
         if workers is not None:
             stack.callback(workers.pool.close, is_done=False)
             engine = engine or (NullEngine(workers.info) if workers.info else None)
@@ -174,7 +174,7 @@ def dry_run(
 
     """
     inputs = read_inputs(documents, questions, settings)
-    workers = open_workers(settings, open_with, on_note, is_dry=True)
+    workers = open_workers(settings, inputs.columns, open_with, on_note, is_dry=True)
     if workers is not None:
         workers.pool.close(is_done=False)
     info = workers.info if workers is not None else None

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from idefics_cli.batch import BatchResult, dry_run, run
+from idefics_cli.batch import BatchResult, run
 from idefics_cli.config import Gpus, RunSettings, WorkerSettings
-from idefics_cli.errors import InputError, ModelError
+from idefics_cli.errors import ModelError
 from idefics_cli.pipeline import Progress
 from idefics_cli.records import Row
-from tests.test_gpus import in_order, questions, rows_like
 from tests.conftest import Run
+from tests.test_gpus import questions, rows_like
 from tests.test_kills import inbox, rows_of
 from tests.worker_engines import open_fake, open_unloadable, settings
 
@@ -63,7 +60,7 @@ def actors() -> list[psutil.Process]:
 
 def _command(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return list(process.cmdline())
     except psutil.Error:
         return []
 
@@ -146,6 +143,8 @@ def test_doctor_says_what_the_cluster_has(cluster: Any, cli: Run) -> None:
 
 
 def test_an_address_without_a_cluster_is_refused(questions: Path, tmp_path: Path) -> None:
-    given = dataclasses.replace(settings(tmp_path / "out.csv", None), workers=WorkerSettings(Gpus(1), ray="127.0.0.1:9"))
+    given = dataclasses.replace(
+        settings(tmp_path / "out.csv", None), workers=WorkerSettings(Gpus(1), ray="127.0.0.1:9")
+    )
     with pytest.raises(ModelError, match=r"--ray 127.0.0.1:9: no cluster can be reached"):
         run([], str(questions), given, io.StringIO(), open_with=open_fake)

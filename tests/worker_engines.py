@@ -79,7 +79,9 @@ def settings(
         pages=PageSettings(workers=2, split=Split.NEVER),
         model=ModelSettings("tiny", device="cpu"),  # type: ignore[arg-type]
         output=OutputSettings(path, **output),  # type: ignore[arg-type]
-        workers=WorkerSettings(None if workers is None else Gpus(workers), unordered=unordered, hang_timeout=hang_timeout),
+        workers=WorkerSettings(
+            None if workers is None else Gpus(workers), unordered=unordered, hang_timeout=hang_timeout
+        ),
     )
 
 

@@ -13,7 +13,6 @@ from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import MessageSettings, ModelSettings, Option, Panel, WorkerSettings
 from idefics_cli.errors import ModelError
 
-
 _OF_RUNS = tuple(field.name for field in dataclasses.fields(WorkerSettings) if field.name != "ray")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import operator
@@ -26,6 +27,28 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 _TO_QUOTE = re.compile(r'[",\x00-\x1f\x7f]|^\s|\s$')  # more than csv.writer quotes: a reader breaks rows at a lone \r
 
 
+class RowFormatter:
+    """Formats rows as lines of an output."""
+
+    def __init__(self, form: Format, columns: Iterable[str], *, excel_safe: bool = False) -> None:
+        """Take what `RowWriter` takes."""
+        self.names = user_columns(columns)
+        """The user's columns, and what they are called in the output."""
+        self._form, self._excel_safe = form, excel_safe
+
+    def line(self, row: Row) -> bytes:
+        """Return a row's line, without the columns of the user that have no name here."""
+        values = row_values(row, self.names)
+        if self._form is Format.JSONL:
+            return _encoded(json_line(values))
+        texts = [cell_text(value) for value in values.values()]
+        return _encoded(csv_line([_inert(text) for text in texts] if self._excel_safe else texts))
+
+    def formatted(self, row: Row) -> Row:
+        """Return a row that has its line, unless it has columns without a name here."""
+        return dataclasses.replace(row, line=self.line(row)) if row.extra.keys() <= self.names.keys() else row
+
+
 class RowWriter:
     """Writes rows to a sink."""
 
@@ -46,16 +69,17 @@ class RowWriter:
 
         """
         self.rows = 0
-        self._sink, self._form, self._excel_safe = sink, form, excel_safe
-        self._names = user_columns(columns)
+        self._sink, self._form = sink, form
+        self._formatter = RowFormatter(form, columns, excel_safe=excel_safe)
+        self._has_grown = False
         self._notes = {
             name: f"column {name!r} is {column!r} in the output, since {name!r} is one of its own"
-            for name, column in self._names.items()
+            for name, column in self._formatter.names.items()
             if name != column
         }
         self._syncer = Syncer(sink)
         if form is Format.CSV and header:
-            self._put(csv_line(csv_header(columns, excel_safe=excel_safe)))
+            self._put(_encoded(csv_line(csv_header(columns, excel_safe=excel_safe))))
 
     @property
     def notes(self) -> list[str]:
@@ -73,15 +97,10 @@ class RowWriter:
         """
         if len(row.key) != _KEY_DIGITS or row.status not in ("ok", "failed"):
             raise ValueError(f"a row with key {row.key!r} and status {row.status!r}")
-        if not row.extra.keys() <= self._names.keys():
+        if not row.extra.keys() <= self._formatter.names.keys():
             self._add_columns(row.extra)
-        values = row_values(row, self._names)
-        if self._form is Format.JSONL:
-            line = json_line(values)
-        else:
-            texts = [cell_text(value) for value in values.values()]
-            line = csv_line([_inert(text) for text in texts] if self._excel_safe else texts)
-        self._put(line)
+        # A line that a worker has formatted knows nothing of columns that came since.
+        self._put(row.line if row.line and not self._has_grown else self._formatter.line(row))
         self.rows += 1
 
     def sync(self) -> None:
@@ -103,21 +122,20 @@ class RowWriter:
         self._syncer.close()
 
     def _add_columns(self, extra: Mapping[str, object]) -> None:
-        new = [name for name in extra if name not in self._names]
+        names = self._formatter.names
+        new = [name for name in extra if name not in names]
         if self._form is Format.JSONL:
-            self._names = user_columns(new, self._names)
+            self._formatter.names, self._has_grown = user_columns(new, names), True
             return
         for name in new[: max(0, _MOST_NOTES - len(self._notes))]:
             self._notes.setdefault(
                 name, f"column {name!r} is not in the output: it came after the header; --format jsonl takes it"
             )
 
-    def _put(self, line: str) -> None:
+    def _put(self, line: bytes) -> None:
         """Write a line whole or not at all."""
         self._syncer.check()
-        # A lone surrogate is no UTF-8: its escape is the same string in JSON, and readable in CSV.
-        data = memoryview(line.encode("utf-8", "backslashreplace"))
-        size = file_size(self._sink)
+        data = memoryview(line)
         try:
             while data:
                 written = self._sink.write(data)  # type: ignore[arg-type]
@@ -128,7 +146,7 @@ class RowWriter:
         except BrokenPipeError:
             raise
         except OSError as error:
-            _cut_back(self._sink, size)
+            _cut_back(self._sink, len(line) - len(data))
             raise OutputError(f"can't write the output: {error.strerror}; the rows before are whole") from error
         self._syncer.written()
 
@@ -223,9 +241,14 @@ def _inert(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text) else text
 
 
-def _cut_back(sink: Sink, size: int | None) -> None:
-    """Drop a row that was written in part."""
-    if size is not None:
+def _encoded(line: str) -> bytes:
+    # A lone surrogate is no UTF-8: its escape is the same string in JSON, and readable in CSV.
+    return line.encode("utf-8", "backslashreplace")
+
+
+def _cut_back(sink: Sink, written: int) -> None:
+    """Drop what was written of a row."""
+    if written and (end := file_size(sink)) is not None:
         with contextlib.suppress(OSError):
-            os.ftruncate(sink.fileno(), size)
-            os.lseek(sink.fileno(), size, os.SEEK_SET)
+            os.ftruncate(sink.fileno(), end - written)
+            os.lseek(sink.fileno(), end - written, os.SEEK_SET)

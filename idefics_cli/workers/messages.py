@@ -30,6 +30,8 @@ class WorkerSpec:
     settings: RunSettings
     open_engine: OpenEngine
     """A function of a module, so that it can be pickled."""
+    columns: tuple[str, ...] | None = None
+    """The user's own of the output; its lines are formatted by the workers then, which are many."""
 
 
 class Work(NamedTuple):

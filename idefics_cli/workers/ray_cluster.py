@@ -120,7 +120,9 @@ def _reachable(address: str) -> str:
     try:
         socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_REACH).close()
     except (OSError, ValueError, OverflowError) as error:
-        where = "RAY_ADDRESS is not set, and none was started on this machine" if found == "auto" else f"{found}: {error}"
+        where = (
+            "RAY_ADDRESS is not set, and none was started on this machine" if found == "auto" else f"{found}: {error}"
+        )
         raise ModelError(
             f"--ray {address}: no cluster can be reached ({where}); `ray start` on this machine starts or joins one"
         ) from error

@@ -30,12 +30,18 @@ class Workers:
 
 
 def open_workers(
-    settings: RunSettings, open_with: OpenEngine, on_note: Callable[[str], None], *, is_dry: bool = False
+    settings: RunSettings,
+    columns: Sequence[str],
+    open_with: OpenEngine,
+    on_note: Callable[[str], None],
+    *,
+    is_dry: bool = False,
 ) -> Workers | None:
     """Open the workers of a run; None where this process answers.
 
     Args:
         settings: of the run.
+        columns: the user's own.
         open_with: opens the checkpoint in each worker; a function of a module.
         on_note: told what is waited for.
         is_dry: whether they only say what they are: of a cluster one is started, for what it knows of its engine.
@@ -46,17 +52,16 @@ def open_workers(
 
     """
     if settings.workers.ray is not None:
-        return _actors(settings.workers.ray, settings, open_with, on_note, is_dry=is_dry)
+        return _actors(settings.workers.ray, WorkerSpec(settings, open_with, tuple(columns)), on_note, is_dry=is_dry)
     if settings.workers.gpus is None:
         return None
     places = placements(settings.workers.gpus, settings)
-    pool = ChildPool([(WorkerSpec(place.settings, open_with), place.environment) for place in places])
+    pool = ChildPool([(WorkerSpec(place.settings, open_with, tuple(columns)), place.environment) for place in places])
     return Workers(pool, [place.name for place in places], describe(places))
 
 
-def _actors(
-    address: str, settings: RunSettings, open_with: OpenEngine, on_note: Callable[[str], None], *, is_dry: bool
-) -> Workers:
+def _actors(address: str, spec: WorkerSpec, on_note: Callable[[str], None], *, is_dry: bool) -> Workers:
+    settings = spec.settings
     share = _check(settings)
     cluster = RayCluster(address)
     try:
@@ -77,7 +82,8 @@ def _actors(
         words = f"{count:,} of the Ray cluster {address} ({nodes})"
         started = 1 if is_dry else count
         grows = wanted is None and not is_dry
-        pool = RayPool(cluster, WorkerSpec(here, open_with), started, share=share, grows=grows, on_note=on_note)
+        there = dataclasses.replace(spec, settings=here)
+        pool = RayPool(cluster, there, started, share=share, grows=grows, on_note=on_note)
     except BaseException:
         cluster.close()
         raise

@@ -13,6 +13,7 @@ from idefics_cli.errors import IdeficsCliError
 from idefics_cli.pipeline import Progress
 from idefics_cli.records import Answer, Request
 from idefics_cli.results.fingerprint import settings_fingerprint
+from idefics_cli.results.write import RowFormatter
 from idefics_cli.session import Session
 from idefics_cli.workers.answering import Answering
 from idefics_cli.workers.boxes import Inbox, Outbox
@@ -57,7 +58,12 @@ def serve(spec: WorkerSpec, receive: Callable[[], ToWorker], send: Callable[[Rep
                 return verdicts.get()
 
             fingerprint = settings_fingerprint(session.setting_values)
-            answering = Answering(session.settings, engine, session.pool, fingerprint, outbox.put, is_answered)
+            output, formatter = spec.settings.output, None
+            if spec.columns is not None:
+                formatter = RowFormatter(output.format, spec.columns, excel_safe=output.excel_safe)
+            answering = Answering(
+                session.settings, engine, session.pool, fingerprint, outbox.put, is_answered, formatter
+            )
             answering.run(inbox.works(), progress, session.examples)
     except IdeficsCliError as error:
         outbox.put(Ended(type(error).__name__, str(error)))
