@@ -178,9 +178,11 @@ def test_a_row_that_could_not_be_resumed_is_a_bug(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", list(Format))
 def test_lines_that_workers_have_formatted_are_the_writers_own(form: Format, tmp_path: Path) -> None:
     formatter = RowFormatter(form, ["mine"], excel_safe=form is Format.CSV)
-    rows = [row(extra={"mine": value}, answer=answer) for value, answer in ((1, '=a,"b"'), ("é\ud800", "x"), (None, ""))]
+    rows = [
+        row(extra={"mine": value}, answer=answer) for value, answer in ((1, '=a,"b"'), ("é\ud800", "x"), (None, ""))
+    ]
     later = row(extra={"mine": "m", "new": 1})
-    contents = []
+    contents: list[bytes] = []
     for given in ([*rows, later, rows[0]], [formatter.formatted(one) for one in [*rows, later, rows[0]]]):
         assert all(bool(one.line) == bool(contents) for one in given[:3])
         path = tmp_path / f"{len(contents)}"

@@ -32,9 +32,10 @@ class Lifecycle:
 
     def start(self, index: int) -> None:
         """Start a worker; it gets jobs when it takes them."""
-        self._supervisor.worker(index).is_open = False
         if self._pool.start(index):
             self.open(index)
+        else:
+            self._supervisor.shut(index)
 
     def open(self, index: int, name: str | None = None) -> None:
         """Let a worker have jobs, under the name that it has got now."""

@@ -24,6 +24,7 @@ from idefics_cli.workers.ray_worker import CONCURRENCY_GROUPS, Place, RayWorker
 
 _LOOK_EVERY = 5.0  # seconds, at how many GPUs there are
 _SAY_EVERY = 60.0
+_MANY = 16  # workers whose every row may be a call
 _MOST_FAILED_STARTS = 3
 
 _Event = tuple[int, Report | Joined | Lost]
@@ -100,13 +101,18 @@ class RayPool:
     def start(self, index: int) -> bool:
         """See `WorkerPool`: it takes jobs when Ray has found a place for it."""
         if index not in self._actors:
-            handle = self._remote.remote(self._spec, str(Path.cwd()), self._share)
+            handle = self._remote.remote(self._spec, str(Path.cwd()), self._share, self.gather_s)
             take = handle.take.options(concurrency_group="messages")
             reports = handle.reports.options(concurrency_group="reports")
             documents = OutgoingDocuments(as_bytes=self._spec.settings.workers.send_documents)
             self._actors[index] = Actor(index, handle, take, reports, documents)
             self._calls.place(self._actors[index])
         return False
+
+    @property
+    def gather_s(self) -> float:
+        """Seconds for which rows wait for others: with it workers make a thousand calls a second together at most."""
+        return 0.0 if self.count < _MANY else min(1.0, self.count / 500)
 
     def send(self, index: int, message: ToWorker) -> None:
         """See `WorkerPool`."""

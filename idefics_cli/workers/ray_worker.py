@@ -7,11 +7,12 @@ import dataclasses
 import os
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from idefics_cli.config import available_cores
-from idefics_cli.workers.messages import Report, ToWorker, WorkerSpec
+from idefics_cli.workers.messages import JobDone, Report, RowDone, ToWorker, WorkerSpec
 from idefics_cli.workers.ray_documents import IncomingDocuments
 
 CONCURRENCY_GROUPS = {"messages": 1, "reports": 1}
@@ -33,17 +34,19 @@ class Place:
 class RayWorker:
     """A worker as an actor; `ray_actors` makes it one."""
 
-    def __init__(self, spec: WorkerSpec, folder: str, share: float) -> None:
+    def __init__(self, spec: WorkerSpec, folder: str, share: float, gather_s: float = 0.0) -> None:
         """Begin to open the checkpoint.
 
         Args:
             spec: what to run; its page processes are those of this worker, None for a share of the node's cores.
             folder: of the driver, where relative paths of the settings begin, if it is here too.
             share: of a GPU; 0 for a worker on the CPU.
+            gather_s: seconds for which rows wait for others, so that hundreds of workers make few calls.
 
         """
         with contextlib.suppress(OSError):
             os.chdir(folder)
+        self._gather_s = gather_s
         cores = _cores(share)
         os.environ["OMP_NUM_THREADS"] = str(cores)  # torch is not imported yet
         pages = dataclasses.replace(spec.settings.pages, workers=spec.settings.pages.workers or min(16, cores))
@@ -67,6 +70,10 @@ class RayWorker:
     def reports(self) -> list[Report]:
         """Wait for reports and return all that there are; none where the worker has ended and nothing is left."""
         found = [self._reports.get()]
+        until = time.monotonic() + self._gather_s
+        while _may_wait(found[-1]) and (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                found.append(self._reports.get(timeout=left))
         while not self._reports.empty():
             found.append(self._reports.get())
         if None in found:
@@ -79,6 +86,11 @@ class RayWorker:
         documents = IncomingDocuments(self._messages, self._reports.put)
         serve(spec, documents.receive, self._reports.put)
         self._reports.put(None)
+
+
+def _may_wait(report: Report | None) -> bool:
+    """Whether nobody waits for an answer to a report."""
+    return report is not None and all(isinstance(event, RowDone | JobDone) for event in report.events)
 
 
 def _cores(share: float) -> int:
