@@ -149,7 +149,7 @@ def test_a_worker_that_hangs_without_dying_is_replaced(
     assert sum(share.losses for share in result.workers) == 1
     (note,) = notes
     assert why in note
-    assert psutil.Process().children() == []
+    assert workers_of(psutil.Process()) == []
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_words(questions: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_words(questions: Pa
     with pytest.raises(ModelError, match="no worker is left"):
         run([], str(questions), given, io.StringIO(), open_with=open_dies_loading, on_note=notes.append)
     assert sum("given up" in words for words in notes) == 1
-    assert psutil.Process().children() == []
+    assert workers_of(psutil.Process()) == []
 
 
 def test_a_limit_and_a_reader_that_has_enough_end_the_workers(questions: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_limit_and_a_reader_that_has_enough_end_the_workers(questions: Path, t
 
     with pytest.raises(BrokenPipeError):
         answered(questions, settings(tmp_path / "second.csv", 2), on_row=enough)
-    assert psutil.Process().children() == []
+    assert workers_of(psutil.Process()) == []
 
 
 def start(questions: Path, output: Path) -> subprocess.Popen[bytes]:

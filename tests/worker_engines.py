@@ -19,7 +19,10 @@ from tests.fakes import FakeEngine
 
 
 class WorkerEngine(FakeEngine):
-    """Takes its time (`slow`), ends its process (`kill`), or the first time fails, hangs or stops (`poison FILE` ...)."""
+    """Takes its time (`slow`), waits (`wait FILE`), ends its process (`kill`).
+
+    The first time it fails, hangs, or stops its process (`poison FILE`, `hang FILE`, `stop FILE`).
+    """
 
     def load(self) -> object:
         return self
@@ -29,6 +32,8 @@ class WorkerEngine(FakeEngine):
         if "kill" in words:
             os.kill(os.getpid(), signal.SIGKILL)
         if "slow" in words:
+            time.sleep(0.02)
+        while words[0] == "wait" and not Path(words[1]).exists():
             time.sleep(0.02)
         if words[0] in ("poison", "hang", "stop") and not Path(words[1]).exists():
             Path(words[1]).touch()

@@ -48,8 +48,15 @@ class OutgoingDocuments:
 class IncomingDocuments:
     """Receives a worker's messages, and looks whether it sees the documents; the worker's side."""
 
-    def __init__(self, messages: queue.SimpleQueue[ToWorker], send: Callable[[Report], None]) -> None:
-        """Take where messages come from, and who is told of documents that are not seen."""
+    def __init__(
+        self,
+        messages: queue.SimpleQueue[ToWorker],
+        send: Callable[[Report], None],
+        *,
+        seconds: float = _SECONDS_BETWEEN,
+    ) -> None:
+        """Take where messages come from, who is told of documents that are not seen, and the time between two looks."""
+        self._seconds = seconds
         self._messages, self._send = messages, send
         self._held: deque[ToWorker] = deque()
         self._last: Document | None = None
@@ -85,7 +92,7 @@ class IncomingDocuments:
             if os.access(path, os.R_OK):
                 self._seen = path
                 return
-            time.sleep(_SECONDS_BETWEEN)
+            time.sleep(self._seconds)
         self._send(Report((Unseen(path),), Usage()))
         while not isinstance(message := self._messages.get(), GoOn):
             self._held.append(message)
