@@ -14,6 +14,7 @@ import argparse
 import heapq
 import itertools
 import random
+import resource
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -63,6 +64,8 @@ class Figures:
     """Answers that were computed: more than rows where lost workers had answered in part."""
     lost_nodes: int = 0
     condemned: int = 0
+    most_waiting: int = 0
+    """Rows that were held at most until those before them came."""
     most_pending: int = 0
     """Jobs that were not done, at most."""
     idle_s: float = 0.0
@@ -116,10 +119,10 @@ class Simulation:
     def _answer(self, index: int) -> None:
         work = self._held[index].popleft()
         self.figures.answered += 1
-        started = time.perf_counter()
+        started = time.thread_time()
         self._supervisor.add_row(work.number, _row(work))
         self._supervisor.finish(work.number)
-        self.figures.supervisor_s += time.perf_counter() - started
+        self.figures.supervisor_s += time.thread_time() - started
         if self._held[index]:
             self._expect_answer(index)
         else:
@@ -127,12 +130,13 @@ class Simulation:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        started = time.perf_counter()
+        started = time.thread_time()
         for row in self._supervisor.rows():
             self.figures.rows += 1
             self.figures.order.append(int(row.key, 16))
+        self.figures.most_waiting = max(self.figures.most_waiting, self.figures.answered - self.figures.rows)
         given = list(self._supervisor.assignments(self._next_job))
-        self.figures.supervisor_s += time.perf_counter() - started
+        self.figures.supervisor_s += time.thread_time() - started
         for index, work in given:
             idle_since = self._idle_since[index]
             self._held[index].append(work)
@@ -192,9 +196,10 @@ def report(cluster: Cluster, figures: Figures) -> Iterator[str]:
     yield f"{workers} workers, {figures.rows:,} rows in {figures.seconds:,.0f} s of its clock: {rate:,.0f} rows/s"
     yield f"workers idle {figures.idle_s / figures.seconds / workers:.1%} of the time"
     yield f"lost nodes {figures.lost_nodes}, answers computed twice {figures.answered - figures.rows:,}"
-    yield f"most jobs with workers {figures.most_pending:,}"
-    yield f"supervisor {supervisor_us:.1f} us a row; driver {driver_us:.0f} us: {1e6 / driver_us:,.0f} rows/s at most, "
-    yield f"of which this cluster takes {rate * driver_us / 1e6:.0%}"
+    yield f"most jobs with workers {figures.most_pending:,}, most rows that waited for others {figures.most_waiting:,}"
+    yield f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB of memory, for these jobs and rows"
+    yield f"supervisor {supervisor_us:.1f} us a row; driver {driver_us:.0f} us: {1e6 / driver_us:,.0f} rows/s at most"
+    yield f"of that this cluster takes {rate * driver_us / 1e6:.0%}"
     yield f"journal {rate * LINE_BYTES / 1e6:.2f} MB/s, {rate * LINE_BYTES * 86.4e3 / 1e9:,.0f} GB a day"
     billion = 1e9
     yield (
