@@ -197,7 +197,7 @@ def report(cluster: Cluster, figures: Figures) -> Iterator[str]:
     yield f"workers idle {figures.idle_s / figures.seconds / workers:.1%} of the time"
     yield f"lost nodes {figures.lost_nodes}, answers computed twice {figures.answered - figures.rows:,}"
     yield f"most jobs with workers {figures.most_pending:,}, most rows that waited for others {figures.most_waiting:,}"
-    yield f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB of memory, for these jobs and rows"
+    yield f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB of memory for jobs and rows"
     yield f"supervisor {supervisor_us:.1f} us a row; driver {driver_us:.0f} us: {1e6 / driver_us:,.0f} rows/s at most"
     yield f"of that this cluster takes {rate * driver_us / 1e6:.0%}"
     yield f"journal {rate * LINE_BYTES / 1e6:.2f} MB/s, {rate * LINE_BYTES * 86.4e3 / 1e9:,.0f} GB a day"

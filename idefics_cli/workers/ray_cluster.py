@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ def _reachable(address: str) -> str:
     """
     found = address
     if address == "auto":  # as `ray.init` does
-        latest = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # noqa: S108
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        latest = Path(folder, "ray", "ray_current_cluster")
         with contextlib.suppress(OSError):
             found = latest.read_text().strip()
         found = os.environ.get("RAY_ADDRESS") or found
