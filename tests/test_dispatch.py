@@ -29,6 +29,7 @@ from idefics_cli.workers.messages import (
     Unseen,
     Usage,
 )
+from idefics_cli.workers.state import WorkerShare
 from tests.fakes import FakeEngine
 from tests.output_rows import row
 
@@ -238,3 +239,14 @@ def test_a_document_that_is_nowhere_is_the_workers_to_fail(session: Session, tmp
         return done(waiting.pop()) if isinstance(message, GoOn) else None
 
     assert len(list(Dispatcher(session, ScriptedPool(reply), ["a"]).rows(jobs(8)))) == 8
+
+
+def test_from_time_to_time_it_is_said_what_each_worker_did(session: Session) -> None:
+    shares: list[list[WorkerShare]] = []
+    pool = ScriptedPool(lambda index, message: done(message) if isinstance(message, Assign) else None)
+    dispatcher = Dispatcher(session, pool, ["a", "b"], on_shares=shares.append, shares_every=0.0)
+    assert len(list(dispatcher.rows(jobs(100)))) == 100
+    rows = [sum(share.rows for share in each) for each in shares]
+    assert rows == sorted(rows)
+    assert rows[-1] > rows[0]
+    assert {share.name for share in shares[-1]} == {"a", "b"}

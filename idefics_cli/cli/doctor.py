@@ -11,7 +11,7 @@ from idefics_cli.cli.console import print_table, set_up_messages
 from idefics_cli.cli.options import from_settings, generation_fields
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import MessageSettings, ModelSettings, Option, Panel, WorkerSettings
-from idefics_cli.errors import ModelError
+from idefics_cli.errors import ModelError, UsageError
 
 _OF_RUNS = tuple(field.name for field in dataclasses.fields(WorkerSettings) if field.name != "ray")
 
@@ -34,6 +34,8 @@ def doctor(
     Example: [bold]idefics-cli doctor --model tiny[/bold]
     """
     set_up_messages(messages)
+    if warm and workers.ray is not None:
+        raise UsageError("--warm and --ray exclude each other: one loads a model here, the other looks at a cluster")
     with results_on_stdout() as stdout:
         from idefics_cli.diagnostics import environment
         from idefics_cli.engine.hardware import gpus

@@ -34,8 +34,6 @@ from idefics_cli.workers.pool import WorkerPool
 from idefics_cli.workers.state import PendingJob, WorkerShare
 from idefics_cli.workers.supervisor import Supervisor
 
-_SHARES_EVERY = 30.0  # seconds
-
 
 class Dispatcher:
     """Answers the jobs of a run with several workers."""
@@ -50,6 +48,7 @@ class Dispatcher:
         progress: Progress | None = None,
         on_note: Callable[[str], None] = lambda _: None,
         on_shares: Callable[[list[WorkerShare]], None] = lambda _: None,
+        shares_every: float = 30.0,
     ) -> None:
         """Take what is to be done with.
 
@@ -61,6 +60,7 @@ class Dispatcher:
             progress: kept up to date.
             on_note: told what happens to workers.
             on_shares: told from time to time what each worker did so far.
+            shares_every: seconds between two times.
 
         """
         self._session, self._pool, self._on_note, self._on_shares = session, pool, on_note, on_shares
@@ -73,7 +73,7 @@ class Dispatcher:
             is_ordered=not session.settings.workers.unordered,
         )
         self._lifecycle = Lifecycle(self._supervisor, pool, session.settings, on_note)
-        self._shares_told = time.monotonic()
+        self._shares_every, self._shares_told = shares_every, time.monotonic()
 
     def shares(self) -> list[WorkerShare]:
         """Return what each worker did, but for those that never took a job or were lost."""
@@ -188,7 +188,7 @@ class Dispatcher:
             )
 
     def _tell_shares(self) -> None:
-        if time.monotonic() - self._shares_told > _SHARES_EVERY:
+        if time.monotonic() - self._shares_told > self._shares_every:
             self._shares_told = time.monotonic()
             self._on_shares(self.shares())
 

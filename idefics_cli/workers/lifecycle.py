@@ -34,8 +34,6 @@ class Lifecycle:
         """Start a worker; it gets jobs when it takes them."""
         if self._pool.start(index):
             self.open(index)
-        else:
-            self._supervisor.shut(index)
 
     def open(self, index: int, name: str | None = None) -> None:
         """Let a worker have jobs, under the name that it has got now."""

@@ -50,7 +50,7 @@ class WorkerState:
     name: str
     held: dict[int, PendingJob] = field(default_factory=dict)
     """By number, in the order in which they were assigned."""
-    is_open: bool = True
+    is_open: bool = False
     """Whether it takes jobs."""
     is_given_up: bool = False
     """Whether it is not started again."""

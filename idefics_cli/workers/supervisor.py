@@ -34,7 +34,7 @@ class Supervisor:
         """Begin.
 
         Args:
-            names: of the workers.
+            names: of the workers, none of which gets a job before `open`.
             window: jobs that a worker holds at most: enough that its engine never waits.
             take_answered: takes one row with this key that is there already, if one is left; None: there are none.
             is_ordered: whether rows leave in the order of the jobs.
@@ -51,15 +51,10 @@ class Supervisor:
         self._ready: deque[Row] = deque()
         self._returned: deque[PendingJob] = deque()
         self._suspects = Suspects()
-        self._room = Room(window)
-        for index in range(len(names)):
-            self._note_room(index)
-        self._last: tuple[Document | None, int, int] = (None, -1, 0)  # document, worker and jobs in a row
-
-    @property
-    def condemned(self) -> list[PendingJob]:
+        self.condemned = self._suspects.condemned
         """Jobs of documents that have ended three workers in a row, for the caller to fail."""
-        return self._suspects.condemned
+        self._room = Room(window)
+        self._last: tuple[Document | None, int, int] = (None, -1, 0)  # document, worker and jobs in a row
 
     @property
     def is_idle(self) -> bool:
@@ -175,15 +170,10 @@ class Supervisor:
         worker.is_open = worker.has_joined = True
         self._note_room(index)
 
-    def shut(self, index: int) -> None:
-        """Say that a worker takes no jobs yet."""
-        self.workers[index].is_open = False
-        self._note_room(index)
-
     def worker(self, index: int) -> WorkerState:
         """Return what is known of a worker; one that is not known yet is a new one."""
         while index >= len(self.workers):
-            self.workers.append(WorkerState(f"worker {len(self.workers) + 1}", is_open=False))
+            self.workers.append(WorkerState(f"worker {len(self.workers) + 1}"))
         return self.workers[index]
 
     def rows(self) -> Iterator[Row]:
