@@ -12,7 +12,7 @@ from idefics_cli.config import Across, Format, PageSettings, RunSettings, Split
 from idefics_cli.documents.pool import PagePool
 from idefics_cli.pipeline import Progress
 from idefics_cli.records import Document, Job, Question
-from idefics_cli.results.write import RowFormatter
+from idefics_cli.results.lines import RowFormatter
 from idefics_cli.session import Session
 from idefics_cli.workers.answering import Answering
 from idefics_cli.workers.failing import fail

@@ -14,8 +14,9 @@ import pytest
 from idefics_cli.config import Format
 from idefics_cli.errors import OutputError
 from idefics_cli.records import COLUMNS, Row
+from idefics_cli.results.lines import RowFormatter, row_values
 from idefics_cli.results.replace import open_unbuffered
-from idefics_cli.results.write import RowFormatter, RowWriter, row_values
+from idefics_cli.results.write import RowWriter
 from tests.output_rows import row
 
 NASTY = [

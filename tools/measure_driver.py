@@ -22,9 +22,9 @@ from idefics_cli.config import Format, ModelSettings, OutputSettings, RunSetting
 from idefics_cli.inputs import read_inputs
 from idefics_cli.records import Row
 from idefics_cli.results.fingerprint import row_key, settings_fingerprint
+from idefics_cli.results.lines import RowFormatter
 from idefics_cli.results.output import open_output
 from idefics_cli.results.stats import RunStats
-from idefics_cli.results.write import RowFormatter
 from idefics_cli.session import Session
 from idefics_cli.workers.boxes import Inbox, Outbox
 from idefics_cli.workers.dispatch import Dispatcher

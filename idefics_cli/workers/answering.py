@@ -13,7 +13,7 @@ from idefics_cli.engine.base import Engine
 from idefics_cli.examples import Examples
 from idefics_cli.pipeline import Progress, run
 from idefics_cli.records import Job, Row
-from idefics_cli.results.write import RowFormatter
+from idefics_cli.results.lines import RowFormatter
 from idefics_cli.workers.messages import Event, JobDone, RowDone, Work
 
 

@@ -13,7 +13,7 @@ from idefics_cli.errors import IdeficsCliError
 from idefics_cli.pipeline import Progress
 from idefics_cli.records import Answer, Request
 from idefics_cli.results.fingerprint import settings_fingerprint
-from idefics_cli.results.write import RowFormatter
+from idefics_cli.results.lines import RowFormatter
 from idefics_cli.session import Session
 from idefics_cli.workers.answering import Answering
 from idefics_cli.workers.boxes import Inbox, Outbox
