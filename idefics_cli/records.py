@@ -234,9 +234,11 @@ class Row:
     key: str
     """What the row answers: digest of the document's bytes, its pages, the question with its conversation, the id; 32
     hex digits."""
+    line: bytes = field(default=b"", compare=False, repr=False)
+    """The row as it stands in the output, where a worker has formatted it."""
 
 
-COLUMNS: tuple[str, ...] = tuple(name for name in Row.__dataclass_fields__ if name != "extra")
+COLUMNS: tuple[str, ...] = tuple(name for name in Row.__dataclass_fields__ if name not in ("extra", "line"))
 """The output's own columns; the user's are inserted after `id`."""
 COST_COLUMNS: tuple[str, ...] = tuple(Timing.__dataclass_fields__)
 """Those that share out what a run spent, in milliseconds."""

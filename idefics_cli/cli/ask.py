@@ -134,7 +134,7 @@ def _answer(
     """Print the answers as they are done; says whether any failed."""
     from idefics_cli.inputs import read_inputs
     from idefics_cli.pipeline import Progress
-    from idefics_cli.results.write import json_line, row_values
+    from idefics_cli.results.lines import json_line, row_values
     from idefics_cli.session import Session
 
     inputs = read_inputs(names, texts, settings, together=together)

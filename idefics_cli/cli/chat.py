@@ -81,7 +81,7 @@ class _Chat:
         """Ask one question; a turn that failed is no part of the conversation."""
         from idefics_cli.inputs import Inputs
         from idefics_cli.records import Turn
-        from idefics_cli.results.write import json_line, row_values
+        from idefics_cli.results.lines import json_line, row_values
 
         inputs = Inputs([self._next_job(text)], (), 1, [], [])
         quiet = self._session.settings.messages.quiet

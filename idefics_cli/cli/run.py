@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from idefics_cli.pipeline import Progress
     from idefics_cli.records import Row
     from idefics_cli.session import Session
+    from idefics_cli.workers.state import WorkerShare
 
 Documents = Annotated[
     list[str] | None,
@@ -190,6 +191,7 @@ class RunWatch:
                     on_start=self._start,
                     on_row=self._show,
                     on_note=self._note,
+                    on_shares=self._log_shares,
                 )
         except Interrupted as error:
             error.detail = self._what_is_done()
@@ -217,6 +219,12 @@ class RunWatch:
     def _note(self, words: str) -> None:
         with self._shown.hidden():
             note(words)
+
+    def _log_shares(self, shares: list[WorkerShare]) -> None:
+        from idefics_cli.cli.report import share_words
+
+        for share in shares:
+            log.info("%s", share_words(share))
 
     def _what_is_done(self) -> str:
         path, rows = self._settings.output.path, self._state.progress.rows if self._state.progress else 0

@@ -51,3 +51,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop, and free the device; requests that are not answered are cancelled."""
+
+
+class SteppingEngine(Engine, Protocol):
+    """An engine that shows whether it gets on."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of work done so far, each a small part of an answer where possible; any thread may read it."""

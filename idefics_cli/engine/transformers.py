@@ -42,6 +42,7 @@ class TransformersEngine:
 
         """
         self.info = info
+        self.steps = 0
         self._model = model or load_model(checkpoint, family, settings, choice)
         self._batch_size = settings.batch_size or 1
         self._submitted: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
@@ -82,6 +83,7 @@ class TransformersEngine:
                 batch.append(following)
             if self._error is None:
                 self._answer([one for one in batch if one[1].set_running_or_notify_cancel()])
+                self.steps += 1
                 continue
             for _, future in batch:
                 if future.set_running_or_notify_cancel():

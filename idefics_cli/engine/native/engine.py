@@ -36,6 +36,7 @@ class NativeEngine:
     ) -> None:
         """Start the thread; see `load_native`."""
         self.info = info
+        self.steps = 0
         self._core, self._prompts = core, prompts
         self._rules, self._max_positions = rules, max_positions
         self._submitted: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
@@ -89,6 +90,7 @@ class NativeEngine:
                     future = self._futures.pop(sequence)
                     if future.set_running_or_notify_cancel():
                         future.set_result(self._answer(sequence))
+                self.steps += 1
         except torch.AcceleratorError as cause:
             error = ModelError(f"the GPU failed and can't go on: {first_line(cause)}")
         except ModelError as cause:
