@@ -12,7 +12,7 @@ from typing import IO
 
 from idefics_cli.config import RunSettings
 from idefics_cli.engine import open_engine
-from idefics_cli.engine.base import Engine, EngineInfo
+from idefics_cli.engine.base import Engine, EngineInfo, OpenEngine
 from idefics_cli.errors import TooManyFailuresError
 from idefics_cli.inputs import Inputs, read_inputs
 from idefics_cli.pipeline import Progress
@@ -25,7 +25,7 @@ from idefics_cli.results.stats import RunStats
 from idefics_cli.session import Session
 from idefics_cli.workers.children import ChildPool
 from idefics_cli.workers.dispatch import Dispatcher, WorkerShare
-from idefics_cli.workers.messages import OpenEngine, WorkerSpec
+from idefics_cli.workers.messages import WorkerSpec
 from idefics_cli.workers.placement import Placement, describe, placements
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+from idefics_cli.config import ModelSettings
 from idefics_cli.documents.page import ImageProcessor
 from idefics_cli.records import Answer, Request
 
@@ -46,8 +47,20 @@ class Engine(Protocol):
         Requests whose `page_ids` are equal share the encoding of the page; what their conversations begin with may be
         computed once. An answer does not depend on which other
         requests are answered with it. A request that can't be answered has an answer with a `failure`; the future
-        raises ModelError only when the model or its device can't be used any more.
+        raises ModelError only when the model or its device can't be used any more. A future that is cancelled gives
+        its request's room to others, at the next step where the engine can.
         """
 
     def close(self) -> None:
         """Stop, and free the device; requests that are not answered are cancelled."""
+
+
+class LoadableEngine(Engine, Protocol):
+    """An engine whose weights can be waited for."""
+
+    def load(self) -> object:
+        """Load the weights, or wait for those that are being loaded; raises ModelError."""
+
+
+OpenEngine = Callable[[ModelSettings], LoadableEngine]
+"""A function of a module where it is pickled."""

@@ -69,6 +69,24 @@ class EngineCore:
         sequence.pages = {page: sequence.pages[page] for page in missing}  # the pixels of others are not needed
         self._scheduler.add(sequence, missing)
 
+    def cancel(self, sequence: Sequence) -> None:
+        """Drop a sequence between two steps; its slots and pages are free for others."""
+        if self._scheduler.remove(sequence, self._manager):
+            self._release_pages(sequence)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many sequences are decoded, and how many wait for their pages or for room."""
+        return len(self._scheduler.running), self._scheduler.waiting
+
+    def watched(self) -> dict[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]:
+        """Return the tokens so far, and their log-probabilities, of running sequences that are watched."""
+        watched = {index: one for index, one in self._scheduler.running.items() if one.is_watched}
+        if not watched:
+            return {}
+        tokens = self._runner.decoding.tokens_so_far(list(watched))
+        return {sequence: tokens[index] for index, sequence in watched.items()}
+
     def step(self) -> Iterator[Sequence]:
         """Do what is next; yields the sequences that are finished or have failed."""
         action = self._scheduler.next_action()

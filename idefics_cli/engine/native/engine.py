@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
 
@@ -23,9 +24,23 @@ from idefics_cli.engine.native.sequence import Sequence
 from idefics_cli.engine.native.torch_device import free_memory, torch_device, use_device, wide_dtype
 from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source, Weights
 from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError, first_line
-from idefics_cli.records import Answer, Request
+from idefics_cli.records import Answer, GeneratedTokens, Request
 
-_Submission = tuple[Sequence, "Future[Answer]"]
+
+@dataclass(frozen=True, slots=True)
+class _Submission:
+    """A new sequence."""
+
+    sequence: Sequence
+    future: Future[Answer]
+    on_tokens: Callable[[GeneratedTokens], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancelled:
+    """A sequence whose answer nobody waits for any more."""
+
+    sequence: Sequence
 
 
 class NativeEngine:
@@ -38,8 +53,8 @@ class NativeEngine:
         self.info = info
         self._core, self._prompts = core, prompts
         self._rules, self._max_positions = rules, max_positions
-        self._submitted: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
-        self._futures: dict[Sequence, Future[Answer]] = {}
+        self._submitted: queue.SimpleQueue[_Submission | _Cancelled | None] = queue.SimpleQueue()
+        self._submissions: dict[Sequence, _Submission] = {}
         self._error: ModelError | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -52,23 +67,43 @@ class NativeEngine:
         """See `Engine`."""
         future: Future[Answer] = Future()
         try:
+            rules = self._rules.for_request(request.generation)
             prompt = self._prompts.build(
                 request.conversation,
                 [len(page.crops) for page in request.pages],
                 request.shared_turns,
                 [page.columns for page in request.pages],
             )
-            check_length(len(prompt.tokens), self._rules, self._max_positions)
+            check_length(len(prompt.tokens), rules, self._max_positions)
         except RowFailedError as error:
             future.set_result(Answer(failure=error.failure))
             return future
-        pages = dict(zip(request.page_ids, request.pages, strict=True))
+        sequence = Sequence(
+            prompt,
+            dict(zip(request.page_ids, request.pages, strict=True)),
+            request.page_ids,
+            request.shared_pages,
+            random_key(rules.seed, request.asked, request.page_ids),
+            rules if request.generation is not None else None,
+            is_watched=request.on_tokens is not None,
+        )
         with self._lock:
             if self._error is not None:
                 raise self._error
-            key = random_key(self._rules.seed, request.asked, request.page_ids)
-            self._submitted.put((Sequence(prompt, pages, request.page_ids, request.shared_pages, key), future))
+            self._submitted.put(_Submission(sequence, future, request.on_tokens))
+
+        def withdraw(done: Future[Answer]) -> None:
+            if done.cancelled():
+                self._submitted.put(_Cancelled(sequence))
+
+        future.add_done_callback(withdraw)
         return future
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many requests are being decoded, and how many wait; a moment old."""
+        running, waiting = self._core.counts
+        return running, waiting + self._submitted.qsize()
 
     def close(self) -> None:
         """See `Engine`; ends after the step that is being done."""
@@ -86,9 +121,12 @@ class NativeEngine:
             use_device(self._core.device)
             while self._take():
                 for sequence in self._core.step():
-                    future = self._futures.pop(sequence)
+                    future = self._submissions.pop(sequence).future
                     if future.set_running_or_notify_cancel():
                         future.set_result(self._answer(sequence))
+                for sequence, (ids, logprobs) in self._core.watched().items():
+                    if (told := self._submissions[sequence].on_tokens) is not None:
+                        told(GeneratedTokens(ids, logprobs, self._prompts.decode))
         except torch.AcceleratorError as cause:
             error = ModelError(f"the GPU failed and can't go on: {first_line(cause)}")
         except ModelError as cause:
@@ -107,9 +145,12 @@ class NativeEngine:
                 return True
             if submission is None:
                 return False
-            sequence, future = submission
-            self._futures[sequence] = future
-            self._core.add(sequence)
+            if isinstance(submission, _Cancelled):
+                if self._submissions.pop(submission.sequence, None) is not None:  # it is not answered meanwhile
+                    self._core.cancel(submission.sequence)
+                continue
+            self._submissions[submission.sequence] = submission
+            self._core.add(submission.sequence)
 
     def _fail(self, error: ModelError) -> None:
         """End every future, and refuse new requests; nothing is stepped any more."""
@@ -118,9 +159,9 @@ class NativeEngine:
                 self._error = error
             while not self._submitted.empty():
                 submission = self._submitted.get()
-                if submission is not None:
-                    self._futures[submission[0]] = submission[1]
-        for future in self._futures.values():
+                if isinstance(submission, _Submission):
+                    self._submissions[submission.sequence] = submission
+        for future in [submission.future for submission in self._submissions.values()]:
             if not future.done() and future.set_running_or_notify_cancel():
                 future.set_exception(error)
 
@@ -128,15 +169,16 @@ class NativeEngine:
         vision, prefill, decode = sequence.costs_ms()
         if sequence.failure is not None or sequence.output is None:
             return Answer(vision_ms=vision, prefill_ms=prefill, decode_ms=decode, failure=sequence.failure)
-        output = sequence.output
+        output, rules = sequence.output, sequence.rules or self._rules
         failure = None
         if math.isnan(output.logprob):
             failure = not_a_number(self.info.settings.get("--dtype"))
-        text = output.text if output.text is not None else self._prompts.decode(output.tokens, self._rules.stop)
+        text = output.text if output.text is not None else self._prompts.decode(output.tokens, rules.stop)
         warnings = (
             "memory was short: answered in smaller batches" if sequence.is_preempted else "",
-            "" if output.is_complete else f"answer cut at {self._rules.max_new_tokens} tokens",
+            "" if output.is_complete else f"answer cut at {rules.max_new_tokens} tokens",
         )
+        tokens = GeneratedTokens(output.tokens, output.logprobs, self._prompts.decode) if output.logprobs else None
         return Answer(
             "" if failure else text,
             confidence=math.exp(output.logprob),
@@ -149,6 +191,8 @@ class NativeEngine:
             decode_ms=decode,
             warning="; ".join(filter(None, warnings)),
             failure=failure,
+            is_complete=output.is_complete,
+            tokens=tokens,
         )
 
 
