@@ -146,6 +146,8 @@ class GeneratedTokens:
     """Of each token, after what the generation settings do to the logits."""
     decode: Callable[[Sequence[int]], str]
     """Returns the text of tokens: special tokens left out, spaces around it stripped."""
+    stop: tuple[str, ...] = ()
+    """Texts before the first of which the answer is cut."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,21 @@ class EngineInfo:
     """Why pages are never split; empty where they may be."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing, and what it has done since its weights were loaded."""
+
+    running: int = 0
+    """Requests that are being decoded."""
+    waiting: int = 0
+    """Requests that are not decoded yet."""
+    pages_encoded: int = 0
+    pages_reused: int = 0
+    """Pages of requests whose encoding was there already."""
+    free_slots: int = 0
+    """Of the KV cache: those that neither a request nor a prefix that is kept holds."""
+
+
 class Engine(Protocol):
     """Answers questions about prepared pages."""
 
@@ -53,6 +68,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop, and free the device; requests that are not answered are cancelled."""
+
+
+class LoadedEngine(Engine, Protocol):
+    """An engine whose weights are there."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it is doing; from any thread."""
 
 
 class LoadableEngine(Engine, Protocol):

@@ -165,7 +165,7 @@ class GenerateModel(ABC):
                     warning="; ".join(filter(None, (self._family.warning, _cut(output, rules)))),
                     failure=failure,
                     is_complete=output.is_complete,
-                    tokens=GeneratedTokens(output.tokens, output.logprobs, self._answers.decode)
+                    tokens=GeneratedTokens(output.tokens, output.logprobs, self._answers.decode, rules.stop)
                     if output.logprobs
                     else None,
                 )

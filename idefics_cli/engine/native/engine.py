@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import queue
 import threading
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from idefics_cli.config import ModelSettings
-from idefics_cli.engine.base import EngineInfo
+from idefics_cli.engine.base import EngineInfo, EngineStats
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice, free_host_memory
 from idefics_cli.engine.families.base import NativeFamily, PromptBuilder
@@ -100,10 +101,10 @@ class NativeEngine:
         return future
 
     @property
-    def counts(self) -> tuple[int, int]:
-        """How many requests are being decoded, and how many wait; a moment old."""
-        running, waiting = self._core.counts
-        return running, waiting + self._submitted.qsize()
+    def stats(self) -> EngineStats:
+        """See `LoadedEngine`."""
+        stats = self._core.stats
+        return dataclasses.replace(stats, waiting=stats.waiting + self._submitted.qsize())
 
     def close(self) -> None:
         """See `Engine`; ends after the step that is being done."""
@@ -126,7 +127,8 @@ class NativeEngine:
                         future.set_result(self._answer(sequence))
                 for sequence, (ids, logprobs) in self._core.watched().items():
                     if (told := self._submissions[sequence].on_tokens) is not None:
-                        told(GeneratedTokens(ids, logprobs, self._prompts.decode))
+                        rules = sequence.rules or self._rules
+                        told(GeneratedTokens(ids, logprobs, self._prompts.decode, rules.stop))
         except torch.AcceleratorError as cause:
             error = ModelError(f"the GPU failed and can't go on: {first_line(cause)}")
         except ModelError as cause:
@@ -178,7 +180,9 @@ class NativeEngine:
             "memory was short: answered in smaller batches" if sequence.is_preempted else "",
             "" if output.is_complete else f"answer cut at {rules.max_new_tokens} tokens",
         )
-        tokens = GeneratedTokens(output.tokens, output.logprobs, self._prompts.decode) if output.logprobs else None
+        tokens = None
+        if output.logprobs:
+            tokens = GeneratedTokens(output.tokens, output.logprobs, self._prompts.decode, rules.stop)
         return Answer(
             "" if failure else text,
             confidence=math.exp(output.logprob),
