@@ -15,6 +15,7 @@ from idefics_cli.engine import open_engine
 from idefics_cli.engine.base import Engine, EngineInfo, OpenEngine
 from idefics_cli.errors import TooManyFailuresError
 from idefics_cli.inputs import Inputs, read_inputs
+from idefics_cli.local_socket.pool import ServerPool, server_for_run
 from idefics_cli.pipeline import Progress
 from idefics_cli.questions.read import accepted_answers
 from idefics_cli.records import Answer, Request, Row
@@ -70,6 +71,7 @@ def run(
     on_start: Callable[[Inputs, Session], None] = lambda *_: None,
     on_row: Callable[[Row, Progress], None] = lambda *_: None,
     on_note: Callable[[str], None] = lambda _: None,
+    on_detail: Callable[[str], None] = lambda _: None,
     open_with: OpenEngine = open_engine,
 ) -> BatchResult:
     """Answer questions and write their rows.
@@ -83,6 +85,7 @@ def run(
         on_start: told what is asked before the first row.
         on_row: told of each row once it is written.
         on_note: told what happens to workers.
+        on_detail: told whether a server is used, and why not.
         open_with: opens the checkpoint, here and in each worker; a function of a module.
 
     Raises:
@@ -101,7 +104,10 @@ def run(
         started = time.monotonic()
         with open_output(settings.output, inputs.columns, stdout, values, paths) as output:
             result.kept_failed = output.earlier.failed - output.earlier.to_retry
-            answering = _Answering(session, places, open_with, output.answered, result.progress, on_note)
+            server = None
+            if engine is None and open_with is open_engine and not (places or settings.server.no_server):
+                server = server_for_run(settings, on_detail)
+            answering = _Answering(session, places, server, open_with, output.answered, result.progress, on_note)
             try:
                 with contextlib.closing(answering.rows(inputs)) as rows:
                     for row in rows:
@@ -119,12 +125,13 @@ def run(
 
 
 class _Answering:
-    """What answers a run: this process, or workers."""
+    """What answers a run: this process, workers, or a server."""
 
     def __init__(
         self,
         session: Session,
         places: list[Placement],
+        server: ServerPool | None,
         open_with: OpenEngine,
         answered: Answered,
         progress: Progress,
@@ -132,12 +139,12 @@ class _Answering:
     ) -> None:
         self._session, self._answered, self._progress = session, answered, progress
         self._dispatcher: Dispatcher | None = None
-        if places:
+        if places or server:
             specs = [(WorkerSpec(place.settings, open_with), place.environment) for place in places]
             self._dispatcher = Dispatcher(
                 session,
-                ChildPool(specs),
-                [place.name for place in places],
+                server or ChildPool(specs),
+                [f"the server at {server.path}"] if server else [place.name for place in places],
                 take_answered=answered.take if len(answered) else None,
                 progress=progress,
                 on_note=on_note,
