@@ -60,7 +60,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
             engine = TransformersEngine(checkpoint, family, settings, choice, info)
         else:
             assert isinstance(family, Idefics2Family | Idefics3Family)  # any other has gaps
-            from idefics_cli.engine.native.engine import load_native
+            from idefics_cli.engine.native.loading import load_native
 
             engine = load_native(checkpoint, family, settings, choice, info, is_cancelled=is_closed)
         if any(info.settings[name] != digest for name, digest in _content(checkpoint).items()):

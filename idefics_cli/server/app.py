@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from idefics_cli.openai_api.errors import ApiError
 from idefics_cli.server.admission import Admission
-from idefics_cli.server.completions import ChatCompletions, Reply, refuse
+from idefics_cli.server.completions import ChatCompletions
+from idefics_cli.server.exchange import Reply, refuse
 from idefics_cli.server.kept_engine import KeptEngine
 from idefics_cli.server.metrics import Metrics
 

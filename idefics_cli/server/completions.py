@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
@@ -24,26 +23,13 @@ from idefics_cli.openai_api.response import DONE, Completion, TextStream, TokenS
 from idefics_cli.records import Answer, GeneratedTokens, Request
 from idefics_cli.server.admission import Admission, BodyRoom
 from idefics_cli.server.chat import ChatPreparer
+from idefics_cli.server.exchange import ClientLeftError, Reply, client_left, read_body, refuse, send_json
 from idefics_cli.server.metrics import Metrics
 
 _RETRY_AFTER = 5  # seconds
 _LEFT = 499  # what proxies call a client that has gone
-_DRAIN_SECONDS = 10.0  # a client reads a refusal only once it has sent what it wanted to
 _PREPARED_AHEAD = 16  # requests whose pages are being prepared or wait for the engine
 _Result = TypeVar("_Result")
-
-
-class ClientLeftError(Exception):
-    """The client has closed its connection."""
-
-
-@dataclass(slots=True)
-class Reply:
-    """What was sent of a response."""
-
-    status: int = 0
-    """0 while nothing was."""
-    is_body_read: bool = False
 
 
 class ChatCompletions:
@@ -90,11 +76,11 @@ class ChatCompletions:
     async def _answered(
         self, scope: Scope, receive: Receive, send: Send, reply: Reply, room: BodyRoom, started: float
     ) -> None:
-        body = await _read_body(scope, receive, room)
+        body = await read_body(scope, receive, room)
         reply.is_body_read = True
         answering = asyncio.ensure_future(self._answer(body, send, room, started))
         del body
-        leaving = asyncio.ensure_future(_client_left(receive))
+        leaving = asyncio.ensure_future(client_left(receive))
         try:
             await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
@@ -122,7 +108,7 @@ class ChatCompletions:
             else:
                 answer = await asyncio.wrap_future(await self._submit(request))
                 del request
-                await _send_json(send, 200, completion.body(self._checked(answer), logprobs=chat.logprobs))
+                await send_json(send, 200, completion.body(self._checked(answer), logprobs=chat.logprobs))
         finally:
             self._engine_room.release()
 
@@ -216,61 +202,3 @@ _EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cach
 def _withdraw(submitting: Future[Future[Answer]]) -> None:
     if not submitting.cancelled() and submitting.exception() is None:
         submitting.result().cancel()
-
-
-async def _read_body(scope: Scope, receive: Receive, room: BodyRoom) -> bytes:
-    """Read a body; one that is too large is refused by its length before it is read, else as it grows."""
-    headers = dict(scope["headers"])
-    length = headers.get(b"content-length", b"")
-    if length.isdigit():
-        room.grow(int(length))
-    parts = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeftError
-        parts += message.get("body", b"")
-        room.grow(len(parts))
-        if not message.get("more_body", False):
-            return bytes(parts)
-
-
-async def _client_left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _drained(receive: Receive) -> None:
-    """Read and drop what a refused client still sends, for a while."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
-                pass
-
-
-async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send, reply: Reply) -> None:
-    """Answer a request with an error, unless its answer has begun.
-
-    What the client still sends is read and dropped for a while: it reads the refusal only behind that.
-    """
-    if reply.status:
-        return
-    headers = [(b"retry-after", str(error.retry_after).encode())] if error.retry_after is not None else []
-    is_waiting = reply.is_body_read or b"expect" in dict(scope["headers"])
-    await _send_json(send, error.status, error.body, headers, None if is_waiting else lambda: _drained(receive))
-
-
-async def _send_json(
-    send: Send,
-    status: int,
-    body: object,
-    headers: Sequence[tuple[bytes, bytes]] = (),
-    drain: Callable[[], Awaitable[None]] | None = None,
-) -> None:
-    data = json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    own = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": own})
-    await send({"type": "http.response.body", "body": data, "more_body": drain is not None})
-    if drain is not None:
-        await drain()
-        await send({"type": "http.response.body", "body": b""})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from idefics_cli.engine.base import EngineStats
@@ -20,6 +20,7 @@ class Metrics:
 
     def __init__(self, stats: Callable[[], EngineStats], is_loaded: Callable[[], bool]) -> None:
         """Take what says what the engine is doing, and whether its weights are loaded."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of when it was made
         self._registry = CollectorRegistry()
         words = "Requests answered, by HTTP status; 499 are clients that left."
         self.requests = self._counter("requests", words, "status")

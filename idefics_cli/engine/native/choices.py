@@ -15,10 +15,11 @@ from torch import Tensor
 
 from idefics_cli.engine.families.base import PromptBuilder
 from idefics_cli.engine.families.generation import Choice, GenerationRules
-from idefics_cli.engine.native.decode import Start, StepDecoder, TokenDecoder
+from idefics_cli.engine.native.decode import Start, StepDecoder
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, to_device
 from idefics_cli.engine.native.ops.base import Ops
 from idefics_cli.engine.native.sequence import Output
+from idefics_cli.engine.native.token_decoder import TokenDecoder
 
 
 @dataclass(slots=True)
