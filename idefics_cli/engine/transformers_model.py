@@ -22,6 +22,7 @@ from idefics_cli.engine.native.engine import not_a_number
 from idefics_cli.engine.native.torch_device import torch_device
 from idefics_cli.engine.transformers_generate import best_choice, generate_arguments, stops_at, transition_logprobs
 from idefics_cli.engine.transformers_loading import load_checkpoint, load_random
+from idefics_cli.errors import FailureKind, RowFailedError
 from idefics_cli.records import Answer, GeneratedTokens, Request
 
 
@@ -94,6 +95,8 @@ class GenerateModel(ABC):
             RowFailedError: a question can't be asked.
 
         """
+        if not all(request.pages for request in requests):
+            raise RowFailedError(FailureKind.BAD_QUESTION, "there is no page: transformers is asked about pages here")
         if self._rules.choices:
             return [self._choose(request) for request in requests]
         if not (self._rules.temperature or any(request.generation for request in requests)):

@@ -41,9 +41,16 @@ class ChatCompletions:
         """Take what answers, and within which limits."""
         self._engine, self._preparer, self._admission = engine, preparer, admission
         self._metrics, self._model_name = metrics, model_name
+        self._stopped = asyncio.Event()
         self._preparing = asyncio.Semaphore(_PREPARED_AHEAD)
         self._engine_room = asyncio.Semaphore(engine.info.capacity)
         self._threads = ThreadPoolExecutor(2 * _PREPARED_AHEAD, "request")
+
+    async def stop(self) -> None:
+        """Refuse what is not answered."""
+        self._stopped.set()
+        while self._admission.held:
+            await asyncio.sleep(0.01)
 
     def close(self) -> None:
         """End the threads."""
@@ -81,15 +88,18 @@ class ChatCompletions:
         answering = asyncio.ensure_future(self._answer(body, send, room, started))
         del body
         leaving = asyncio.ensure_future(client_left(receive))
+        stopping = asyncio.ensure_future(self._stopped.wait())
         try:
-            await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
+            await asyncio.wait([answering, leaving, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done() and leaving.done():
                 raise ClientLeftError
+            if not answering.done():
+                raise ApiError(503, "the server has stopped before the answer was there", code="stopping")
             await answering
         finally:
-            for task in (answering, leaving):
+            for task in (answering, leaving, stopping):
                 task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+            await asyncio.gather(answering, leaving, stopping, return_exceptions=True)
 
     async def _answer(self, body: bytes, send: Send, room: BodyRoom, started: float) -> None:
         with self._metrics.queued.track_inprogress():

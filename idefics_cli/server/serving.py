@@ -25,6 +25,7 @@ from idefics_cli.server.kept_engine import KeptEngine
 from idefics_cli.server.metrics import Metrics
 
 _POLL_SECONDS = 0.05
+_SECONDS_TO_REFUSE = 2.0  # what was not answered in time
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -66,7 +67,8 @@ class Server:
         self._settings, self._on_ready, self._on_note = settings, on_ready, on_note
         serve = settings.serve
         self._stop = threading.Event()
-        self._error: ModelError | None = None
+        self.failure: ModelError | None = None
+        """Of the device, which ends the server."""
         self._is_told = False
         self.signal = signal.SIGTERM
         """That it was told to stop with."""
@@ -102,8 +104,8 @@ class Server:
             place = f"http://{_shown_host(serve.host)}:{sockets[0].getsockname()[1]}/v1 and " if sockets else ""
             self._on_ready(f"{place}{jobs.path}")
             is_all_answered = asyncio.run(self._serve(pool, sockets, jobs))
-        if self._error is not None:
-            raise self._error
+        if self.failure is not None:
+            raise self.failure
         return is_all_answered
 
     def stop(self) -> None:
@@ -130,6 +132,8 @@ class Server:
                 await asyncio.sleep(_POLL_SECONDS)
             self.admission.is_stopping = True
             is_all_answered = await self._drain(jobs)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(completions.stop(), _SECONDS_TO_REFUSE)
         finally:
             server.should_exit = True
             if serving is not None:
@@ -143,7 +147,7 @@ class Server:
         jobs.stop()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.serve.stop_timeout
-        while self._error is None and (self.admission.held or jobs.active) and loop.time() < deadline:
+        while self.failure is None and (self.admission.held or jobs.active) and loop.time() < deadline:
             if self._is_told:  # twice: at once
                 break
             await asyncio.sleep(_POLL_SECONDS)
@@ -161,7 +165,7 @@ class Server:
             self._on_note("nothing was asked for a while: the weights are let go until the next question")
 
     def _failed(self, error: ModelError) -> None:
-        self._error = error
+        self.failure = error
         self._stop.set()
 
 
