@@ -58,7 +58,7 @@ def test_a_key_is_wanted_and_compared() -> None:
             {"Authorization": "s3cret"},
             {"Authorization": "Bearer \u00e9"},
         ):
-            sent = httpx2.Headers({name: value.encode() for name, value in headers.items()})
+            sent = httpx2.Headers([(name.encode(), value.encode()) for name, value in headers.items()])
             reply = client.post(PATH, json=body, headers=sent)
             assert (reply.status_code, reply.json()["error"]["type"]) == (401, "authentication_error")
             assert client.get("/metrics").status_code == client.get("/v1/models").status_code == 401

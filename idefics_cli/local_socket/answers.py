@@ -41,9 +41,7 @@ class Answers:
             self._server = find_or_start(settings, settings.server.keep, say)
         elif not settings.server.no_server:
             self._server = find_server(settings, say)
-        if self._server is not None:
-            say(f"answered through the server at {self._server.path}")
-        else:
+        if self._server is None:
             self._local()
 
     def __enter__(self) -> Answers:

@@ -123,26 +123,39 @@ class ServerConnection:
 def find_server(
     settings: RunSettings, say: Callable[[str], None], paths: Iterable[Path] | None = None
 ) -> ServerConnection | None:
-    """Return a connection to a server that answers as this process would with these settings.
+    """Return a connection to a server that answers as this process would with these settings, if there is one.
 
     Args:
         settings: of the run.
-        say: told why servers are not used.
+        say: told which server is used, or why one is not.
         paths: of the sockets that are tried; None tries all of this user's.
 
     """
+    opened = open_connection(settings, say, paths)
+    return None if opened is None else ServerConnection(*opened, settings)
+
+
+def open_connection(
+    settings: RunSettings, say: Callable[[str], None], paths: Iterable[Path] | None = None
+) -> tuple[Path, Connection, Accepted] | None:
+    """Connect to a server; see `find_server`."""
     for path in sockets() if paths is None else paths:
         try:
-            if (found := _try(path, settings, say)) is not None:
-                return found
+            opened = _opened(path, settings)
         except (OSError, EOFError):
             say(f"the server at {path} does not answer")
         except Exception as error:  # what another version's objects may raise
             say(f"the server at {path} can't be understood: {error}")
+        else:
+            if isinstance(opened, str):
+                say(f"the server at {path} is not used: {opened}")
+            elif opened is not None:
+                say(f"answered through the server at {path}")
+                return path, *opened
     return None
 
 
-def open_connection(path: Path, settings: RunSettings) -> tuple[Connection, Accepted] | str | None:
+def _opened(path: Path, settings: RunSettings) -> tuple[Connection, Accepted] | str | None:
     """Connect to a server and say what is wanted; returns why it refuses, or None where there is none.
 
     Raises:
@@ -165,13 +178,6 @@ def open_connection(path: Path, settings: RunSettings) -> tuple[Connection, Acce
             raise EOFError
         stack.pop_all()
         return connection, answer
-
-
-def _try(path: Path, settings: RunSettings, say: Callable[[str], None]) -> ServerConnection | None:
-    opened = open_connection(path, settings)
-    if isinstance(opened, str):
-        say(f"the server at {path} is not used: {opened}")
-    return ServerConnection(path, *opened, settings) if isinstance(opened, tuple) else None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from pathlib import Path
 from idefics_cli.config import RunSettings
 from idefics_cli.errors import ModelError
 from idefics_cli.local_socket.client import open_connection, with_absolute_paths
-from idefics_cli.local_socket.folder import sockets
 from idefics_cli.workers.messages import Assign, Lost, Report, ToWorker
 
 
@@ -83,14 +82,5 @@ def server_for_run(settings: RunSettings, say: Callable[[str], None]) -> ServerP
     """Return a server that answers as this process would with these settings, if there is one; see `find_server`."""
     # How many rows there may be is counted here, beside those that are there.
     there = dataclasses.replace(settings, questions=dataclasses.replace(settings.questions, limit=None))
-    for path in sockets():
-        try:
-            opened = open_connection(path, there)
-        except (OSError, EOFError):
-            say(f"the server at {path} does not answer")
-            continue
-        if isinstance(opened, str):
-            say(f"the server at {path} is not used: {opened}")
-        elif opened is not None:
-            return ServerPool(path, opened[0])
-    return None
+    opened = open_connection(there, say)
+    return None if opened is None else ServerPool(*opened[:2])
