@@ -78,7 +78,7 @@ def usage_of(answer: Answer) -> dict[str, int]:
 
 def logprobs_of(tokens: GeneratedTokens | None) -> dict[str, object] | None:
     """Return the tokens of an answer with their log-probabilities; None where the engine does not say."""
-    return None if tokens is None else {"content": TokenStream().added(tokens), "refusal": None}
+    return None if tokens is None else {"content": TokenStream().added(tokens, is_whole=True), "refusal": None}
 
 
 class TokenStream:
@@ -90,19 +90,16 @@ class TokenStream:
     def __init__(self) -> None:
         self._count, self._text = 0, ""
 
-    def added(self, tokens: GeneratedTokens) -> list[dict[str, object]]:
-        """Return the tokens since the last call."""
-        found = []
+    def added(self, tokens: GeneratedTokens, *, is_whole: bool = False) -> list[dict[str, object]]:
+        """Return the tokens since the last call; `is_whole` says that the answer has no others."""
+        found: list[dict[str, object]] = []
         for count in range(self._count + 1, len(tokens.ids) + 1):
-            text = _cut(tokens.decode(tokens.ids[:count]), tokens.stop)
-            if text.endswith(_HELD_BACK) and count < len(tokens.ids):
-                continue
-            new = text[len(self._text) :] if text.startswith(self._text) else ""
-            self._text = text
-            if new:
+            text = _safe_text(tokens, count, is_whole=is_whole and count == len(tokens.ids))
+            if text.startswith(self._text) and len(text) > len(self._text):
+                new, self._text = text[len(self._text) :], text
                 logprob = tokens.logprobs[count - 1]
                 found.append({"token": new, "logprob": logprob, "bytes": list(new.encode()), "top_logprobs": []})
-        self._count = len(tokens.ids)
+            self._count = count
         return found
 
 
@@ -114,24 +111,27 @@ class TextStream:
 
     def added(self, tokens: GeneratedTokens) -> str:
         """Return what can be sent after the tokens so far."""
-        text = _cut(tokens.decode(tokens.ids).rstrip(_HELD_BACK), tokens.stop)
-        held_back = max((_overlap(text, stop) for stop in tokens.stop), default=0)
-        return self._advance(text[: len(text) - held_back])
+        return self._advance(_safe_text(tokens, len(tokens.ids)))
 
     def rest(self, answer: Answer) -> str:
         """Return what is still to be sent of the whole answer."""
         return self._advance(answer.text)
 
     def _advance(self, text: str) -> str:
-        text = text.rstrip()  # an answer does not end with spaces
         if not text.startswith(self._sent):
             return ""
         added, self._sent = text[len(self._sent) :], text
         return added
 
 
-def _cut(text: str, stop: Sequence[str]) -> str:
-    return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
+def _safe_text(tokens: GeneratedTokens, count: int, *, is_whole: bool = False) -> str:
+    """Return the text of so many tokens of an answer, without what those that follow may take back."""
+    text, stop = tokens.decode(tokens.ids[:count]), tokens.stop
+    text = text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
+    if not is_whole:
+        text = text.rstrip(_HELD_BACK)
+        text = text[: len(text) - max((_overlap(text, one) for one in stop), default=0)]
+    return text.rstrip()  # no answer ends with spaces
 
 
 def _overlap(text: str, stop: str) -> int:

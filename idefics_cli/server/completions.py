@@ -158,7 +158,7 @@ class ChatCompletions:
             await news.wait()
         whole = self._checked(answer.result())
         rest = text.rest(whole)
-        entries = tokens.added(whole.tokens) if chat.logprobs and whole.tokens is not None else None
+        entries = tokens.added(whole.tokens, is_whole=True) if chat.logprobs and whole.tokens is not None else None
         if rest or entries:
             yield completion.text_chunk(rest, entries)
         yield completion.last_chunk(whole)
