@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
 
-from idefics_cli.config import ServeSettings
+from idefics_cli.config import Duration, ModelSettings, ServeSettings
 from idefics_cli.engine import DeferredEngine
 from idefics_cli.errors import ModelError, UsageError
+from idefics_cli.openai_api.errors import ApiError
 from idefics_cli.records import Request
+from idefics_cli.server.admission import Admission
+from idefics_cli.server.exchange import read_body
 from idefics_cli.server.serving import Server
-from tests.servers import ServedEngine, asking, events, image, running, serving_fake, until
+from tests.servers import ServedEngine, ServerProcess, asking, events, image, running, serving_fake, until
 
 PATH = "/v1/chat/completions"
 Served = tuple[Server, httpx2.Client, ServedEngine]
@@ -190,3 +195,43 @@ def test_a_port_that_is_taken_is_a_usage_error() -> None:
         taken = ServeSettings(port=client.base_url.port or 0)
         with pytest.raises(UsageError, match="--port 0"), serving_fake(taken):
             pass
+
+
+def test_weights_go_when_nothing_is_asked_and_come_back_with_the_next_request() -> None:
+    serve = ServeSettings(port=0, keep_alive=Duration(0.3))
+    with running(serve, model=ModelSettings("tiny", max_new_tokens=4)) as (_, client):
+        body = asking("What?", image("notice.bmp"))
+        first = client.post(PATH, json=body).json()["choices"]
+        until(lambda: not client.get("/health").json()["loaded"])
+        assert client.post(PATH, json=body).json()["choices"] == first
+
+
+def test_a_server_that_ends_when_it_is_idle_ends() -> None:
+    serve = ServeSettings(port=0, keep_alive=Duration(0.2), exit_when_idle=True)
+    with serving_fake(serve) as (server, client, _):
+        client.post(PATH, json=asking("What?", image("notice.bmp")))
+        until(lambda: server.admission.is_stopping)
+
+
+async def slowly() -> dict[str, object]:
+    await asyncio.sleep(3600)
+    return {}
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_for_ever() -> None:
+    with Admission(1, 100).request() as room, pytest.raises(ApiError) as caught:
+        asyncio.run(read_body({"headers": []}, slowly, room, seconds=0.05))
+    assert caught.value.status == 408
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_that_clients_sent_is_left_behind(number: int, tmp_path: Path) -> None:
+    temporary, runtime = tmp_path / "tmp", tmp_path / "run"
+    temporary.mkdir()
+    runtime.mkdir(mode=0o700)
+    process = ServerProcess("--port", "0", runtime=runtime, TMPDIR=str(temporary))
+    body = asking("What?", image("notice.bmp"), max_tokens=2)
+    assert httpx2.post(f"{process.address}{PATH}", json=body, timeout=60, trust_env=False).status_code == 200
+    assert list(temporary.iterdir())
+    assert process.end(number) == (0 if number == signal.SIGTERM else -number)
+    until(lambda: not list(temporary.rglob("*")))

@@ -220,8 +220,8 @@ async def abuse_all(options: argparse.Namespace, bodies: list[bytes], count: int
 
 
 def memory(pid: int) -> float:
-    """Return the resident memory of the server's own process in MB."""
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    """Return the resident memory of the server's own process in MB, without what it shares with page processes."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon")]
     return int(line.split()[1]) / 1e3
 
 

@@ -141,7 +141,8 @@ def serve(descriptor: int, memory: int | None, folder: str | None) -> None:
     # A page that asks for more fails alone. What is shared with the parent does not count as data.
     limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY if limit < 0 else min(_MEMORY, limit), limit))
-    threading.Thread(target=_end_with_parent, args=(descriptor, folder), daemon=True).start()
+    ending = threading.Thread(target=_end_with_parent, args=(descriptor, folder), daemon=True)
+    ending.start()
     import idefics_cli.documents.page  # noqa: F401 - what goes wrong with it is still said on stderr
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries complain of documents there
@@ -151,6 +152,7 @@ def serve(descriptor: int, memory: int | None, folder: str | None) -> None:
         connection.send(None)
         while True:
             connection.send(_answer(connection.recv_bytes(), mapped))
+    ending.join()  # it deletes the folder before it ends this process
 
 
 def _answer(request: bytes, memory: mmap.mmap | None) -> Any:

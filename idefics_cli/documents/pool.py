@@ -73,6 +73,11 @@ class PagePool:
             process.end()
         self._delete_folder()
 
+    @property
+    def folder(self) -> str | None:
+        """Where files for its processes may be kept; it goes with the last of them, also when this one is killed."""
+        return self._folder
+
     def with_settings(self, settings: PageSettings) -> PagePool:
         """Return the same processes, which prepare pages by other settings; how many there are stays."""
         view = copy.copy(self)

@@ -55,7 +55,7 @@ class ChatPreparer:
         self._info, self._pool, self._settings = info, pool, settings
         self._allow_urls, self._longest = allow_urls, longest
         self._cache = PageCache(pool, info.image_processor, kept_bytes=_KEPT_BYTES)
-        self._documents = DocumentStore(_KEPT_BYTES)
+        self._documents = DocumentStore(_KEPT_BYTES, pool.folder)
 
     def close(self) -> None:
         """Delete what is kept in files."""

@@ -31,9 +31,9 @@ class _Stored:
 class DocumentStore:
     """Files by their content, the least recently used deleted first; thread-safe."""
 
-    def __init__(self, most_bytes: int) -> None:
-        """Make a folder, which is deleted with this store."""
-        self._folder = tempfile.mkdtemp(prefix="idefics-cli-serve-")
+    def __init__(self, most_bytes: int, folder: str | None = None) -> None:
+        """Make a folder in another one, None being that of temporary files; it is deleted with this store."""
+        self._folder = tempfile.mkdtemp(prefix="idefics-cli-serve-", dir=folder)
         self._delete_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._most, self._bytes = most_bytes, 0
         self._lock = threading.Lock()

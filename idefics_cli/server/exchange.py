@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from idefics_cli.openai_api.errors import ApiError
 from idefics_cli.server.admission import BodyRoom
 
+_BODY_SECONDS = 30.0  # without a byte of the body
 _DRAIN_SECONDS = 10.0  # a client reads a refusal only once it has sent what it wanted to
 
 
@@ -29,7 +30,7 @@ class Reply:
     is_body_read: bool = False
 
 
-async def read_body(scope: Scope, receive: Receive, room: BodyRoom) -> bytes:
+async def read_body(scope: Scope, receive: Receive, room: BodyRoom, *, seconds: float = _BODY_SECONDS) -> bytes:
     """Read a body; one that is too large is refused by its length before it is read, else as it grows."""
     headers = dict(scope["headers"])
     length = headers.get(b"content-length", b"")
@@ -37,7 +38,11 @@ async def read_body(scope: Scope, receive: Receive, room: BodyRoom) -> bytes:
         room.grow(int(length))
     parts = bytearray()
     while True:
-        message = await receive()
+        try:
+            async with asyncio.timeout(seconds):
+                message = await receive()
+        except TimeoutError as error:
+            raise ApiError(408, f"nothing of the body came for {seconds:g} seconds", code="body_too_slow") from error
         if message["type"] == "http.disconnect":
             raise ClientLeftError
         parts += message.get("body", b"")

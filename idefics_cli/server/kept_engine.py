@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 from idefics_cli.engine import DeferredEngine
 from idefics_cli.engine.base import EngineInfo, EngineStats
@@ -55,28 +56,15 @@ class KeptEngine:
 
     def load(self) -> object:
         """See `LoadableEngine`; weights that can't be loaded are tried again by the next request."""
-        with self._changed:
-            engine = self._current()
-        try:
-            return engine.load()
-        except ModelError:
-            with self._changed:
-                if self._engine is engine:
-                    self._engine = None
-            raise
+        with self._used():
+            return self._loaded()
 
     def submit(self, request: Request) -> Future[Answer]:
         """See `Engine`; waits for the weights."""
-        with self._changed:
-            self._in_flight += 1
-        try:
-            self.load()
+        with self._used():
+            answer = self._loaded().submit(request)
             with self._changed:
-                engine = self._current()
-            answer = engine.submit(request)
-        except BaseException:
-            self._done()
-            raise
+                self._in_flight += 1
         answer.add_done_callback(self._answered)
         return answer
 
@@ -106,6 +94,28 @@ class KeptEngine:
         with self._changed:
             self._idle_since = time.monotonic()
             self._changed.notify_all()
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        """Keep the weights meanwhile."""
+        with self._changed:
+            self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._done()
+
+    def _loaded(self) -> DeferredEngine:
+        with self._changed:
+            engine = self._current()
+        try:
+            engine.load()
+        except ModelError:
+            with self._changed:
+                if self._engine is engine:
+                    self._engine = None
+            raise
+        return engine
 
     def _current(self) -> DeferredEngine:
         """Return the engine, opened anew if need be; the lock is held."""
