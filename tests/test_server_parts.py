@@ -40,6 +40,13 @@ def test_each_content_is_one_file_and_the_least_recently_used_goes_first() -> No
         assert again.path != other.path  # a name of its own each time
     assert not Path(first.path or "").exists()
     assert Path(again.path or "").exists()
+    spaced = uri(b"b" * 60).replace("Yg", "Y g")  # another text of the same content
+    with store.stored([spaced, uri(b"b" * 60), spaced]) as same_again:
+        assert {document.path for document in same_again} == {again.path}
+    with store.stored([uri(b"c" * 200)]), store.stored([spaced]):
+        pass  # neither has room any more
+    with store.stored([spaced]) as (anew,):
+        assert anew.path != again.path
     folder = Path(again.path or "").parent
     with pytest.raises(RowFailedError, match="document 2: "), store.stored([uri(b"a"), "data:nothing"]):
         pass

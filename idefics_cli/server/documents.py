@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from idefics_cli.documents.discover import from_data_uri
@@ -25,6 +25,8 @@ _DATA = "data:"
 class _Stored:
     document: Document
     size: int
+    sources: set[bytes] = field(default_factory=set)
+    """Digests of the data URIs that it came as."""
     users: int = 0
 
 
@@ -38,6 +40,7 @@ class DocumentStore:
         self._most, self._bytes = most_bytes, 0
         self._lock = threading.Lock()
         self._stored: OrderedDict[str, _Stored] = OrderedDict()
+        self._by_source: dict[bytes, str] = {}
 
     def close(self) -> None:
         """Delete the files."""
@@ -59,7 +62,7 @@ class DocumentStore:
                     documents.append(Document(source, url=source))
                     continue
                 with naming("document", number, len(sources)):
-                    digest = self._store(from_data_uri(source).data or b"")
+                    digest = self._taken(source)
                 taken.append(digest)
                 documents.append(self._stored[digest].document)
             yield documents
@@ -69,7 +72,16 @@ class DocumentStore:
                     self._stored[digest].users -= 1
                 self._delete_unused()
 
-    def _store(self, data: bytes) -> str:
+    def _taken(self, source: str) -> str:
+        """Return the digest of a document, which is stored and has one more user."""
+        # Many requests bring the same text: it is decoded once.
+        key = hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest()
+        with self._lock:
+            if (known := self._by_source.get(key)) is not None:
+                self._stored.move_to_end(known)
+                self._stored[known].users += 1
+                return known
+        data = from_data_uri(source).data or b""
         digest = hashlib.sha256(data).hexdigest()
         with self._lock:
             if digest not in self._stored:
@@ -78,6 +90,8 @@ class DocumentStore:
                 self._bytes += len(data)
             self._stored.move_to_end(digest)
             self._stored[digest].users += 1
+            self._stored[digest].sources.add(key)
+            self._by_source[key] = digest
         return digest
 
     def _written(self, data: bytes) -> Document:
@@ -95,6 +109,8 @@ class DocumentStore:
                 return
             stored = self._stored.pop(digest)
             self._bytes -= stored.size
+            for key in stored.sources:
+                del self._by_source[key]
             with contextlib.suppress(OSError):
                 Path(stored.document.path or "").unlink()
 

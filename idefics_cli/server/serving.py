@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from idefics_cli.server.kept_engine import KeptEngine
 from idefics_cli.server.metrics import Metrics
 
 _POLL_SECONDS = 0.05
+_SWITCH_SECONDS = 0.0005
 _SECONDS_TO_REFUSE = 2.0  # what was not answered in time
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -100,6 +102,8 @@ class Server:
             jobs = JobServer(self.engine, pool, self._settings.model, self.metrics.local_jobs)
             stack.callback(jobs.close)
             jobs.listen()
+            # Threads that read bodies are not to keep the one that feeds the device from its next step for long.
+            sys.setswitchinterval(_SWITCH_SECONDS)
             self.engine.load()
             place = f"http://{_shown_host(serve.host)}:{sockets[0].getsockname()[1]}/v1 and " if sockets else ""
             self._on_ready(f"{place}{jobs.path}")
