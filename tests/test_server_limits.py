@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import socket
@@ -211,6 +212,23 @@ def test_a_server_that_ends_when_it_is_idle_ends() -> None:
     with serving_fake(serve) as (server, client, _):
         client.post(PATH, json=asking("What?", image("notice.bmp")))
         until(lambda: server.admission.is_stopping)
+
+
+def test_requests_that_fail_leave_no_garbage_that_holds_their_bodies(served: Served) -> None:
+    _, client, _ = served
+    whole = json.dumps(asking("What?", image("notice.bmp"))).encode()
+    broken = [whole[: len(whole) // 2], whole.replace(b"png;base64,", b"png;base64,!")]
+    for content in broken:
+        client.post(PATH, content=content)
+    gc.collect()
+    gc.disable()
+    try:
+        codes = [client.post(PATH, content=content).status_code for content in broken * 20]
+        unreachable = gc.collect()
+    finally:
+        gc.enable()
+    assert set(codes) == {400}
+    assert unreachable < 40 * len(codes)  # an error with its frames, and what they hold, is a hundred
 
 
 async def slowly() -> dict[str, object]:

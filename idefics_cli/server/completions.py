@@ -100,6 +100,8 @@ class ChatCompletions:
             for task in (answering, leaving, stopping):
                 task.cancel()
             await asyncio.gather(answering, leaving, stopping, return_exceptions=True)
+            # An error's frames would hold the task that holds the error, and so the body until garbage is collected.
+            del answering, leaving, stopping, task
 
     async def _answer(self, body: bytes, send: Send, room: BodyRoom, started: float) -> None:
         with self._metrics.queued.track_inprogress():
@@ -183,7 +185,11 @@ class ChatCompletions:
             raise
 
     async def _in_thread(self, call: Callable[[bytes], _Result], body: bytes) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, body)
+        running = asyncio.get_running_loop().run_in_executor(self._threads, call, body)
+        try:
+            return await running
+        finally:
+            del running  # as above
 
 
 class _News:

@@ -80,21 +80,12 @@ class EngineCore:
     @property
     def stats(self) -> EngineStats:
         """What is being done; may be asked from any thread."""
-        return EngineStats(
-            len(self._scheduler.running),
-            self._scheduler.waiting,
-            self._pages_encoded,
-            self._pages_reused,
-            self._manager.free_slots,
-        )
+        scheduler, slots = self._scheduler, self._manager.free_slots
+        return EngineStats(len(scheduler.running), scheduler.waiting, self._pages_encoded, self._pages_reused, slots)
 
     def watched(self) -> dict[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]:
         """Return the tokens so far, and their log-probabilities, of running sequences that are watched."""
-        watched = {index: one for index, one in self._scheduler.running.items() if one.is_watched}
-        if not watched:
-            return {}
-        tokens = self._runner.decoding.tokens_so_far(list(watched))
-        return {sequence: tokens[index] for index, sequence in watched.items()}
+        return self._runner.watched(self._scheduler.running)
 
     def step(self) -> Iterator[Sequence]:
         """Do what is next; yields the sequences that are finished or have failed."""
