@@ -295,6 +295,8 @@ def test_a_server_that_cannot_be_started_is_no_reason_not_to_answer(tmp_path: Pa
     done = command("ask", "-v", "--keep", "5m", LETTER, TO_WHOM, runtime=folder)
     assert (done.returncode, done.stdout) == (0, "Erik Kansfield\n")
     assert "not a folder that only you can use" in done.stderr
+    quiet = command("ask", "--keep", "5m", LETTER, TO_WHOM, runtime=folder)
+    assert "note: --keep: no server answers these questions" in quiet.stderr
 
 
 def test_servers_of_another_version_and_ones_that_say_nothing_are_left_alone(

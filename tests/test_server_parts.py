@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,3 +162,17 @@ def test_a_server_in_the_background_gets_what_decides_which_model_is_loaded() ->
     arguments = serve_arguments(RunSettings(PageSettings(workers=3, password="secret"), model), Duration(600))
     assert arguments[:5] == ["serve", "--socket", "--keep-alive", "600s", "--exit-when-idle"]
     assert set(arguments[5:]) == {"--model=tiny", "--device=cpu", "--dtype=float32", "--workers=3"}
+
+
+@pytest.mark.parametrize("name", ["prometheus_client", "starlette", "uvicorn"])
+def test_without_the_extra_serve_says_how_to_get_it(name: str) -> None:
+    code = (
+        f"import sys; sys.modules[{name!r}] = None\n"
+        "from idefics_cli.cli import app\n"
+        "sys.argv = ['idefics-cli', 'serve', '--model', 'tiny']\n"
+        "app.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"serve needs {name}" in done.stderr
+    assert "idefics-cli[serve]" in done.stderr

@@ -144,7 +144,7 @@ def _answer(
         note(words)
     is_any_failed = False
     state = RunState(inputs.total, progress=Progress())
-    with Answers(settings, log.info) as answers:
+    with Answers(settings, log.info, note) as answers:
         for words in answers.notes:
             note(words)
         answers.start()  # the weights are loaded while the first pages are rendered

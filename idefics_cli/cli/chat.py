@@ -50,7 +50,7 @@ def chat_about(
         raise UsageError(f"--chat is about one document, not {documents}: --together reads them in one prompt")
     for words in inputs.notes:
         note(words)
-    with Answers(settings, log.info) as answers:
+    with Answers(settings, log.info, note) as answers:
         answers.start()  # the weights are loaded while the first question is typed
         for setting, value in answers.engine_settings.items():
             log.info("%s: %s", setting, value)

@@ -12,6 +12,7 @@ from idefics_cli.config import MessageSettings, ModelSettings, PageSettings, Que
 from idefics_cli.errors import UsageError
 
 KEY_VARIABLE = "IDEFICS_CLI_API_KEY"
+_EXTRA = ("prometheus_client", "starlette", "uvicorn")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _OF_REQUESTS = ("min_new_tokens", "temperature", "top_p", "seed", "repetition_penalty", "num_beams", "stop", "choices")
 _OF_RUNS = ("columns", "examples", "limit", "shard", "root", "allow_empty", "across")
@@ -42,6 +43,8 @@ def serve(
     try:
         from idefics_cli.server.serving import Server, ServerSettings
     except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
         raise UsageError(
             f"serve needs {error.name}, which is not installed: pip install 'idefics-cli[serve]'"
         ) from error

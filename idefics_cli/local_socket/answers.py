@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 class Answers:
     """Answers through a server while there is one; what it leaves undone this process does."""
 
-    def __init__(self, settings: RunSettings, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: RunSettings, say: Callable[[str], None], warn: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Find a server, start one if the settings say so, or open the checkpoint here.
 
         Args:
             settings: of the run.
             say: told which way questions go, and why.
+            warn: told that no server is kept, though the settings ask for one.
 
         Raises:
             IdeficsCliError: as `Session`.
@@ -39,6 +42,8 @@ class Answers:
             from idefics_cli.local_socket.background import find_or_start
 
             self._server = find_or_start(settings, settings.server.keep, say)
+            if self._server is None:
+                warn("--keep: no server answers these questions, and none could be started; --verbose says why")
         elif not settings.server.no_server:
             self._server = find_server(settings, say)
         if self._server is None:
