@@ -43,7 +43,7 @@ def serve(
     try:
         from idefics_cli.server.serving import Server, ServerSettings
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
+        if (error.name or "").split(".")[0] not in _EXTRA:
             raise
         raise UsageError(
             f"serve needs {error.name}, which is not installed: pip install 'idefics-cli[serve]'"
