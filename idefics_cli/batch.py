@@ -12,9 +12,10 @@ from typing import IO
 
 from idefics_cli.config import RunSettings
 from idefics_cli.engine import open_engine
-from idefics_cli.engine.base import Engine, EngineInfo
+from idefics_cli.engine.base import Engine, EngineInfo, OpenEngine
 from idefics_cli.errors import TooManyFailuresError
 from idefics_cli.inputs import Inputs, read_inputs
+from idefics_cli.local_socket.pool import server_for_run
 from idefics_cli.pipeline import Progress
 from idefics_cli.questions.read import accepted_answers
 from idefics_cli.records import Answer, Request, Row
@@ -24,7 +25,6 @@ from idefics_cli.results.output import open_output
 from idefics_cli.results.stats import RunStats
 from idefics_cli.session import Session
 from idefics_cli.workers.dispatch import Dispatcher
-from idefics_cli.workers.messages import OpenEngine
 from idefics_cli.workers.start import Workers, open_workers
 from idefics_cli.workers.state import WorkerShare
 
@@ -71,6 +71,7 @@ def run(
     on_row: Callable[[Row, Progress], None] = lambda *_: None,
     on_note: Callable[[str], None] = lambda _: None,
     on_shares: Callable[[list[WorkerShare]], None] = lambda _: None,
+    on_detail: Callable[[str], None] = lambda _: None,
     open_with: OpenEngine = open_engine,
 ) -> BatchResult:
     """Answer questions and write their rows.
@@ -85,6 +86,7 @@ def run(
         on_row: told of each row once it is written.
         on_note: told what happens to workers.
         on_shares: told from time to time what each worker did so far.
+        on_detail: told whether a server is used, and why not.
         open_with: opens the checkpoint, here and in each worker; a function of a module.
 
     Raises:
@@ -106,6 +108,8 @@ def run(
         started = time.monotonic()
         with open_output(settings.output, inputs.columns, stdout, values, paths) as output:
             result.kept_failed = output.earlier.failed - output.earlier.to_retry
+            if workers is None and engine is None and open_with is open_engine and not settings.server.no_server:
+                workers = _server(settings, on_detail)
             answering = _Answering(session, workers, output.answered, result.progress, on_note, on_shares)
             try:
                 with contextlib.closing(answering.rows(inputs)) as rows:
@@ -123,8 +127,14 @@ def run(
     return result
 
 
+def _server(settings: RunSettings, on_detail: Callable[[str], None]) -> Workers | None:
+    """Return a server that answers as this process would as the one worker; None where there is none."""
+    pool = server_for_run(settings, on_detail)
+    return None if pool is None else Workers(pool, [f"the server at {pool.path}"], "")
+
+
 class _Answering:
-    """What answers a run: this process, or workers."""
+    """What answers a run: this process, workers, or a server."""
 
     def __init__(
         self,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+import tempfile
 
 # Page processes and other processes of tests want cores too: threads that wait for one another take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import signal
+
+# No server of whoever runs the tests is to answer them.
+os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="idefics-cli-tests-")
+
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from idefics_cli.engine.base import OpenEngine
 from idefics_cli.records import Document, Job, Question
 from idefics_cli.workers.messages import (
     Asked,
@@ -19,7 +20,6 @@ from idefics_cli.workers.messages import (
     JobDone,
     Loaded,
     Opened,
-    OpenEngine,
     Report,
     RowDone,
     Stop,

@@ -17,6 +17,7 @@ from idefics_cli.cli.options import PasswordFile, checked_pages, from_settings
 from idefics_cli.cli.progress import RunState, progress_line
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import (
+    ClientSettings,
     Format,
     MaxFailures,
     MessageSettings,
@@ -57,13 +58,14 @@ AskedTexts = Annotated[
 ]
 
 
-@from_settings()
+@from_settings(without=("keep",))
 def run(
     pages: PageSettings,
     model: ModelSettings,
     asked: QuestionSettings,
     output: Callable[..., OutputSettings],
     workers: WorkerSettings,
+    server: ClientSettings,
     messages: MessageSettings,
     documents: Documents = None,
     questions: QuestionsFile = None,
@@ -105,6 +107,7 @@ def run(
             output(path=file, format=form or format_of_name(file)),
             messages,
             workers,
+            server,
             max_failures,
         )
         if dry_run:
@@ -192,6 +195,7 @@ class RunWatch:
                     on_row=self._show,
                     on_note=self._note,
                     on_shares=self._log_shares,
+                    on_detail=log.info,
                 )
         except Interrupted as error:
             error.detail = self._what_is_done()

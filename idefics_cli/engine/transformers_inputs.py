@@ -55,8 +55,8 @@ class TransformersModel(GenerateModel):
         for request in requests:
             counts, columns = [len(page.crops) for page in request.pages], [page.columns for page in request.pages]
             prompts.append(self._prompts.build(request.conversation, counts, columns=columns).tokens)
-        for prompt in prompts:
-            check_length(len(prompt), self._rules, self._family.max_positions)
+        for request, prompt in zip(requests, prompts, strict=True):
+            check_length(len(prompt), self._rules.for_request(request.generation), self._family.max_positions)
         longest = max(map(len, prompts))
         tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
         attention = torch.zeros_like(tokens)
@@ -143,8 +143,8 @@ class ProcessorModel(GenerateModel):
             return_tensors="pt",
             add_special_tokens=not (bos and texts[0].startswith(bos)),  # templates may write it themselves
         )
-        for length in inputs["attention_mask"].sum(1).tolist():
-            check_length(length, self._rules, self._family.max_positions)
+        for request, length in zip(requests, inputs["attention_mask"].sum(1).tolist(), strict=True):
+            check_length(length, self._rules.for_request(request.generation), self._family.max_positions)
         moved: Mapping[str, Tensor] = inputs.to(self.device, dtype=self.model.dtype)
         return dict(moved)
 

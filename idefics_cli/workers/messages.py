@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from idefics_cli import errors
-from idefics_cli.config import ModelSettings, RunSettings
-from idefics_cli.engine.base import EngineInfo, SteppingEngine
+from idefics_cli.config import RunSettings
 from idefics_cli.errors import IdeficsCliError
 from idefics_cli.records import Job, Row
 
-
-class LoadableEngine(SteppingEngine, Protocol):
-    """An engine whose weights can be waited for."""
-
-    def load(self) -> object:
-        """Load the weights, or wait for those that are being loaded; raises ModelError."""
-
-
-OpenEngine = Callable[[ModelSettings], LoadableEngine]
+if TYPE_CHECKING:  # who only sends jobs and takes rows starts without it
+    from idefics_cli.engine.base import EngineInfo, OpenEngine
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from idefics_cli.config import Device, RunSettings
-from idefics_cli.engine.base import EngineInfo
+from idefics_cli.engine.base import EngineInfo, OpenEngine
 from idefics_cli.errors import ModelError, UsageError
 from idefics_cli.workers.children import ChildPool
-from idefics_cli.workers.messages import OpenEngine, WorkerSpec
+from idefics_cli.workers.messages import WorkerSpec
 from idefics_cli.workers.placement import describe, placements
 from idefics_cli.workers.pool import WorkerPool
 from idefics_cli.workers.ray_actors import RayPool

@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from idefics_cli.engine.base import EngineInfo
+from idefics_cli.documents.pool import PagePool
+from idefics_cli.engine.base import EngineInfo, LoadableEngine
 from idefics_cli.errors import IdeficsCliError
 from idefics_cli.pipeline import Progress
 from idefics_cli.records import Answer, Request
@@ -21,7 +22,6 @@ from idefics_cli.workers.liveness import EngineWatch, Heartbeat, beat_seconds
 from idefics_cli.workers.messages import (
     Asked,
     Ended,
-    LoadableEngine,
     Loaded,
     Opened,
     Report,
@@ -31,13 +31,20 @@ from idefics_cli.workers.messages import (
 )
 
 
-def serve(spec: WorkerSpec, receive: Callable[[], ToWorker], send: Callable[[Report], None]) -> None:
+def serve(
+    spec: WorkerSpec,
+    receive: Callable[[], ToWorker],
+    send: Callable[[Report], None],
+    *,
+    pool: PagePool | None = None,
+) -> None:
     """Answer jobs until told to stop; an error that ends the worker is its last event.
 
     Args:
         spec: what to run.
         receive: waits for the next message; raises EOFError when there is nobody to send one.
         send: takes a report, from one thread at a time.
+        pool: page processes; None starts some of its own.
 
     """
     progress = Progress()
@@ -48,7 +55,7 @@ def serve(spec: WorkerSpec, receive: Callable[[], ToWorker], send: Callable[[Rep
     try:
         engine = _WatchedEngine(spec.open_engine(spec.settings.model), outbox, beat)
         outbox.usage, outbox.stalled = (lambda: engine.usage(progress)), engine.stalled
-        with Session(settings=spec.settings, engine=engine) as session:
+        with Session(settings=spec.settings, engine=engine, pool=pool) as session:
             outbox.put(Opened(dict(session.setting_values), engine.info))
             inbox = Inbox(receive)
             verdicts = inbox.verdicts

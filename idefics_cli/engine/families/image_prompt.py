@@ -12,7 +12,7 @@ from idefics_cli.engine.families.backend import check_prompt_template
 from idefics_cli.engine.families.base import ModelConfig, Prompt
 from idefics_cli.engine.families.generation import Choice
 from idefics_cli.engine.families.prompt import ChatTemplate, PromptForm, Tokenizer, check_turns
-from idefics_cli.errors import FailureKind, ModelError, RowFailedError
+from idefics_cli.errors import ModelError
 from idefics_cli.records import PagePart, Turn, plain_turns
 
 IMAGE, FAKE = "<image>", "<fake_token_around_image>"
@@ -48,11 +48,9 @@ class ImagePromptBuilder(AnswerText):
     ) -> Prompt:
         """See `PromptBuilder`."""
         check_turns(turns, self._special_tokens)
-        if not crops:
-            raise RowFailedError(FailureKind.BAD_QUESTION, "there is no page in the conversation")
         columns = tuple(columns) or (0,) * len(crops)
         tokens = self._tokenizer.encode(self._expanded(self._form.words(turns), crops, columns))
-        last = max(index for index, token in enumerate(tokens) if token == self._image_id)
+        last = max((index for index, token in enumerate(tokens) if token == self._image_id), default=-1)
         # The closing fake token belongs to the prefix; at least one token is left behind it.
         prefix_length = min(last + 2, len(tokens) - 1)
         if not shared_turns:
