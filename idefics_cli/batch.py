@@ -12,9 +12,10 @@ from typing import IO
 
 from idefics_cli.config import RunSettings
 from idefics_cli.engine import open_engine
-from idefics_cli.engine.base import Engine, EngineInfo
+from idefics_cli.engine.base import Engine, EngineInfo, OpenEngine
 from idefics_cli.errors import TooManyFailuresError
 from idefics_cli.inputs import Inputs, read_inputs
+from idefics_cli.local_socket.pool import server_for_run
 from idefics_cli.pipeline import Progress
 from idefics_cli.questions.read import accepted_answers
 from idefics_cli.records import Answer, Request, Row
@@ -23,10 +24,9 @@ from idefics_cli.results.check import check_output, read_state
 from idefics_cli.results.output import open_output
 from idefics_cli.results.stats import RunStats
 from idefics_cli.session import Session
-from idefics_cli.workers.children import ChildPool
-from idefics_cli.workers.dispatch import Dispatcher, WorkerShare
-from idefics_cli.workers.messages import OpenEngine, WorkerSpec
-from idefics_cli.workers.placement import Placement, describe, placements
+from idefics_cli.workers.dispatch import Dispatcher
+from idefics_cli.workers.start import Workers, open_workers
+from idefics_cli.workers.state import WorkerShare
 
 
 @dataclass(slots=True)
@@ -70,6 +70,8 @@ def run(
     on_start: Callable[[Inputs, Session], None] = lambda *_: None,
     on_row: Callable[[Row, Progress], None] = lambda *_: None,
     on_note: Callable[[str], None] = lambda _: None,
+    on_shares: Callable[[list[WorkerShare]], None] = lambda _: None,
+    on_detail: Callable[[str], None] = lambda _: None,
     open_with: OpenEngine = open_engine,
 ) -> BatchResult:
     """Answer questions and write their rows.
@@ -83,17 +85,22 @@ def run(
         on_start: told what is asked before the first row.
         on_row: told of each row once it is written.
         on_note: told what happens to workers.
+        on_shares: told from time to time what each worker did so far.
+        on_detail: told whether a server is used, and why not.
         open_with: opens the checkpoint, here and in each worker; a function of a module.
 
     Raises:
         IdeficsCliError: nothing could be asked, the output can't be written, or too many rows failed.
 
     """
-    gpus = settings.workers.gpus
-    places = placements(gpus, settings) if gpus is not None else []
     inputs = read_inputs(documents, questions, settings)
     result = BatchResult()
-    with Session(settings=settings, engine=engine or open_with(settings.model)) as session:
+    with contextlib.ExitStack() as stack:
+        workers = open_workers(settings, inputs.columns, open_with, on_note)
+        if workers is not None:
+            stack.callback(workers.pool.close, is_done=False)
+            engine = engine or (NullEngine(workers.info) if workers.info else None)
+        session = stack.enter_context(Session(settings=settings, engine=engine or open_with(settings.model)))
         values = session.setting_values
         paths = inputs.paths + (session.examples.paths if session.examples else [])
         check_output(settings.output, inputs.columns, values, paths)
@@ -101,7 +108,9 @@ def run(
         started = time.monotonic()
         with open_output(settings.output, inputs.columns, stdout, values, paths) as output:
             result.kept_failed = output.earlier.failed - output.earlier.to_retry
-            answering = _Answering(session, places, open_with, output.answered, result.progress, on_note)
+            if workers is None and engine is None and open_with is open_engine and not settings.server.no_server:
+                workers = _server(settings, on_detail)
+            answering = _Answering(session, workers, output.answered, result.progress, on_note, on_shares)
             try:
                 with contextlib.closing(answering.rows(inputs)) as rows:
                     for row in rows:
@@ -118,29 +127,35 @@ def run(
     return result
 
 
+def _server(settings: RunSettings, on_detail: Callable[[str], None]) -> Workers | None:
+    """Return a server that answers as this process would as the one worker; None where there is none."""
+    pool = server_for_run(settings, on_detail)
+    return None if pool is None else Workers(pool, [f"the server at {pool.path}"], "")
+
+
 class _Answering:
-    """What answers a run: this process, or workers."""
+    """What answers a run: this process, workers, or a server."""
 
     def __init__(
         self,
         session: Session,
-        places: list[Placement],
-        open_with: OpenEngine,
+        workers: Workers | None,
         answered: Answered,
         progress: Progress,
         on_note: Callable[[str], None],
+        on_shares: Callable[[list[WorkerShare]], None],
     ) -> None:
         self._session, self._answered, self._progress = session, answered, progress
         self._dispatcher: Dispatcher | None = None
-        if places:
-            specs = [(WorkerSpec(place.settings, open_with), place.environment) for place in places]
+        if workers is not None:
             self._dispatcher = Dispatcher(
                 session,
-                ChildPool(specs),
-                [place.name for place in places],
+                workers.pool,
+                workers.names,
                 take_answered=answered.take if len(answered) else None,
                 progress=progress,
                 on_note=on_note,
+                on_shares=on_shares,
             )
 
     def rows(self, inputs: Inputs) -> Generator[Row, None, None]:
@@ -154,17 +169,26 @@ class _Answering:
         return self._dispatcher.shares() if self._dispatcher is not None else []
 
 
-def dry_run(documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings) -> DryRun:
-    """Go through a batch without weights: every page is prepared, nothing is asked or written.
+def dry_run(
+    documents: Sequence[str],
+    questions: str | Sequence[str],
+    settings: RunSettings,
+    *,
+    on_note: Callable[[str], None] = lambda _: None,
+    open_with: OpenEngine = open_engine,
+) -> DryRun:
+    """Go through a batch without weights: every page is prepared here, nothing is asked or written.
 
     Raises:
         IdeficsCliError: what a run would be refused for.
 
     """
-    gpus = settings.workers.gpus
-    workers = describe(placements(gpus, settings)) if gpus is not None else ""
     inputs = read_inputs(documents, questions, settings)
-    engine = NullEngine(open_engine(settings.model).info)
+    workers = open_workers(settings, inputs.columns, open_with, on_note, is_dry=True)
+    if workers is not None:
+        workers.pool.close(is_done=False)
+    info = workers.info if workers is not None else None
+    engine = NullEngine(info or open_with(settings.model).info)
     progress, failures = Progress(), Counter[str]()
     with Session(settings=settings, engine=engine) as session:
         paths = inputs.paths + (session.examples.paths if session.examples else [])
@@ -173,7 +197,7 @@ def dry_run(documents: Sequence[str], questions: str | Sequence[str], settings: 
         for row in session.rows(inputs, take_answered=earlier.answered.take, progress=progress):
             if row.status == "failed":
                 failures[f"{row.document}: {row.error}"] += 1
-    return DryRun(progress, failures, earlier.seconds_per_row, inputs.notes, workers)
+    return DryRun(progress, failures, earlier.seconds_per_row, inputs.notes, workers.words if workers else "")
 
 
 class NullEngine:

@@ -9,18 +9,19 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from idefics_cli.config import QuestionSettings, RunSettings
 from idefics_cli.documents import discover
 from idefics_cli.errors import InputError, UsageError
-from idefics_cli.examples import Example, Examples
 from idefics_cli.questions.columns import ColumnNames
-from idefics_cli.questions.file import QuestionFile
 from idefics_cli.questions.messages import MOST_TOGETHER
 from idefics_cli.questions.pair import Pairing, pair
 from idefics_cli.questions.read import read_stream
 from idefics_cli.records import Document, DocumentPart, Job, Question
+
+if TYPE_CHECKING:
+    from idefics_cli.examples import Example, Examples
 
 STDIN = "-"
 STDIN_NAME = "<stdin>"
@@ -78,6 +79,8 @@ def read_examples(path: Path, settings: QuestionSettings) -> Examples:
         InputError: they can't be read, or one lacks its document or its answer; names the line.
 
     """
+    from idefics_cli.examples import Example, Examples  # with what opens documents: not needed without examples
+
     each: list[Example] = []
     pairing = _pairing([], path.parent, settings)
     try:
@@ -176,6 +179,8 @@ def _pairing(given: list[Document], base: Path, settings: QuestionSettings) -> P
 
 
 def _from_file(path: Path, columns: ColumnNames, given: list[Document], settings: QuestionSettings) -> Inputs:
+    from idefics_cli.questions.file import QuestionFile  # with numpy: not needed for questions of the command line
+
     file = QuestionFile(path, columns, _pairing(given, path.parent, settings), allow_empty=settings.allow_empty)
     notes = columns.notes(file.names) + _product(file.without_document, len(given))
     paths = [path, *(Path(document.path) for document in file.documents if document.path)]

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
 
 from idefics_cli.config import RunSettings
 from idefics_cli.conversation import PreparedExamples, request_of
@@ -21,23 +20,12 @@ from idefics_cli.errors import Failure, RowFailedError
 from idefics_cli.examples import Examples
 from idefics_cli.jobs import rows_of
 from idefics_cli.prefetch import prefetch
+from idefics_cli.progress import Progress as Progress
 from idefics_cli.records import Job, PreparedPage, Row
 from idefics_cli.results.fingerprint import settings_fingerprint, settings_values
 from idefics_cli.rows import PageFacts, PageRequest, PendingRow, finished_row
 
 _PAGES_AHEAD = 4  # requests for each page process whose pages are being rendered
-
-
-@dataclass(slots=True)
-class Progress:
-    """What a run has done so far."""
-
-    rows: int = 0
-    failed: int = 0
-    skipped: int = 0
-    """Rows that were there already."""
-    pages: int = 0
-    split_pages: int = 0
 
 
 def run(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from idefics_cli.errors import Failure
 from idefics_cli.pickling import pickled_fast
 
-Crop = NDArray[np.uint8]
+if TYPE_CHECKING:  # programs that only pass jobs and rows on start without numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+Crop: TypeAlias = "NDArray[np.uint8]"
 """One image as the vision tower takes it, before normalization: (height, width, 3) in sRGB."""
 
 
@@ -124,6 +125,32 @@ class PreparedPage:
 
 
 @dataclass(frozen=True, slots=True)
+class Generation:
+    """How the answer to one request is generated; None leaves a setting to the engine."""
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    """0 takes the most probable token."""
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """Beside those of the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedTokens:
+    """The tokens of an answer, or those that there are so far; an end token is among them."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Of each token, after what the generation settings do to the logits."""
+    decode: Callable[[Sequence[int]], str]
+    """Returns the text of tokens: special tokens left out, spaces around it stripped."""
+    stop: tuple[str, ...] = ()
+    """Texts before the first of which the answer is cut."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What an engine is asked: a question about one page or several, or a conversation that ends with one."""
 
@@ -137,6 +164,10 @@ class Request:
     """The conversation, a page part for each page; empty for the pages and then the question."""
     shared_turns: int = 0
     """How many turns at the start other requests begin with too, such as examples: they are computed once."""
+    generation: Generation | None = None
+    """What this request wants otherwise than the engine's settings say."""
+    on_tokens: Callable[[GeneratedTokens], None] | None = field(default=None, repr=False, compare=False)
+    """Told of the tokens so far after each step, from the engine's thread; an engine that can't tell never calls it."""
 
     @property
     def conversation(self) -> tuple[Turn, ...]:
@@ -190,6 +221,10 @@ class Answer:
     warning: str = ""
     failure: Failure | None = None
     """Why there is no answer."""
+    is_complete: bool = True
+    """Whether the model ended the answer itself, or a stop string did; False where it was cut at its limit."""
+    tokens: GeneratedTokens | None = field(default=None, repr=False, compare=False)
+    """None where the engine does not say."""
 
 
 @pickled_fast
@@ -234,9 +269,11 @@ class Row:
     key: str
     """What the row answers: digest of the document's bytes, its pages, the question with its conversation, the id; 32
     hex digits."""
+    line: bytes = field(default=b"", compare=False, repr=False)
+    """The row as it stands in the output, where a worker has formatted it."""
 
 
-COLUMNS: tuple[str, ...] = tuple(name for name in Row.__dataclass_fields__ if name != "extra")
+COLUMNS: tuple[str, ...] = tuple(name for name in Row.__dataclass_fields__ if name not in ("extra", "line"))
 """The output's own columns; the user's are inserted after `id`."""
 COST_COLUMNS: tuple[str, ...] = tuple(Timing.__dataclass_fields__)
 """Those that share out what a run spent, in milliseconds."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
 from types import TracebackType
 
 from idefics_cli.config import RunSettings, Split
-from idefics_cli.documents.pool import PagePool
+from idefics_cli.documents.page import DocumentInfo
+from idefics_cli.documents.pool import PagePool, result_of
 from idefics_cli.engine import open_engine
 from idefics_cli.engine.base import Engine
-from idefics_cli.errors import ModelError, UsageError
+from idefics_cli.errors import ModelError, RowFailedError, UsageError
 from idefics_cli.inputs import Inputs, read_examples, read_inputs
 from idefics_cli.pipeline import Progress, run
-from idefics_cli.records import Row
+from idefics_cli.records import Document, Row
 from idefics_cli.results.fingerprint import settings_fingerprint, settings_values
 
 
@@ -27,7 +29,12 @@ class Session:
     """
 
     def __init__(
-        self, model: str | None = None, settings: RunSettings | None = None, *, engine: Engine | None = None
+        self,
+        model: str | None = None,
+        settings: RunSettings | None = None,
+        *,
+        engine: Engine | None = None,
+        pool: PagePool | None = None,
     ) -> None:
         """Open a checkpoint; nothing is loaded yet.
 
@@ -35,6 +42,7 @@ class Session:
             model: hub id, folder, or `tiny`; before that of the settings.
             settings: everything else that a run is told.
             engine: takes the place of the checkpoint's.
+            pool: page processes; None starts some when they are needed.
 
         Raises:
             InputError: the examples can't be read.
@@ -56,7 +64,7 @@ class Session:
         refusal, split = self.engine.info.split_refusal, settings.pages.split
         if refusal and split is not Split.AUTO:
             raise UsageError(f"--split {split}: {self.engine.info.name}: {refusal}; leave --split out")
-        self.pool = PagePool(settings.pages)
+        self.pool = pool or PagePool(settings.pages)
         self._is_closed = False
         self.setting_values = settings_values(self.engine.info.settings, settings, examples=examples_digest)
         """Every setting that can change an answer, by the name that a user knows it by."""
@@ -98,6 +106,13 @@ class Session:
 
         """
         return self.rows(read_inputs(documents, questions, self.settings))
+
+    def page_count(self, path: str) -> int:
+        """Return how many pages a file has; 1 where it can't be read."""
+        try:
+            return result_of(self.pool.open(Document(path, path)), DocumentInfo).pages
+        except (RowFailedError, CancelledError):
+            return 1
 
     def rows(
         self,

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
+import tempfile
 
 # Page processes and other processes of tests want cores too: threads that wait for one another take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import signal
+
+# No server of whoever runs the tests is to answer them.
+os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="idefics-cli-tests-")
 
 import subprocess
 import sys
@@ -21,6 +27,9 @@ from idefics_cli.config import Device, Dtype, ModelSettings, PageSettings
 from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
 from idefics_cli.records import PreparedPage, Request
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background: processes of tests would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"

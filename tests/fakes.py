@@ -21,6 +21,7 @@ class FakeEngine:
         """Question and page ids of each request; its pixels are let go."""
         self.conversations: list[tuple[Turn, ...]] = []
         self.starts = 0
+        self.steps = 0
         self._threads = ThreadPoolExecutor(2)
 
     def start(self) -> None:
@@ -29,7 +30,12 @@ class FakeEngine:
     def submit(self, request: Request) -> Future[Answer]:
         self.asked.append((request.question, request.page_ids))
         self.conversations.append(request.conversation)
-        return self._threads.submit(self.answer, request)
+        answer = self._threads.submit(self.answer, request)
+        answer.add_done_callback(self._step)
+        return answer
+
+    def _step(self, answer: Future[Answer]) -> None:
+        self.steps += 1
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)

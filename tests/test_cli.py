@@ -161,6 +161,14 @@ def test_doctor_warms_a_model_up_and_names_one_that_is_not_there(cli: Run) -> No
     gone = cli("doctor", "--model", "./gone")
     assert gone.returncode == 4
     assert "no such folder" in gone.stderr
+    assert cli("doctor", "--warm", "--ray", "auto").returncode == 2
+
+
+def test_doctor_says_what_all_gpus_would_be_and_joins_no_cluster_unasked(cli: Run) -> None:
+    done = cli("doctor", "--model", "nobody/nothing")
+    assert done.returncode == 0, done.stderr
+    assert "run --gpus all" in done.stdout
+    assert "Ray" not in done.stdout
 
 
 def test_a_dry_run_and_status_say_what_is_missing(cli: Run, mixed: Path, tmp_path: Path) -> None:

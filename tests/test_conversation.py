@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
-from transformers import Idefics2Processor
+from transformers import AutoModelForImageTextToText, Idefics2Processor
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
 from idefics_cli.config import ModelSettings
@@ -23,6 +24,7 @@ from tests.conftest import SAMPLES
 from tests.small_checkpoints import (
     expected,
     noise_page,
+    opened,
     reference,
     save_checkpoint,
     settings_of,
@@ -174,11 +176,27 @@ def test_special_tokens_are_refused_in_every_turn() -> None:
     turns = (Turn("user", (PAGE, "a")), Turn("assistant", ("<image>",)), Turn("user", ("b",)))
     with pytest.raises(RowFailedError, match="turn 2 of the conversation holds the model's special token <image>"):
         builder().build(turns, [1])
-    with pytest.raises(RowFailedError, match="there is no page in the conversation"):
-        builder().build(plain_turns("q", 0), [])
 
 
 # --- answers ---
+
+
+def test_conversations_without_a_page_are_answered_as_generate_does(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "small", generation={"eos_token_id": [131, 103, 121]})
+    settings = settings_of(folder)
+    asked = [Request(text, (), ()) for text in ("Who?", "What is the total of it all?", "Who?")]
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    prompts = opened(settings)[1].prompt_builder("{question}")
+    wanted = []
+    for request in asked:
+        tokens = torch.tensor([prompts.build(request.conversation, []).tokens])
+        new = model.generate(input_ids=tokens, do_sample=False, max_new_tokens=12)[0, tokens.shape[1] :]
+        wanted.append((prompts.decode(new.tolist()), len(new)))
+    found = answers(settings, [*asked, *small_requests()])
+    assert [(answer.text, answer.new_tokens) for answer in found[:3]] == wanted
+    assert comparable(found[3:]) == comparable(answers(settings, small_requests()))
+    with pytest.raises(RowFailedError, match="no page"):
+        reference(settings).answer(asked[:1])
 
 
 def requests() -> list[Request]:

@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.native.choices import step_decoder
-from idefics_cli.engine.native.decode import Start, TokenDecoder
+from idefics_cli.engine.native.decode import Start
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, Segment
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.sequence import Output
+from idefics_cli.engine.native.token_decoder import TokenDecoder
 from tests.small_checkpoints import CPU, save_checkpoint, settings_of, weights_of
 
 ROOM = 60  # slots of a sequence

@@ -17,15 +17,19 @@ from idefics_cli.workers.messages import (
     Assign,
     Ended,
     Event,
+    GoOn,
     JobDone,
+    Joined,
     Loaded,
     Lost,
     Opened,
     Report,
     RowDone,
     ToWorker,
+    Unseen,
     Usage,
 )
+from idefics_cli.workers.state import WorkerShare
 from tests.fakes import FakeEngine
 from tests.output_rows import row
 
@@ -38,18 +42,19 @@ class ScriptedPool:
     def __init__(self, reply: Reply) -> None:
         self.started: list[int] = []
         self.closed: list[bool] = []
-        self._reply, self._reports = reply, list[tuple[int, Report | Lost]]()
+        self._reply, self._reports = reply, list[tuple[int, Report | Joined | Lost]]()
         self._woken = threading.Event()
 
-    def start(self, index: int) -> None:
+    def start(self, index: int) -> bool:
         self.started.append(index)
+        return True
 
     def send(self, index: int, message: ToWorker) -> None:
         made = self._reply(index, message)
         if made is not None:
             self._reports.append((index, made if isinstance(made, Lost) else Report(tuple(made), Usage(pages=1))))
 
-    def events(self, timeout: float | None) -> list[tuple[int, Report | Lost]]:
+    def events(self, timeout: float | None) -> list[tuple[int, Report | Joined | Lost]]:
         if not self._reports:
             assert self._woken.wait(10), "nothing would ever happen"
         self._woken.clear()
@@ -166,30 +171,82 @@ def test_memory_is_bounded_by_the_span_not_by_the_questions(session: Session) ->
     assert pool.closed == [False]
 
 
-def test_placements_say_what_would_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from idefics_cli.config import Device, ModelSettings
-    from idefics_cli.errors import UsageError
-    from idefics_cli.workers.placement import describe, placements
+def test_a_worker_that_joins_late_gets_jobs_under_its_name(session: Session) -> None:
+    class LatePool(ScriptedPool):
+        def start(self, index: int) -> bool:
+            super().start(index)
+            return index == 0
 
-    cpu = RunSettings(model=ModelSettings("tiny", device=Device.CPU), pages=PageSettings(workers=6))
-    made = placements(Gpus(3), cpu)
-    assert [place.name for place in made] == ["worker 1", "worker 2", "worker 3"]
-    assert {place.settings.pages.worker_count for place in made} == {2}
-    assert describe(made) == "3 (worker 1, worker 2, worker 3), 2 page processes each"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ModelError, match="--device cpu --gpus N"):
-        placements(Gpus(2), RunSettings())
-    with pytest.raises(UsageError, match="number of workers"):
-        placements(Gpus(), cpu)
-    with pytest.raises(UsageError, match="exclude each other"):
-        placements(Gpus(2), RunSettings(model=ModelSettings(device=Device.parse("cuda:1"))))
+        def join(self, index: int, name: str) -> None:
+            self._reports.append((index, Joined(name)))
+
+    given: dict[int, int] = {}
+
+    def reply(index: int, message: ToWorker) -> list[Event] | None:
+        if not isinstance(message, Assign):
+            return None
+        if not given:
+            pool.join(1, "late")
+            pool.join(2, "new")
+        given[index] = given.get(index, 0) + len(message.works)
+        return done(message)
+
+    pool = LatePool(reply)
+    dispatcher = Dispatcher(session, pool, ["a", "b"])
+    assert len(list(dispatcher.rows(jobs(200)))) == 200
+    assert set(given) == {0, 1, 2}
+    assert [share.name for share in dispatcher.shares()] == ["a", "late", "new"]
 
 
-@pytest.mark.parametrize("text", ["0", "", "0,0", "-1", "two", "1,"])
-def test_what_names_no_gpus_is_refused(text: str) -> None:
-    from idefics_cli.errors import UsageError
+def test_a_machine_that_is_lost_blames_no_document_and_no_start(session: Session) -> None:
+    losses = [0]
 
-    with pytest.raises(UsageError, match="--gpus takes"):
-        Gpus.parse(text)
-    with pytest.raises(UsageError, match="--unordered goes with --gpus"):
-        WorkerSettings(unordered=True)
+    def reply(index: int, message: ToWorker) -> list[Event] | Lost | None:
+        if not isinstance(message, Assign):
+            return None
+        losses[0] += 1
+        return Lost("its node has died", is_machine=True) if losses[0] < 9 else done(message)
+
+    rows = list(Dispatcher(session, ScriptedPool(reply), ["a"]).rows(jobs(5)))
+    assert [row.status for row in rows] == ["ok"] * 5
+
+
+def test_a_node_without_the_documents_is_named_and_the_others_go_on(session: Session, tmp_path: Path) -> None:
+    there = tmp_path / "there.png"
+    there.touch()
+    notes: list[str] = []
+    pool = ScriptedPool(
+        lambda index, message: (
+            None if not isinstance(message, Assign) else [Unseen(str(there))] if index == 0 else done(message)
+        )
+    )
+    assert len(list(Dispatcher(session, pool, ["node a", "b"], on_note=notes.append).rows(jobs(50)))) == 50
+    assert pool.started == [0, 1]
+    (note,) = notes
+    assert note.startswith(f"node a: does not see {there}")
+    blind = ScriptedPool(lambda index, message: [Unseen(str(there))] if isinstance(message, Assign) else None)
+    with pytest.raises(InputError, match="--send-documents"):
+        list(Dispatcher(session, blind, ["a", "b"]).rows(jobs(50)))
+
+
+def test_a_document_that_is_nowhere_is_the_workers_to_fail(session: Session, tmp_path: Path) -> None:
+    waiting: list[Assign] = []
+
+    def reply(index: int, message: ToWorker) -> list[Event] | None:
+        if isinstance(message, Assign):
+            waiting.append(message)
+            return [Unseen(str(tmp_path / "gone.png"))]
+        return done(waiting.pop()) if isinstance(message, GoOn) else None
+
+    assert len(list(Dispatcher(session, ScriptedPool(reply), ["a"]).rows(jobs(8)))) == 8
+
+
+def test_from_time_to_time_it_is_said_what_each_worker_did(session: Session) -> None:
+    shares: list[list[WorkerShare]] = []
+    pool = ScriptedPool(lambda index, message: done(message) if isinstance(message, Assign) else None)
+    dispatcher = Dispatcher(session, pool, ["a", "b"], on_shares=shares.append, shares_every=0.0)
+    assert len(list(dispatcher.rows(jobs(100)))) == 100
+    rows = [sum(share.rows for share in each) for each in shares]
+    assert rows == sorted(rows)
+    assert rows[-1] > rows[0]
+    assert {share.name for share in shares[-1]} == {"a", "b"}

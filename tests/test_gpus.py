@@ -116,8 +116,9 @@ def test_a_document_that_ends_every_worker_becomes_failed_rows(
     others = [row for row in expected if row["document"] not in {row["document"] for row in failed}]
     assert [row for row in rows if row["document"] not in {row["document"] for row in failed}] == others
     assert len(rows) == len(expected) + 2
-    assert sum(share.losses for share in result.workers) == 3
-    assert sum("SIGKILL" in words for words in notes) == 3
+    losses = sum(share.losses for share in result.workers)
+    assert 3 <= losses <= 5  # before it was suspected, two workers may have held questions about it
+    assert sum("SIGKILL" in words for words in notes) == losses
     # Nothing else can be asked of it: the keys are those that its questions have.
     assert answered(questions, settings(tmp_path / "out.csv", 2, resume=True)).progress.skipped == len(rows)
 
@@ -134,6 +135,23 @@ def test_a_poisoned_device_costs_time_only(questions: Path, expected: list[dict[
     assert "the device has failed" in notes[0]
 
 
+@pytest.mark.parametrize(("what", "why"), [("hang", "has done no step"), ("stop", "has reported nothing")])
+def test_a_worker_that_hangs_without_dying_is_replaced(
+    what: str, why: str, questions: Path, expected: list[dict[str, str]], tmp_path: Path
+) -> None:
+    lines = questions.read_text().splitlines(keepends=True)
+    questions.write_text("".join([*lines[:9], f"3.png,{what} {tmp_path / 'hung'},last\n", *lines[9:]]))
+    notes: list[str] = []
+    result = answered(questions, settings(tmp_path / "out.csv", 2, hang_timeout=2.0), on_note=notes.append)
+    rows = rows_like(tmp_path / "out.csv")
+    assert in_order([row for row in rows if row["mine"] != "last"]) == in_order(expected)
+    assert [row["status"] for row in rows if row["mine"] == "last"] == ["ok"]
+    assert sum(share.losses for share in result.workers) == 1
+    (note,) = notes
+    assert why in note
+    assert workers_of(psutil.Process()) == []
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_words(questions: Path, tmp_path: Path) -> None:
     given = settings(tmp_path / "out.csv", 2)
     with pytest.raises(ModelError, match="no such weights, says the loader"):
@@ -142,7 +160,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_words(questions: Pa
     with pytest.raises(ModelError, match="no worker is left"):
         run([], str(questions), given, io.StringIO(), open_with=open_dies_loading, on_note=notes.append)
     assert sum("given up" in words for words in notes) == 1
-    assert psutil.Process().children() == []
+    assert workers_of(psutil.Process()) == []
 
 
 def test_a_limit_and_a_reader_that_has_enough_end_the_workers(questions: Path, tmp_path: Path) -> None:
@@ -160,7 +178,7 @@ def test_a_limit_and_a_reader_that_has_enough_end_the_workers(questions: Path, t
 
     with pytest.raises(BrokenPipeError):
         answered(questions, settings(tmp_path / "second.csv", 2), on_row=enough)
-    assert psutil.Process().children() == []
+    assert workers_of(psutil.Process()) == []
 
 
 def start(questions: Path, output: Path) -> subprocess.Popen[bytes]:

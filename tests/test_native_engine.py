@@ -17,7 +17,8 @@ from idefics_cli.engine import open_engine
 from idefics_cli.engine.base import EngineInfo
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
-from idefics_cli.engine.native.engine import NativeEngine, load_native
+from idefics_cli.engine.native.engine import NativeEngine
+from idefics_cli.engine.native.loading import load_native
 from idefics_cli.engine.native.weights import CheckpointSource
 from idefics_cli.errors import FailureKind, ModelError
 from idefics_cli.records import Answer, Request

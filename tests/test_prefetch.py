@@ -44,10 +44,12 @@ def test_a_caller_that_stops_leaves_no_thread_at_work() -> None:
             yield number
             number += 1
 
+    before = set(threading.enumerate())  # other tests' threads may still be ending
     stream = prefetch(source(), 1)
     assert next(stream) == 0
+    assert any(thread.name == "prefetch" for thread in set(threading.enumerate()) - before)
     stream.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 60
-    while any(thread.name == "prefetch" for thread in threading.enumerate()):
+    while set(threading.enumerate()) - before:
         assert time.monotonic() < deadline
         time.sleep(0.01)

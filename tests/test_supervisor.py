@@ -21,7 +21,10 @@ def row(number: int, given: str = "") -> Row:
 
 
 def supervisor(workers: int, window: int = 4, **more: Any) -> Supervisor:
-    return Supervisor([f"worker {number}" for number in range(workers)], window=window, **more)
+    made = Supervisor([f"worker {number}" for number in range(workers)], window=window, **more)
+    for index in range(workers):
+        made.open(index)
+    return made
 
 
 def assigned(made: Supervisor, jobs: Iterator[Job]) -> list[tuple[int, int]]:

@@ -14,8 +14,9 @@ import pytest
 from idefics_cli.config import Format
 from idefics_cli.errors import OutputError
 from idefics_cli.records import COLUMNS, Row
+from idefics_cli.results.lines import RowFormatter, row_values
 from idefics_cli.results.replace import open_unbuffered
-from idefics_cli.results.write import RowWriter, row_values
+from idefics_cli.results.write import RowWriter
 from tests.output_rows import row
 
 NASTY = [
@@ -173,3 +174,24 @@ def test_a_row_that_could_not_be_resumed_is_a_bug(tmp_path: Path) -> None:
     for bad in (row(key=""), row(status="answered")):
         with pytest.raises(ValueError, match="a row with key"):
             written(tmp_path / "out.csv", [bad])
+
+
+@pytest.mark.parametrize("form", list(Format))
+def test_lines_that_workers_have_formatted_are_the_writers_own(form: Format, tmp_path: Path) -> None:
+    formatter = RowFormatter(form, ["mine"], excel_safe=form is Format.CSV)
+    rows = [
+        row(extra={"mine": value}, answer=answer) for value, answer in ((1, '=a,"b"'), ("é\ud800", "x"), (None, ""))
+    ]
+    later = row(extra={"mine": "m", "new": 1})
+    contents: list[bytes] = []
+    for given in ([*rows, later, rows[0]], [formatter.formatted(one) for one in [*rows, later, rows[0]]]):
+        assert all(bool(one.line) == bool(contents) for one in given[:3])
+        path = tmp_path / f"{len(contents)}"
+        with path.open("wb", buffering=0) as stream:
+            writer = RowWriter(stream, form, ["mine"], excel_safe=form is Format.CSV)
+            for one in given:
+                writer.write(one)
+            writer.close()
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+    assert formatter.formatted(later).line == b"", "a column that came later"

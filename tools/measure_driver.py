@@ -22,6 +22,7 @@ from idefics_cli.config import Format, ModelSettings, OutputSettings, RunSetting
 from idefics_cli.inputs import read_inputs
 from idefics_cli.records import Row
 from idefics_cli.results.fingerprint import row_key, settings_fingerprint
+from idefics_cli.results.lines import RowFormatter
 from idefics_cli.results.output import open_output
 from idefics_cli.results.stats import RunStats
 from idefics_cli.session import Session
@@ -40,17 +41,18 @@ def _row(settings: str) -> Row:
     )  # fmt: skip
 
 
-def _work(connection: Connection, values: dict[str, str]) -> None:
+def _work(connection: Connection, values: dict[str, str], form: Format) -> None:
     outbox = Outbox(connection.send)
     outbox.put(Opened(values))
     inbox = Inbox(connection.recv)
     row = _row(settings_fingerprint(values))
+    formatter = RowFormatter(form, ())
     for work in inbox.works():
         question, document = work.job.question, work.job.document
         assert document is not None
         key = row_key(document.name, "1", question.text, question.id)
         done = dataclasses.replace(row, document=document.name, question=question.text, id=question.id, key=key)
-        outbox.put(RowDone(work.number, done))
+        outbox.put(RowDone(work.number, formatter.formatted(done)))
         outbox.put(JobDone(work.number))
     outbox.close()
 
@@ -58,18 +60,19 @@ def _work(connection: Connection, values: dict[str, str]) -> None:
 class NullPool:
     """Workers that answer at once; see `WorkerPool`."""
 
-    def __init__(self, values: dict[str, str]) -> None:
-        self._values = values
+    def __init__(self, values: dict[str, str], form: Format) -> None:
+        self._values, self._form = values, form
         self._connections: dict[int, Connection] = {}
         self._processes: list[multiprocessing.Process] = []
         self._woken, self._waker = multiprocessing.Pipe(duplex=False)
 
-    def start(self, index: int) -> None:
+    def start(self, index: int) -> bool:
         here, there = multiprocessing.Pipe()
-        process = multiprocessing.Process(target=_work, args=(there, self._values), daemon=True)
+        process = multiprocessing.Process(target=_work, args=(there, self._values, self._form), daemon=True)
         process.start()
         self._processes.append(process)
         self._connections[index] = here
+        return True
 
     def send(self, index: int, message: ToWorker) -> None:
         self._connections[index].send(message)
@@ -115,7 +118,7 @@ def _main() -> None:
         inputs = read_inputs([], str(questions), settings)
         print(f"{rows:,} questions checked in {time.monotonic() - started:.1f} s")
         session = stack.enter_context(Session(settings=settings))
-        pool = NullPool(dict(session.setting_values))
+        pool = NullPool(dict(session.setting_values), form)
         dispatcher = Dispatcher(session, pool, [f"null {index}" for index in range(workers)])
         stats, started, cpu = RunStats(), time.monotonic(), time.process_time()
         with open_output(output, inputs.columns, sys.stdout, session.setting_values) as out:

@@ -18,7 +18,7 @@ from idefics_cli.config import Format, OutputSettings
 from idefics_cli.records import Row
 from idefics_cli.results.check import read_state
 from idefics_cli.results.fingerprint import settings_fingerprint
-from idefics_cli.results.write import cell_text, csv_header, csv_line, json_line, row_values
+from idefics_cli.results.lines import cell_text, csv_header, csv_line, json_line, row_values
 
 _SETTINGS = {"model": "m", "--split": "auto"}
 _KEYS_TO_TAKE = 100_000

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from idefics_cli.cli.console import log, note, one_line
 
 if TYPE_CHECKING:
+    from idefics_cli.local_socket.answers import Answers
     from idefics_cli.records import Row
-    from idefics_cli.session import Session
 
 
 def is_file(name: str) -> bool:
@@ -24,16 +24,16 @@ def is_file(name: str) -> bool:
 class AnswerPrinter:
     """Prints answers for people, and for `$(...)` of a shell."""
 
-    def __init__(self, session: Session, *, is_named: bool, is_together: bool) -> None:
+    def __init__(self, answers: Answers, *, is_named: bool, is_together: bool) -> None:
         """Take how answers are told apart.
 
         Args:
-            session: that they come from.
+            answers: where they come from.
             is_named: whether each begins with its document.
             is_together: whether each is about all documents, which then need no name.
 
         """
-        self._session, self._is_named, self._is_together = session, is_named, is_together
+        self._answers, self._is_named, self._is_together = answers, is_named, is_together
         self._pages: tuple[str, int] = "", 0
 
     def line(self, row: Row) -> str:
@@ -41,7 +41,7 @@ class AnswerPrinter:
         if row.status == "failed":
             return ""
         place = [row.document] if self._is_named else []
-        is_each = self._session.settings.pages.across == "each"
+        is_each = self._answers.settings.pages.across == "each"
         if (self._is_named or is_each) and self._has_several_pages(row):
             place.append(f"page {row.page}")
         return f"{', '.join(place)}: {one_line(row.answer)}\n" if place else f"{one_line(row.answer)}\n"
@@ -61,15 +61,6 @@ class AnswerPrinter:
     def _has_several_pages(self, row: Row) -> bool:
         if row.page != "1":
             return True
-        from idefics_cli.documents.page import DocumentInfo
-        from idefics_cli.documents.pool import result_of
-        from idefics_cli.records import Document
-
         if self._pages[0] != row.document:
-            document = Document(row.document, row.document if is_file(row.document) else None)
-            try:
-                pages = result_of(self._session.pool.open(document), DocumentInfo).pages if document.path else 1
-            except Exception:
-                pages = 1
-            self._pages = row.document, pages
+            self._pages = row.document, self._answers.page_count(row.document) if is_file(row.document) else 1
         return self._pages[1] > 1

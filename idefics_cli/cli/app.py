@@ -44,7 +44,7 @@ def make_app() -> typer.Typer:
     """Put the commands together."""
     import typer
 
-    from idefics_cli.cli import ask, bench, demo, doctor, evaluate, merge, options, prepare, run, status
+    from idefics_cli.cli import ask, bench, demo, doctor, evaluate, merge, options, prepare, run, serve, status
 
     app = typer.Typer(
         name=NAME,
@@ -61,6 +61,7 @@ def make_app() -> typer.Typer:
     for name, command in (
         ("ask", ask.ask),
         ("run", run.run),
+        ("serve", serve.serve),
         ("status", status.status),
         ("merge", merge.merge),
         ("eval", evaluate.evaluate),

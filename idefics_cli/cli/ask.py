@@ -14,6 +14,7 @@ from idefics_cli.cli.progress import RunState, progress_line
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import (
     Across,
+    ClientSettings,
     MessageSettings,
     ModelSettings,
     Option,
@@ -49,6 +50,7 @@ def ask(
     model: ModelSettings,
     allowed: QuestionSettings,
     messages: MessageSettings,
+    server: ClientSettings,
     questions: Annotated[
         list[str] | None,
         Option(
@@ -83,7 +85,7 @@ def ask(
     set_up_messages(messages)
     names, texts = split_words([*(documents or []), question], questions or [], is_chat=chat)
     _check_options(names, pages, together=together, chat=chat)
-    settings = RunSettings(checked_pages(pages, password_file), model, allowed, messages=messages)
+    settings = RunSettings(checked_pages(pages, password_file), model, allowed, messages=messages, server=server)
     with results_on_stdout() as stdout:
         if chat:
             from idefics_cli.cli.chat import chat_about as answer
@@ -133,26 +135,26 @@ def _answer(
 ) -> bool:
     """Print the answers as they are done; says whether any failed."""
     from idefics_cli.inputs import read_inputs
-    from idefics_cli.pipeline import Progress
-    from idefics_cli.results.write import json_line, row_values
-    from idefics_cli.session import Session
+    from idefics_cli.local_socket.answers import Answers
+    from idefics_cli.progress import Progress
+    from idefics_cli.results.lines import json_line, row_values
 
     inputs = read_inputs(names, texts, settings, together=together)
     for words in inputs.notes:
         note(words)
     is_any_failed = False
     state = RunState(inputs.total, progress=Progress())
-    with Session(settings=settings) as session:
-        for words in session.engine.info.notes:
+    with Answers(settings, log.info, note) as answers:
+        for words in answers.notes:
             note(words)
-        session.engine.start()  # the weights are loaded while the first pages are rendered
-        for setting, value in session.engine.info.settings.items():
+        answers.start()  # the weights are loaded while the first pages are rendered
+        for setting, value in answers.engine_settings.items():
             log.info("%s: %s", setting, value)
         is_named = (inputs.total or 0) > len(texts)
-        printer = AnswerPrinter(session, is_named=is_named, is_together=together)
+        printer = AnswerPrinter(answers, is_named=is_named, is_together=together)
         quiet = settings.messages.quiet
         with progress_line(state.words, state=state, delay=_SILENT_SECONDS, quiet=quiet) as line:
-            for row in session.rows(inputs, progress=state.progress):
+            for row in answers.rows(inputs, progress=state.progress):
                 text = json_line(row_values(row)) if as_json else printer.line(row)
                 with line.hidden():
                     stdout.write(text)

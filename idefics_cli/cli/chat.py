@@ -14,8 +14,8 @@ from idefics_cli.config import RunSettings
 from idefics_cli.errors import InputError, ModelError, UsageError
 
 if TYPE_CHECKING:
+    from idefics_cli.local_socket.answers import Answers
     from idefics_cli.records import Job, Turn
-    from idefics_cli.session import Session
 
 _ENDS = ("", "/quit")
 _LONGEST_LINE = 16 * 1024 * 1024
@@ -42,7 +42,7 @@ def chat_about(
 
     """
     from idefics_cli.inputs import read_inputs
-    from idefics_cli.session import Session
+    from idefics_cli.local_socket.answers import Answers
 
     # What is asked may be known only later: one question stands for those to come.
     inputs = read_inputs(names, texts or ["?"], settings, together=together)
@@ -51,14 +51,14 @@ def chat_about(
         raise UsageError(f"--chat is about one document, not {documents}: --together reads them in one prompt")
     for words in inputs.notes:
         note(words)
-    with Session(settings=settings) as session:
-        if refusal := session.engine.info.chat_refusal:
-            raise ModelError(f"--chat: {refusal}")
-        session.engine.start()  # the weights are loaded while the first question is typed
-        for setting, value in session.engine.info.settings.items():
+    with Answers(settings, log.info, note) as answers:
+        if answers.chat_refusal:
+            raise ModelError(f"--chat: {answers.chat_refusal}")
+        answers.start()  # the weights are loaded while the first question is typed
+        for setting, value in answers.engine_settings.items():
             log.info("%s: %s", setting, value)
-        printer = AnswerPrinter(session, is_named=False, is_together=together)
-        return _Chat(session, jobs[0], printer, stdout, as_json=as_json).run(
+        printer = AnswerPrinter(answers, is_named=False, is_together=together)
+        return _Chat(answers, jobs[0], printer, stdout, as_json=as_json).run(
             [job.question.text for job in jobs[: len(texts)]]
         )
 
@@ -66,8 +66,8 @@ def chat_about(
 class _Chat:
     """A conversation: its turns so far, and the document that it is about."""
 
-    def __init__(self, session: Session, job: Job, printer: AnswerPrinter, stdout: IO[str], *, as_json: bool) -> None:
-        self._session, self._job, self._printer = session, job, printer
+    def __init__(self, answers: Answers, job: Job, printer: AnswerPrinter, stdout: IO[str], *, as_json: bool) -> None:
+        self._answers, self._job, self._printer = answers, job, printer
         self._stdout, self._as_json = stdout, as_json
         self._earlier: tuple[Turn, ...] = ()
         self._is_any_failed = False
@@ -84,12 +84,12 @@ class _Chat:
         """Ask one question; a turn that failed is no part of the conversation."""
         from idefics_cli.inputs import Inputs
         from idefics_cli.records import Turn
-        from idefics_cli.results.write import json_line, row_values
+        from idefics_cli.results.lines import json_line, row_values
 
         inputs = Inputs([self._next_job(text)], (), 1, [], [])
-        quiet = self._session.settings.messages.quiet
+        quiet = self._answers.settings.messages.quiet
         with progress_line(lambda: "answering", delay=_SILENT_SECONDS, quiet=quiet):
-            (row,) = self._session.rows(inputs)
+            (row,) = self._answers.rows(inputs)
         self._stdout.write(json_line(row_values(row)) if self._as_json else self._printer.line(row))
         self._stdout.flush()
         self._printer.messages(row, is_whole=self._as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import IO, Annotated
@@ -9,13 +10,16 @@ from typing import IO, Annotated
 from idefics_cli.cli.console import print_table, set_up_messages
 from idefics_cli.cli.options import from_settings, generation_fields
 from idefics_cli.cli.streams import results_on_stdout
-from idefics_cli.config import MessageSettings, ModelSettings, Option, Panel
-from idefics_cli.errors import ModelError
+from idefics_cli.config import MessageSettings, ModelSettings, Option, Panel, WorkerSettings
+from idefics_cli.errors import ModelError, UsageError
+
+_OF_RUNS = tuple(field.name for field in dataclasses.fields(WorkerSettings) if field.name != "ray")
 
 
-@from_settings(without=("prompt", *generation_fields()))
+@from_settings(without=("prompt", *generation_fields(), *_OF_RUNS))
 def doctor(
     model: ModelSettings,
+    workers: WorkerSettings,
     messages: MessageSettings,
     warm: Annotated[
         bool,
@@ -24,11 +28,14 @@ def doctor(
 ) -> None:
     """Say what is installed, what `run` would choose and why, and check that the model sees its images.
 
-    Nothing is downloaded: a model that is not on this machine is not asked. Exit code 4 if something is wrong.
+    Nothing is downloaded: a model that is not on this machine is not asked. A Ray cluster is looked at only where its
+    address is given. Exit code 4 if something is wrong.
 
     Example: [bold]idefics-cli doctor --model tiny[/bold]
     """
     set_up_messages(messages)
+    if warm and workers.ray is not None:
+        raise UsageError("--warm and --ray exclude each other: one loads a model here, the other looks at a cluster")
     with results_on_stdout() as stdout:
         from idefics_cli.diagnostics import environment
         from idefics_cli.engine.hardware import gpus
@@ -38,6 +45,9 @@ def doctor(
             _print("installed", environment.versions(), stdout)
             _print("rasterizers", environment.rasterizers(), stdout)
             _print("GPUs", {str(number): words for number, words in enumerate(gpus())}, stdout)
+            _print("run --gpus all", environment.workers_of_all_gpus(), stdout)
+            if workers.ray is not None:
+                _print(f"Ray cluster {workers.ray}", environment.ray_nodes(workers.ray), stdout)
         if location is None:
             words = "the first run downloads it"
             if warm:

@@ -142,7 +142,7 @@ def _check_is_ours(path: Path, output: Path) -> None:
 
 
 def _writer(stream: FileIO, form: Format) -> Callable[[StoredRow, Scores | None, bool], None]:
-    from idefics_cli.results.write import cell_text, csv_line, json_line
+    from idefics_cli.results.lines import cell_text, csv_line, json_line
 
     columns: list[str] = []
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from idefics_cli.batch import BatchResult
     from idefics_cli.config import RunSettings
     from idefics_cli.records import Row
-    from idefics_cli.workers.dispatch import WorkerShare
+    from idefics_cli.workers.state import WorkerShare
 
 _SHOWN = 20  # failing documents
 _SHARES = (("document", 3), ("question", 3), ("answer", 4), ("error", 2))
@@ -73,7 +73,7 @@ class RowTable:
 def report_run(result: BatchResult, first_failure: str, settings: RunSettings) -> None:
     """Say what a run has come to: one line for a log, several figures on a terminal."""
     stats, progress = result.stats, result.progress
-    for words in [*result.notes, *map(_share_words, result.workers)]:
+    for words in [*result.notes, *map(share_words, result.workers)]:
         note(words)
     if not sys.stderr.isatty():
         summary(_log_line(result, first_failure, settings), is_failure=bool(stats.failed))
@@ -101,7 +101,7 @@ def report_run(result: BatchResult, first_failure: str, settings: RunSettings) -
     print_table(table, sys.stderr)
 
 
-def _share_words(share: WorkerShare) -> str:
+def share_words(share: WorkerShare) -> str:
     """Say what a worker did, how fast, and how much of the time it had nothing to do."""
     words = [f"{share.rows:,} rows, {share.pages:,} pages"]
     if share.seconds:
@@ -150,7 +150,7 @@ def report_dry_run(
     from idefics_cli import batch
 
     with progress_line(lambda: "going through documents and questions", quiet=settings.messages.quiet):
-        found = batch.dry_run(documents, questions, settings)
+        found = batch.dry_run(documents, questions, settings, on_note=note)
     for words in found.notes:
         note(words)
     progress, seconds = found.progress, found.seconds_per_row

@@ -17,6 +17,7 @@ from idefics_cli.cli.options import PasswordFile, checked_pages, from_settings
 from idefics_cli.cli.progress import RunState, progress_line
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import (
+    ClientSettings,
     Format,
     MaxFailures,
     MessageSettings,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from idefics_cli.pipeline import Progress
     from idefics_cli.records import Row
     from idefics_cli.session import Session
+    from idefics_cli.workers.state import WorkerShare
 
 Documents = Annotated[
     list[str] | None,
@@ -56,13 +58,14 @@ AskedTexts = Annotated[
 ]
 
 
-@from_settings()
+@from_settings(without=("keep",))
 def run(
     pages: PageSettings,
     model: ModelSettings,
     asked: QuestionSettings,
     output: Callable[..., OutputSettings],
     workers: WorkerSettings,
+    server: ClientSettings,
     messages: MessageSettings,
     documents: Documents = None,
     questions: QuestionsFile = None,
@@ -104,6 +107,7 @@ def run(
             output(path=file, format=form or format_of_name(file)),
             messages,
             workers,
+            server,
             max_failures,
         )
         if dry_run:
@@ -190,6 +194,8 @@ class RunWatch:
                     on_start=self._start,
                     on_row=self._show,
                     on_note=self._note,
+                    on_shares=self._log_shares,
+                    on_detail=log.info,
                 )
         except Interrupted as error:
             error.detail = self._what_is_done()
@@ -217,6 +223,12 @@ class RunWatch:
     def _note(self, words: str) -> None:
         with self._shown.hidden():
             note(words)
+
+    def _log_shares(self, shares: list[WorkerShare]) -> None:
+        from idefics_cli.cli.report import share_words
+
+        for share in shares:
+            log.info("%s", share_words(share))
 
     def _what_is_done(self) -> str:
         path, rows = self._settings.output.path, self._state.progress.rows if self._state.progress else 0

@@ -26,6 +26,7 @@ from idefics_cli.config.run import (
     RetryFailed,
     RunSettings,
 )
+from idefics_cli.config.server import ClientSettings, Duration, ServeSettings
 from idefics_cli.config.shard import Shard
 from idefics_cli.config.workers import Gpus, WorkerSettings
 
@@ -36,8 +37,10 @@ __all__ = [
     "Across",
     "AdapterBase",
     "Attention",
+    "ClientSettings",
     "Device",
     "Dtype",
+    "Duration",
     "Format",
     "GenerationSettings",
     "Gpus",
@@ -54,6 +57,7 @@ __all__ = [
     "Rasterizer",
     "RetryFailed",
     "RunSettings",
+    "ServeSettings",
     "Shard",
     "Split",
     "WorkerSettings",

@@ -195,6 +195,8 @@ class ModelSettings(GenerationSettings):
         ),
     ] = Attention.AUTO
     kernels: Annotated[Kernels, Option("Compiled GPU kernels.", Panel.MODEL)] = Kernels.AUTO
+    most_new_tokens: int = 0
+    """The longest answer that a request of its own settings may want, where that is more than `max_new_tokens`."""
     ignore_eos: bool = False
     """Whether every answer takes `max_new_tokens`, end or not: for measurements."""
 

@@ -11,6 +11,7 @@ from typing import Annotated
 from idefics_cli.config.model import ModelSettings
 from idefics_cli.config.option import Option, Panel, check_above_zero
 from idefics_cli.config.pages import PageSettings
+from idefics_cli.config.server import ClientSettings
 from idefics_cli.config.shard import Shard
 from idefics_cli.config.workers import WorkerSettings
 from idefics_cli.errors import UsageError
@@ -165,5 +166,6 @@ class RunSettings:
     output: OutputSettings = OutputSettings()
     messages: MessageSettings = MessageSettings()
     workers: WorkerSettings = field(default_factory=WorkerSettings)
+    server: ClientSettings = field(default_factory=ClientSettings)
     max_failures: MaxFailures | None = None
     """Failed rows after which the run stops."""

@@ -21,7 +21,7 @@ from idefics_cli.engine.base import Engine
 from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.device import choose_device
 from idefics_cli.engine.families import native_family_of
-from idefics_cli.engine.native.engine import load_native, random_source
+from idefics_cli.engine.native.loading import load_native, random_source
 from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.engine.transformers import TransformersModel
 from idefics_cli.errors import InputError, UsageError

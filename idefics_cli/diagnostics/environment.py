@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from idefics_cli.config import Kernels, ModelSettings, Quantize
+from idefics_cli.config import Gpus, Kernels, ModelSettings, Quantize, RunSettings
 from idefics_cli.engine.attention import check_attention, implementation
 from idefics_cli.engine.checkpoint import find_locally, open_checkpoint
 from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory, has_bfloat16
@@ -19,6 +19,9 @@ from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.families.idefics3 import Idefics3Family
 from idefics_cli.engine.native.memory_plan import weight_bytes
 from idefics_cli.engine.quantization import effective_quantize
+from idefics_cli.errors import ModelError
+from idefics_cli.workers.placement import describe, placements
+from idefics_cli.workers.ray_cluster import RayCluster
 
 _FLASH_ATTENTION = "flash-attn-4"  # older packages share its module, not its kernels
 _PACKAGES = (
@@ -44,6 +47,29 @@ def rasterizers() -> dict[str, str]:
         "pdfium": f"pypdfium2 {version('pypdfium2')}",
         "poppler": poppler or "not installed: PDFs that PDFium can't render fail",
     }
+
+
+def workers_of_all_gpus() -> dict[str, str]:
+    """Return the workers that `run --gpus all` would start here."""
+    try:
+        return {"workers": describe(placements(Gpus(), RunSettings()))}
+    except ModelError:
+        return {"workers": "none: no usable CUDA device"}
+
+
+def ray_nodes(address: str) -> dict[str, str]:
+    """Return what a Ray cluster has, by node; it is left again.
+
+    Raises:
+        ModelError: there is no such cluster, or Ray is not installed.
+
+    """
+    cluster = RayCluster(address)
+    try:
+        nodes = {f"node {number}": str(node) for number, node in enumerate(cluster.nodes(), 1)}
+        return nodes | {"run --ray": f"{cluster.gpus} workers, {cluster.free_gpus:g} of the GPUs are free"}
+    finally:
+        cluster.close()
 
 
 def weights_location(settings: ModelSettings) -> str | None:

@@ -28,7 +28,7 @@ from idefics_cli.engine.bitsandbytes import check_bitsandbytes
 from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.device import choose_device
 from idefics_cli.engine.families import native_family_of
-from idefics_cli.engine.native.engine import load_native, random_source
+from idefics_cli.engine.native.loading import load_native, random_source
 from idefics_cli.engine.native.memory_plan import weight_bytes
 from idefics_cli.engine.transformers import TransformersEngine, TransformersModel
 from idefics_cli.errors import IdeficsCliError, ModelError

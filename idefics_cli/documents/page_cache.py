@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
@@ -26,11 +27,54 @@ class _Page:
     """Whether a row has been told that it is the first."""
 
 
+class _KeptPages:
+    """Prepared pages, by their ids; bounded in bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._bytes = most_bytes, 0
+        self._pages: OrderedDict[str, PageFuture] = OrderedDict()
+
+    def get(self, page_id: str) -> PageFuture | None:
+        if page_id in self._pages:
+            self._pages.move_to_end(page_id)
+        return self._pages.get(page_id)
+
+    def put(self, page: _Page) -> None:
+        """Keep a page that is prepared."""
+        future = page.future
+        if not self._most or page.page_id in self._pages or not future.done():
+            return
+        if future.cancelled() or future.exception() is not None:
+            return
+        prepared = future.result()
+        # A copy: the memory that is shared with page processes is for pages on their way.
+        prepared = dataclasses.replace(prepared, crops=tuple(crop.copy() for crop in prepared.crops))
+        kept = self._pages[page.page_id] = PageFuture()
+        kept.set_result(prepared)
+        self._bytes += _bytes_of(prepared)
+        while self._bytes > self._most:
+            _, oldest = self._pages.popitem(last=False)
+            self._bytes -= _bytes_of(oldest.result())
+
+
+def _bytes_of(page: PreparedPage) -> int:
+    return sum(crop.nbytes for crop in page.crops)
+
+
 class PageCache:
     """Opens each document and prepares each page once for all who ask while it is needed; thread-safe."""
 
-    def __init__(self, pool: PagePool, processor: ImageProcessor) -> None:
+    def __init__(self, pool: PagePool, processor: ImageProcessor, *, kept_bytes: int = 0) -> None:
+        """Take what prepares pages.
+
+        Args:
+            pool: of page processes.
+            processor: makes crops.
+            kept_bytes: of pages that nobody needs now and somebody may soon; the least recently used go first.
+
+        """
         self._pool, self._processor = pool, processor
+        self._kept = _KeptPages(kept_bytes)
         self._lock = threading.Lock()
         self._infos: OrderedDict[Document, Future[DocumentInfo]] = OrderedDict()
         self._pages: dict[tuple[Document, int], _Page] = {}
@@ -59,8 +103,10 @@ class PageCache:
         with self._lock:
             entry = self._pages.get((document, page))
             if entry is None:
-                future = self._pool.prepare(document, info, page, self._processor)
-                entry = self._pages[document, page] = _Page(f"{info.digest}:{page}", future)
+                page_id = f"{info.digest}:{page}:{self._pool.page_identity}"
+                kept = self._kept.get(page_id)
+                future = kept or self._pool.prepare(document, info, page, self._processor)
+                entry = self._pages[document, page] = _Page(page_id, future, is_used=kept is not None)
             entry.rows += 1
             return entry.page_id
 
@@ -89,6 +135,7 @@ class PageCache:
             entry.rows -= 1
             if entry.rows == 0:
                 del self._pages[document, page]
+                self._kept.put(entry)
 
     def _opening(self, document: Document) -> Future[DocumentInfo]:
         with self._lock:

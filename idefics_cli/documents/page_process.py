@@ -16,7 +16,6 @@ import resource
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import warnings
@@ -26,6 +25,7 @@ from typing import Any
 
 from idefics_cli.documents.shared_memory import map_memory, write_crops
 from idefics_cli.errors import FailureKind, RowFailedError
+from idefics_cli.interpreter import start_interpreter
 from idefics_cli.records import PreparedPage
 
 _START_SECONDS = 120.0
@@ -48,18 +48,8 @@ class PageProcess:
         self._ending: ProcessDiedError | RowFailedError | None = None
         self._connection, there = Pipe()
         with there:
-            start = (
-                f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}; "
-                f"from {__name__} import serve; serve({there.fileno()}, {memory!r}, {folder!r})"
-            )
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
-                [sys.executable, "-P", "-c", start],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[there.fileno(), *(() if memory is None else (memory,))],
-                start_new_session=True,  # Ctrl-C goes to the whole foreground group; the parent decides what it means
-                env={**os.environ, **_ONE_THREAD},
-            )
+            descriptors = [there.fileno(), *(() if memory is None else (memory,))]
+            self._process = start_interpreter(serve, (there.fileno(), memory, folder), descriptors, _ONE_THREAD)
         self._is_ready = False
 
     @property
@@ -141,7 +131,8 @@ def serve(descriptor: int, memory: int | None, folder: str | None) -> None:
     # A page that asks for more fails alone. What is shared with the parent does not count as data.
     limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY if limit < 0 else min(_MEMORY, limit), limit))
-    threading.Thread(target=_end_with_parent, args=(descriptor, folder), daemon=True).start()
+    watcher = threading.Thread(target=_end_with_parent, args=(descriptor, folder), daemon=True)
+    watcher.start()
     import idefics_cli.documents.page  # noqa: F401 - what goes wrong with it is still said on stderr
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries complain of documents there
@@ -151,6 +142,7 @@ def serve(descriptor: int, memory: int | None, folder: str | None) -> None:
         connection.send(None)
         while True:
             connection.send(_answer(connection.recv_bytes(), mapped))
+    watcher.join()  # it tidies up before it ends this process
 
 
 def _answer(request: bytes, memory: mmap.mmap | None) -> Any:

@@ -5,6 +5,7 @@ A page that crashes or hangs its process loses only itself: the process is ended
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 import tempfile
@@ -44,7 +45,10 @@ class PagePool:
         self._made_folders: list[str] = []
         self._delete_folders = weakref.finalize(self, _delete_folders, self._made_folders)
         self._processes: set[PageProcess] = set()
-        self._is_closed = False
+        self._is_closed = threading.Event()
+        self._is_view = False
+        self.workers = settings.worker_count
+        """How many pages are prepared at the same time."""
 
     def __enter__(self) -> PagePool:
         return self
@@ -55,9 +59,14 @@ class PagePool:
         self.close()
 
     def close(self) -> None:
-        """End the processes, and delete what was fetched; pages that are not ready are cancelled."""
+        """End the processes, and delete what was fetched; pages that are not ready are cancelled.
+
+        What `with_settings` returned is closed with the pool that it is of.
+        """
+        if self._is_view:
+            return
         with self._lock:
-            self._is_closed = True
+            self._is_closed.set()
             for process in self._processes:
                 process.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -66,9 +75,20 @@ class PagePool:
         self._delete_folders()
 
     @property
-    def workers(self) -> int:
-        """How many pages are prepared at the same time."""
-        return self._settings.worker_count
+    def folder(self) -> str | None:
+        """Where files for its processes may be kept; it goes with the last of them, also when this one is killed."""
+        return self._folder
+
+    def with_settings(self, settings: PageSettings) -> PagePool:
+        """Return the same processes, which prepare pages by other settings; how many there are stays."""
+        view = copy.copy(self)
+        view._settings, view._is_view = settings, True  # noqa: SLF001 - its own
+        return view
+
+    @property
+    def page_identity(self) -> str:
+        """What of the settings the pixels of a page depend on."""
+        return f"{self._settings.split} {self._settings.split_em:g} {self._settings.rasterizer}"
 
     def open(self, document: Document) -> Future[DocumentInfo]:
         """Start to open a document (see `result_of`)."""
@@ -108,7 +128,7 @@ class PagePool:
             except TimeoutError:
                 raise RowFailedError(FailureKind.TIMED_OUT, limit) from None
             except ProcessDiedError as error:
-                if self._is_closed:
+                if self._is_closed.is_set():
                     raise CancelledError from None
                 if attempt == _ATTEMPTS:
                     raise RowFailedError(FailureKind.RENDER_FAILED, str(error)) from error
@@ -144,7 +164,7 @@ class PagePool:
         self._of_thread.process = new
         with self._lock:
             self._processes.add(new)
-            if self._is_closed:
+            if self._is_closed.is_set():
                 new.kill()
         return new
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from idefics_cli.config import Attention, ModelSettings, Quantize
 from idefics_cli.engine.attention import check_attention
-from idefics_cli.engine.base import Engine, EngineInfo
+from idefics_cli.engine.base import EngineInfo, EngineStats, LoadedEngine
 from idefics_cli.engine.bitsandbytes import check_bitsandbytes
 from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import DeviceChoice, choose_device
@@ -51,16 +51,16 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
         check_attention(settings, choice, is_native=not gaps)
         info = engine_info(settings, checkpoint, family, choice)
 
-    def load(is_closed: Callable[[], bool]) -> Engine:
+    def load(is_closed: Callable[[], bool]) -> LoadedEngine:
         threading.Thread(target=checkpoint.read_ahead, name="read ahead", daemon=True).start()
-        engine: Engine
+        engine: LoadedEngine
         if gaps:
             from idefics_cli.engine.transformers import TransformersEngine
 
             engine = TransformersEngine(checkpoint, family, settings, choice, info)
         else:
             assert isinstance(family, Idefics2Family | Idefics3Family)  # any other has gaps
-            from idefics_cli.engine.native.engine import load_native
+            from idefics_cli.engine.native.loading import load_native
 
             engine = load_native(checkpoint, family, settings, choice, info, is_cancelled=is_closed)
         if any(info.settings[name] != digest for name, digest in _content(checkpoint).items()):
@@ -81,11 +81,11 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
 class DeferredEngine:
     """An engine whose weights are loaded in a thread once they are needed."""
 
-    def __init__(self, info: EngineInfo, load: Callable[[Callable[[], bool]], Engine]) -> None:
+    def __init__(self, info: EngineInfo, load: Callable[[Callable[[], bool]], LoadedEngine]) -> None:
         """Take what loads the weights; it may ask whether they are still wanted, and raise ModelError if not."""
         self.info = info
         self._load, self._lock = load, threading.Lock()
-        self._loading: Future[Engine] | None = None
+        self._loading: Future[LoadedEngine] | None = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
 
@@ -97,7 +97,7 @@ class DeferredEngine:
         """See `Engine`; waits for the weights."""
         return self.load().submit(request)
 
-    def load(self) -> Engine:
+    def load(self) -> LoadedEngine:
         """Load the weights, or wait for those that are being loaded; returns the engine that has them.
 
         Raises:
@@ -105,6 +105,13 @@ class DeferredEngine:
 
         """
         return self._start().result()
+
+    @property
+    def steps(self) -> int:
+        """See `SteppingEngine`; 0 before the weights are loaded."""
+        loading = self._loading
+        is_loaded = loading is not None and loading.done() and loading.exception() is None
+        return loading.result().steps if loading is not None and is_loaded else 0
 
     def close(self) -> None:
         """See `Engine`; weights that are being loaded are let go at the next tensor, and waited for until then."""
@@ -116,7 +123,21 @@ class DeferredEngine:
         if loading is not None and loading.exception() is None:
             loading.result().close()
 
-    def _start(self) -> Future[Engine]:
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine is doing; nothing while its weights are not loaded."""
+        loading = self._loading
+        if loading is None or not loading.done() or loading.exception() is not None:
+            return EngineStats()
+        return loading.result().stats
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are there."""
+        loading = self._loading
+        return loading is not None and loading.done() and loading.exception() is None
+
+    def _start(self) -> Future[LoadedEngine]:
         with self._lock:
             if self._loading is None:
                 self._loading = Future()
@@ -127,7 +148,7 @@ class DeferredEngine:
                     self._thread.start()
             return self._loading
 
-    def _run(self, loading: Future[Engine]) -> None:
+    def _run(self, loading: Future[LoadedEngine]) -> None:
         try:
             loading.set_result(self._load(self._closed.is_set))
         except BaseException as error:

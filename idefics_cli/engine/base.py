@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
+from idefics_cli.config import ModelSettings
 from idefics_cli.documents.page import ImageProcessor
 from idefics_cli.records import Answer, Request
 
@@ -34,6 +35,21 @@ class EngineInfo:
     """Why examples can't stand before a question; empty where they can."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing, and what it has done since its weights were loaded."""
+
+    running: int = 0
+    """Requests that are being decoded."""
+    waiting: int = 0
+    """Requests that are not decoded yet."""
+    pages_encoded: int = 0
+    pages_reused: int = 0
+    """Pages of requests whose encoding was there already."""
+    free_slots: int = 0
+    """Of the KV cache: those that neither a request nor a prefix that is kept holds."""
+
+
 class Engine(Protocol):
     """Answers questions about prepared pages."""
 
@@ -50,8 +66,36 @@ class Engine(Protocol):
         Requests whose `page_ids` are equal share the encoding of the page; what their conversations begin with may be
         computed once. An answer does not depend on which other
         requests are answered with it. A request that can't be answered has an answer with a `failure`; the future
-        raises ModelError only when the model or its device can't be used any more.
+        raises ModelError only when the model or its device can't be used any more. A future that is cancelled gives
+        its request's room to others, at the next step where the engine can.
         """
 
     def close(self) -> None:
         """Stop, and free the device; requests that are not answered are cancelled."""
+
+
+class SteppingEngine(Engine, Protocol):
+    """An engine that shows whether it gets on."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of work done so far, each a small part of an answer where possible; any thread may read it."""
+
+
+class LoadedEngine(SteppingEngine, Protocol):
+    """An engine whose weights are there."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """What it is doing; from any thread."""
+
+
+class LoadableEngine(SteppingEngine, Protocol):
+    """An engine whose weights can be waited for."""
+
+    def load(self) -> object:
+        """Load the weights, or wait for those that are being loaded; raises ModelError."""
+
+
+OpenEngine = Callable[[ModelSettings], LoadableEngine]
+"""A function of a module where it is pickled."""

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import torch
 
 from idefics_cli.config import ModelSettings
-from idefics_cli.engine.base import EngineInfo
+from idefics_cli.engine.base import EngineInfo, EngineStats
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families.base import Family
@@ -42,10 +42,12 @@ class TransformersEngine:
 
         """
         self.info = info
+        self.steps = 0
         self._model = model or load_model(checkpoint, family, settings, choice)
         self._batch_size = settings.batch_size or 1
         self._submitted: queue.SimpleQueue[tuple[Request, Future[Answer]] | None] = queue.SimpleQueue()
         self._error: ModelError | None = None
+        self._running = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -61,6 +63,11 @@ class TransformersEngine:
                 raise self._error
             self._submitted.put((request, future))
         return future
+
+    @property
+    def stats(self) -> EngineStats:
+        """See `LoadedEngine`."""
+        return EngineStats(self._running, self._submitted.qsize())
 
     def close(self) -> None:
         """See `Engine`; ends after the batch that is being answered."""
@@ -81,7 +88,11 @@ class TransformersEngine:
                     break
                 batch.append(following)
             if self._error is None:
-                self._answer([one for one in batch if one[1].set_running_or_notify_cancel()])
+                wanted = [one for one in batch if one[1].set_running_or_notify_cancel()]
+                self._running = len(wanted)
+                self._answer(wanted)
+                self._running = 0
+                self.steps += 1
                 continue
             for _, future in batch:
                 if future.set_running_or_notify_cancel():

@@ -56,8 +56,8 @@ class TransformersModel(GenerateModel):
         for request in requests:
             counts, columns = [len(page.crops) for page in request.pages], [page.columns for page in request.pages]
             prompts.append(self._prompts.build(request.conversation, counts, columns=columns).tokens)
-        for prompt in prompts:
-            check_length(len(prompt), self._rules, self._family.max_positions)
+        for request, prompt in zip(requests, prompts, strict=True):
+            check_length(len(prompt), self._rules.for_request(request.generation), self._family.max_positions)
         longest = max(map(len, prompts))
         tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
         attention = torch.zeros_like(tokens)
@@ -154,8 +154,8 @@ class ProcessorModel(GenerateModel):
             pages = "a page" if len(images[0]) == 1 else f"{len(images[0])} pages"
             words = f"{self._name}: its own processor does not take a prompt with {pages}: {first_line(error)}"
             raise RowFailedError(FailureKind.BAD_QUESTION, words) from error
-        for length in inputs["attention_mask"].sum(1).tolist():
-            check_length(length, self._rules, self._family.max_positions)
+        for request, length in zip(requests, inputs["attention_mask"].sum(1).tolist(), strict=True):
+            check_length(length, self._rules.for_request(request.generation), self._family.max_positions)
         moved: Mapping[str, Tensor] = inputs.to(self.device, dtype=self.model.dtype)
         return dict(moved)
 

@@ -18,12 +18,13 @@ from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families.answer_text import AnswerReader
 from idefics_cli.engine.families.base import Family
-from idefics_cli.engine.families.generation import random_key
+from idefics_cli.engine.families.generation import GenerationRules, random_key
 from idefics_cli.engine.native.engine import not_a_number
 from idefics_cli.engine.native.torch_device import torch_device
 from idefics_cli.engine.transformers_generate import best_choice, generate_arguments, stops_at, transition_logprobs
 from idefics_cli.engine.transformers_loading import load_checkpoint, load_random
-from idefics_cli.records import Answer, Request
+from idefics_cli.errors import FailureKind, RowFailedError
+from idefics_cli.records import Answer, GeneratedTokens, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Generated:
     """Sum of their log-probabilities, after what the generation settings do to the logits."""
     prompt_tokens: int
     text: str
+    logprobs: tuple[float, ...] = ()
+    """Of each token; empty for choices."""
 
 
 class GenerateModel(ABC):
@@ -93,27 +96,31 @@ class GenerateModel(ABC):
             RowFailedError: a question can't be asked.
 
         """
+        if not all(request.pages for request in requests):
+            raise RowFailedError(FailureKind.BAD_QUESTION, "there is no page: transformers is asked about pages here")
         if self._rules.choices:
             return [self._choose(request) for request in requests]
-        if not self._rules.temperature:
-            return self._generate(requests)
+        if not (self._rules.temperature or any(request.generation for request in requests)):
+            return self._generate(requests, self._rules)
         found = []
         for request in requests:
+            rules = self._rules.for_request(request.generation)
             # transformers draws from torch's generator: another stream than the native engine's.
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(random_key(self._rules.seed, request.asked, request.page_ids))
-                found += self._generate([request])
+                torch.manual_seed(random_key(rules.seed, request.asked, request.page_ids))
+                found += self._generate([request], rules)
         return found
 
     def _choose(self, request: Request) -> Generated:
+        self._rules.for_request(request.generation)
         inputs = self._inputs([request])
         text, tokens, logprob = self._best_choice(self.model, inputs, self._rules)
         return Generated(
             tokens, is_complete=True, logprob=logprob, prompt_tokens=inputs["input_ids"].shape[1], text=text
         )
 
-    def _generate(self, requests: Sequence[Request]) -> list[Generated]:
-        inputs, rules = self._inputs(requests), self._rules
+    def _generate(self, requests: Sequence[Request], rules: GenerationRules) -> list[Generated]:
+        inputs = self._inputs(requests)
         longest = inputs["input_ids"].shape[1]
         has_stop = functools.partial(self._answers.has_stop, stop=rules.stop)
         generated = self.model.generate(
@@ -132,7 +139,8 @@ class GenerateModel(ABC):
             end = next((n for n in lengths if row[n - 1] in rules.eos_token_ids or has_stop(row[:n])), None)
             length = end or len(row)
             text = self._answers.decode(row[:length], rules.stop)
-            outputs.append(Generated(tuple(row[:length]), end is not None, sum(scores[:length]), prompt, text))
+            each = tuple(scores[:length])
+            outputs.append(Generated(tuple(row[:length]), end is not None, sum(each), prompt, text, each))
         return outputs
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -147,6 +155,8 @@ class GenerateModel(ABC):
         spent = (time.perf_counter() - started) * 1e3 / len(requests)
         answers = []
         for request, output in zip(requests, outputs, strict=True):
+            rules = self._rules.for_request(request.generation)
+            warnings = (self._family.warning, self._warning(request), _cut(output, rules))
             failure = not_a_number(self._dtype) if math.isnan(output.logprob) else None
             answers.append(
                 Answer(
@@ -155,10 +165,16 @@ class GenerateModel(ABC):
                     mean_logprob=output.logprob / len(output.tokens),
                     prompt_tokens=output.prompt_tokens,
                     new_tokens=len(output.tokens),
-                    batch_size=1 if self._rules.choices or self._rules.temperature else len(requests),
+                    batch_size=1 if rules.choices or rules.temperature or request.generation else len(requests),
                     decode_ms=spent,
-                    warning="; ".join(filter(None, (self._family.warning, self._warning(request), self._cut(output)))),
+                    warning="; ".join(
+                        filter(None, (self._family.warning, self._warning(request), _cut(output, rules)))
+                    ),
                     failure=failure,
+                    is_complete=output.is_complete,
+                    tokens=GeneratedTokens(output.tokens, output.logprobs, self._answers.decode, rules.stop)
+                    if output.logprobs
+                    else None,
                 )
             )
         return answers
@@ -167,5 +183,6 @@ class GenerateModel(ABC):
         """Return what the answer to a request should be read with; empty for nothing."""
         return ""
 
-    def _cut(self, output: Generated) -> str:
-        return "" if output.is_complete else f"answer cut at {self._rules.max_new_tokens} tokens"
+
+def _cut(output: Generated, rules: GenerationRules) -> str:
+    return "" if output.is_complete else f"answer cut at {rules.max_new_tokens} tokens"

@@ -11,10 +11,10 @@ from pathlib import Path
 from idefics_cli.config import Format, OutputSettings
 from idefics_cli.errors import InputError, OutputError, UsageError
 from idefics_cli.results.fingerprint import differing_settings
+from idefics_cli.results.lines import csv_header
 from idefics_cli.results.lock import locked
 from idefics_cli.results.read import OutputReader
 from idefics_cli.results.status import OutputStatus, read_status
-from idefics_cli.results.write import csv_header
 
 _STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _OTHER_FORMATS = (".json", ".tsv", ".tab", ".xlsx", ".xls", ".ods", ".parquet", ".gz", ".zip", ".bz2", ".xz", ".zst")

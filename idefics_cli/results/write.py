@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import operator
 import os
-import re
 import select
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from idefics_cli.config import Format
 from idefics_cli.errors import OutputError
-from idefics_cli.records import COLUMNS, Row
-from idefics_cli.results.columns import BEFORE, output_columns, user_columns
+from idefics_cli.records import Row
+from idefics_cli.results.columns import user_columns
+from idefics_cli.results.lines import RowFormatter, csv_header, csv_line, encoded
 from idefics_cli.results.sync import Sink, Syncer, file_size
 
 _KEY_DIGITS = 32
 _MOST_NOTES = 50
-_LAST_BEFORE = BEFORE[-1]
-_columns_of = operator.attrgetter(*COLUMNS)  # a driver of many workers writes tens of thousands of rows a second
-_DEEPEST = 200  # levels of lists and mappings in a pass-through value that can't be written as it is
-_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
-_TO_QUOTE = re.compile(r'[",\x00-\x1f\x7f]|^\s|\s$')  # more than csv.writer quotes: a reader breaks rows at a lone \r
 
 
 class RowWriter:
@@ -46,16 +38,17 @@ class RowWriter:
 
         """
         self.rows = 0
-        self._sink, self._form, self._excel_safe = sink, form, excel_safe
-        self._names = user_columns(columns)
+        self._sink, self._form = sink, form
+        self._formatter = RowFormatter(form, columns, excel_safe=excel_safe)
+        self._has_grown = False
         self._notes = {
             name: f"column {name!r} is {column!r} in the output, since {name!r} is one of its own"
-            for name, column in self._names.items()
+            for name, column in self._formatter.names.items()
             if name != column
         }
         self._syncer = Syncer(sink)
         if form is Format.CSV and header:
-            self._put(csv_line(csv_header(columns, excel_safe=excel_safe)))
+            self._put(encoded(csv_line(csv_header(columns, excel_safe=excel_safe))))
 
     @property
     def notes(self) -> list[str]:
@@ -73,15 +66,10 @@ class RowWriter:
         """
         if len(row.key) != _KEY_DIGITS or row.status not in ("ok", "failed"):
             raise ValueError(f"a row with key {row.key!r} and status {row.status!r}")
-        if not row.extra.keys() <= self._names.keys():
+        if not row.extra.keys() <= self._formatter.names.keys():
             self._add_columns(row.extra)
-        values = row_values(row, self._names)
-        if self._form is Format.JSONL:
-            line = json_line(values)
-        else:
-            texts = [cell_text(value) for value in values.values()]
-            line = csv_line([_inert(text) for text in texts] if self._excel_safe else texts)
-        self._put(line)
+        # A line that a worker has formatted knows nothing of columns that came since.
+        self._put(row.line if row.line and not self._has_grown else self._formatter.line(row))
         self.rows += 1
 
     def sync(self) -> None:
@@ -103,21 +91,20 @@ class RowWriter:
         self._syncer.close()
 
     def _add_columns(self, extra: Mapping[str, object]) -> None:
-        new = [name for name in extra if name not in self._names]
+        names = self._formatter.names
+        new = [name for name in extra if name not in names]
         if self._form is Format.JSONL:
-            self._names = user_columns(new, self._names)
+            self._formatter.names, self._has_grown = user_columns(new, names), True
             return
         for name in new[: max(0, _MOST_NOTES - len(self._notes))]:
             self._notes.setdefault(
                 name, f"column {name!r} is not in the output: it came after the header; --format jsonl takes it"
             )
 
-    def _put(self, line: str) -> None:
+    def _put(self, line: bytes) -> None:
         """Write a line whole or not at all."""
         self._syncer.check()
-        # A lone surrogate is no UTF-8: its escape is the same string in JSON, and readable in CSV.
-        data = memoryview(line.encode("utf-8", "backslashreplace"))
-        size = file_size(self._sink)
+        data = memoryview(line)
         try:
             while data:
                 written = self._sink.write(data)  # type: ignore[arg-type]
@@ -128,104 +115,14 @@ class RowWriter:
         except BrokenPipeError:
             raise
         except OSError as error:
-            _cut_back(self._sink, size)
+            _cut_back(self._sink, len(line) - len(data))
             raise OutputError(f"can't write the output: {error.strerror}; the rows before are whole") from error
         self._syncer.written()
 
 
-def row_values(row: Row, names: Mapping[str, str] | None = None) -> dict[str, object]:
-    """Return a row's values by column, in the order of the columns, numbers rounded to what they mean.
-
-    Args:
-        row: the row.
-        names: the user's columns and what they are called in the output; None: all of the row, see `user_columns`.
-
-    """
-    names = user_columns(row.extra) if names is None else names
-    values: dict[str, object] = {}
-    for column, value in zip(COLUMNS, _columns_of(row), strict=True):
-        values[column] = _rounded(column, value) if type(value) is float else value
-        if column == _LAST_BEFORE:
-            for own, name in names.items():
-                values[name] = row.extra.get(own)
-    return values
-
-
-def json_line(values: Mapping[str, object]) -> str:
-    """Format one JSONL record; numbers that JSON does not have (NaN, infinities) become null."""
-    return _json(values) + "\n"
-
-
-def csv_header(columns: Sequence[str], *, excel_safe: bool = False) -> list[str]:
-    """Return the header of a CSV output, given the user's columns."""
-    header = output_columns(columns)
-    return [_inert(name) for name in header] if excel_safe else list(header)
-
-
-def csv_line(texts: Iterable[str]) -> str:
-    """Format one CSV record: every text comes back from csv and pandas as it went in."""
-    search = _TO_QUOTE.search
-    # Most texts are numbers, names or empty, which is seen faster than that nothing in them is to be quoted.
-    cells = [
-        text if not text or text.isalnum() or not search(text) else '"' + text.replace('"', '""') + '"'
-        for text in texts
-    ]
-    return ",".join(cells) + "\n"
-
-
-def cell_text(value: object) -> str:
-    """Return a value as the text of a cell: JSON of a list or mapping, nothing of null and of what is no number."""
-    kind = type(value)
-    if kind is str:
-        return value  # type: ignore[return-value]
-    if kind is int:
-        return str(value)
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    if kind is float:
-        return repr(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple | Mapping):
-        return _json(value)
-    return str(value)
-
-
-def _rounded(column: str, value: float) -> float:
-    if not math.isfinite(value):
-        return value
-    # A product of probabilities may be tiny and is not 0.
-    if column == "confidence":
-        return float(f"{value:.4g}")
-    return round(value, 2) if column.endswith("_ms") else value
-
-
-def _json(value: object) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (ValueError, RecursionError):
-        return json.dumps(_valid(value), ensure_ascii=False)
-
-
-def _valid(value: object, depth: int = 0) -> object:
-    """Put null for what JSON, or its readers, do not take."""
-    if depth > _DEEPEST or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    if isinstance(value, Mapping):
-        return {name: _valid(item, depth + 1) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_valid(item, depth + 1) for item in value]
-    return value
-
-
-def _inert(text: str) -> str:
-    """Put an apostrophe before what a spreadsheet would run as a formula (OWASP, CSV injection)."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text) else text
-
-
-def _cut_back(sink: Sink, size: int | None) -> None:
-    """Drop a row that was written in part."""
-    if size is not None:
+def _cut_back(sink: Sink, written: int) -> None:
+    """Drop what was written of a row."""
+    if written and (end := file_size(sink)) is not None:
         with contextlib.suppress(OSError):
-            os.ftruncate(sink.fileno(), size)
-            os.lseek(sink.fileno(), size, os.SEEK_SET)
+            os.ftruncate(sink.fileno(), end - written)
+            os.lseek(sink.fileno(), end - written, os.SEEK_SET)

@@ -13,6 +13,7 @@ from idefics_cli.engine.base import Engine
 from idefics_cli.examples import Examples
 from idefics_cli.pipeline import Progress, run
 from idefics_cli.records import Job, Row
+from idefics_cli.results.lines import RowFormatter
 from idefics_cli.workers.messages import Event, JobDone, RowDone, Work
 
 
@@ -40,10 +41,14 @@ class Answering:
         fingerprint: str,
         tell: Callable[[Event], None],
         is_answered: Callable[[int, str], bool],
+        formatter: RowFormatter | None = None,
     ) -> None:
-        """Take where events go, and what knows whether the row of a job (by number and key) is answered already."""
+        """Take where events go, and what knows whether the row of a job (by number and key) is answered already.
+
+        With a formatter, rows have their lines.
+        """
         self._settings, self._engine, self._pool, self._fingerprint = settings, engine, pool, fingerprint
-        self._tell, self._is_answered = tell, is_answered
+        self._tell, self._is_answered, self._formatter = tell, is_answered, formatter
         self._lock = threading.Lock()
         self._waiting: deque[_OpenJob] = deque()  # jobs whose rows are not all looked up, in their order
         self._open: dict[int, _OpenJob] = {}  # by the id of the job, which `_OpenJob` keeps alive
@@ -90,6 +95,8 @@ class Answering:
             self._end_if_done(opened)
 
     def _reported(self, job: Job, row: Row) -> None:
+        if self._formatter is not None:
+            row = self._formatter.formatted(row)
         with self._lock:
             opened = self._open[id(job)]
             self._tell(RowDone(opened.work.number, row))

@@ -37,19 +37,29 @@ class Inbox:
         self._works.put(None)
 
 
+class _Beat:
+    """Asks for a report."""
+
+
 class Outbox:
     """Sends events from a thread, as many at once as there are."""
 
     def __init__(self, send: Callable[[Report], None]) -> None:
         self.usage: Callable[[], Usage] = Usage
+        self.stalled: Callable[[], float] = float
+        """See `Report.stalled_s`."""
         self._send = send
-        self._events: queue.SimpleQueue[Event | threading.Event | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | threading.Event | _Beat | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
     def put(self, event: Event) -> None:
         """Send an event soon."""
         self._events.put(event)
+
+    def beat(self) -> None:
+        """Send a report soon, even if it is empty."""
+        self._events.put(_Beat())
 
     def flush(self) -> None:
         """Wait until all events are sent."""
@@ -69,10 +79,11 @@ class Outbox:
             while not self._events.empty():
                 batch.append(self._events.get())
             is_open = None not in batch
-            events = tuple(event for event in batch if event is not None and not isinstance(event, threading.Event))
+            is_beat = any(isinstance(event, _Beat) for event in batch)
+            events = tuple(one for one in batch if one is not None and not isinstance(one, threading.Event | _Beat))
             try:
-                if events:
-                    self._send(Report(events, self.usage()))
+                if events or is_beat:
+                    self._send(Report(events, self.usage(), self.stalled() if is_beat else 0.0))
             except OSError:
                 pass  # the parent has gone
             for event in batch:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, Pipe, wait
 
+from idefics_cli.interpreter import start_interpreter
 from idefics_cli.workers.messages import Lost, Report, ToWorker, WorkerSpec
 
 _SECONDS_TO_STOP = 5.0
@@ -28,18 +29,8 @@ class Child:
         self.connection, there = Pipe()
         is_main = threading.current_thread() is threading.main_thread()
         with there:
-            start = (
-                f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}; "
-                f"from {__name__} import main; main({there.fileno()}, {os.getpid()}, {is_main})"
-            )
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
-                [sys.executable, "-P", "-c", start],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[there.fileno()],
-                start_new_session=True,  # Ctrl-C goes to the whole foreground group; the parent decides what it means
-                env={**os.environ, **environment},
-            )
+            arguments = (there.fileno(), os.getpid(), is_main)
+            self._process = start_interpreter(main, arguments, [there.fileno()], environment)
         self.send(spec)
 
     def send(self, message: ToWorker | WorkerSpec) -> None:
@@ -59,8 +50,12 @@ class Child:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-            code = self._process.wait()
-        self.connection.close()
+            try:
+                code = self._process.wait(_SECONDS_TO_STOP)
+            except subprocess.TimeoutExpired:  # it waits in the system, for a device that hangs
+                return "killed, and not gone yet"
+        finally:
+            self.connection.close()
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
@@ -73,9 +68,10 @@ class ChildPool:
         self._children: dict[int, Child] = {}
         self._woken, self._waker = Pipe(duplex=False)
 
-    def start(self, index: int) -> None:
-        """Start a worker, or start it again after it was lost."""
+    def start(self, index: int) -> bool:
+        """Start a worker, or start it again after it was lost; it takes jobs at once."""
         self._children[index] = Child(*self._specs[index])
+        return True
 
     def send(self, index: int, message: ToWorker) -> None:
         """Send a message to a worker."""

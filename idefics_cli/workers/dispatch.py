@@ -2,78 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterable, Sequence
 
-from idefics_cli import errors
-from idefics_cli.errors import IdeficsCliError, ModelError
+from idefics_cli.errors import ModelError
 from idefics_cli.pipeline import Progress
 from idefics_cli.records import Job, Row
 from idefics_cli.results.fingerprint import settings_fingerprint
 from idefics_cli.session import Session
 from idefics_cli.workers.failing import fail
 from idefics_cli.workers.feed import JobFeed
+from idefics_cli.workers.lifecycle import Lifecycle
 from idefics_cli.workers.messages import (
     Asked,
     Assign,
     Event,
     JobDone,
+    Joined,
     Loaded,
     Lost,
     Opened,
     Report,
     RowDone,
     Stop,
-    ToWorker,
+    Unseen,
     Verdict,
     Work,
 )
-from idefics_cli.workers.state import PendingJob
+from idefics_cli.workers.pool import WorkerPool
+from idefics_cli.workers.state import PendingJob, WorkerShare
 from idefics_cli.workers.supervisor import Supervisor
-
-_MOST_FAILED_STARTS = 3
-_OWN_ERRORS = {
-    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, IdeficsCliError)
-}
-
-
-class WorkerPool(Protocol):
-    """Workers by index, however they are started and reached."""
-
-    def start(self, index: int) -> None:
-        """Start a worker, or start it again after it was lost."""
-
-    def send(self, index: int, message: ToWorker) -> None:
-        """Send a message to a worker; one that is lost is reported by `events`."""
-
-    def events(self, timeout: float | None) -> list[tuple[int, Report | Lost]]:
-        """Wait for what workers report, or that `wake` is called; after `Lost` the worker is ended."""
-
-    def wake(self) -> None:
-        """Let `events` return; from any thread."""
-
-    def end(self, index: int) -> str:
-        """End a worker at once, and say how it ended."""
-
-    def close(self, *, is_done: bool) -> None:
-        """End all workers; those that were told to stop may do so by themselves when the run is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerShare:
-    """What a worker did of a run."""
-
-    name: str
-    rows: int
-    pages: int
-    seconds: float
-    """Since its weights were loaded."""
-    idle_s: float
-    """Of these, those without anything to answer."""
-    losses: int
-    """How often it was lost."""
 
 
 class Dispatcher:
@@ -83,41 +42,42 @@ class Dispatcher:
         self,
         session: Session,
         pool: WorkerPool,
-        names: list[str],
+        names: Sequence[str],
         *,
         take_answered: Callable[[str], bool] | None = None,
         progress: Progress | None = None,
         on_note: Callable[[str], None] = lambda _: None,
+        on_shares: Callable[[list[WorkerShare]], None] = lambda _: None,
+        shares_every: float = 30.0,
     ) -> None:
         """Take what is to be done with.
 
         Args:
             session: what each worker has too; its weights are not loaded here.
             pool: the workers.
-            names: of the workers.
+            names: of the workers that are started; more may join.
             take_answered: see `Supervisor`.
             progress: kept up to date.
             on_note: told what happens to workers.
+            on_shares: told from time to time what each worker did so far.
+            shares_every: seconds between two times.
 
         """
-        self._session, self._pool, self._on_note = session, pool, on_note
+        self._session, self._pool, self._on_note, self._on_shares = session, pool, on_note, on_shares
         self._progress = progress if progress is not None else Progress()
         self._window = session.engine.info.capacity + 4 * session.pool.workers
         self._supervisor = Supervisor(
-            names,
+            list(names),
             window=self._window,
             take_answered=take_answered,
             is_ordered=not session.settings.workers.unordered,
         )
+        self._lifecycle = Lifecycle(self._supervisor, pool, session.settings, on_note)
+        self._shares_every, self._shares_told = shares_every, time.monotonic()
 
     def shares(self) -> list[WorkerShare]:
-        """Return what each worker did."""
-        found = []
-        for worker in self._supervisor.workers:
-            total = worker.total
-            share = WorkerShare(worker.name, worker.rows, total.pages, total.loaded_s, total.idle_s, worker.losses)
-            found.append(share)
-        return found
+        """Return what each worker did, but for those that never took a job or were lost."""
+        return [worker.share for worker in self._supervisor.workers if worker.has_joined or worker.losses]
 
     def rows(self, jobs: Iterable[Job]) -> Generator[Row, None, None]:
         """Yield the rows of jobs, by default in their order.
@@ -134,7 +94,7 @@ class Dispatcher:
         left = self._session.settings.questions.limit
         try:
             for index in range(len(self._supervisor.workers)):
-                self._pool.start(index)
+                self._lifecycle.start(index)
             for row in self._finished_rows(feed):
                 if left == 0:
                     break
@@ -171,11 +131,15 @@ class Dispatcher:
                 continue
             if feed.is_exhausted and self._supervisor.is_idle:
                 return
-            for index, report in self._pool.events(None):
+            for index, report in self._pool.events(self._lifecycle.beat):
                 if isinstance(report, Lost):
-                    self._lose(index, report.why)
+                    self._lifecycle.lose(index, report.why, is_blameless=report.is_machine)
+                elif isinstance(report, Joined):
+                    self._lifecycle.open(index, report.name)
                 else:
                     self._take(index, report)
+            self._lifecycle.replace_silent()
+            self._tell_shares()
 
     def _counted(self, row: Row) -> Row:
         self._progress.rows += 1
@@ -190,6 +154,7 @@ class Dispatcher:
         for event in report.events:
             self._handle(index, event)
         self._progress.skipped = self._supervisor.skipped
+        self._lifecycle.heard(index, report.stalled_s)
 
     def _handle(self, index: int, event: Event) -> None:
         worker = self._supervisor.workers[index]
@@ -203,12 +168,14 @@ class Dispatcher:
             worker.is_loaded = worker.has_loaded = True
         elif isinstance(event, Opened):
             self._check_settings(worker.name, event)
+        elif isinstance(event, Unseen):
+            self._lifecycle.check_seen(index, event.path)
         else:
             self._pool.end(index)
-            kind = _OWN_ERRORS.get(event.kind)
-            if kind is not None and not (kind is ModelError and worker.has_loaded):
-                raise kind(event.words)
-            self._lose(index, event.words.strip().splitlines()[-1])
+            error = event.error
+            if error is not None and not (isinstance(error, ModelError) and worker.has_loaded):
+                raise error
+            self._lifecycle.lose(index, event.last_line)
 
     def _check_settings(self, name: str, opened: Opened) -> None:
         here = self._session.setting_values
@@ -220,27 +187,10 @@ class Dispatcher:
                 "versions and files everywhere, and give what is chosen by the machine, such as --dtype"
             )
 
-    def _lose(self, index: int, why: str) -> None:
-        """Give what a lost worker held to others, and start it again, or give it up.
-
-        Raises:
-            ModelError: no worker is left.
-
-        """
-        worker = self._supervisor.workers[index]
-        held = len(worker.held)
-        self._supervisor.lose(index)
-        words = f"{worker.name}: lost ({why}); "
-        if worker.failed_starts < _MOST_FAILED_STARTS:
-            self._on_note(f"{words}started again, and its {held:,} unanswered questions go first")
-            self._pool.start(index)
-            self._supervisor.open(index)
-            return
-        if not any(one.is_open for one in self._supervisor.workers):
-            raise ModelError(
-                f"{words}no worker is left: none could load the model {_MOST_FAILED_STARTS} times in a row"
-            )
-        self._on_note(f"{words}given up: it could not load the model {_MOST_FAILED_STARTS} times in a row")
+    def _tell_shares(self) -> None:
+        if time.monotonic() - self._shares_told > self._shares_every:
+            self._shares_told = time.monotonic()
+            self._on_shares(self.shares())
 
     def _fail(self, condemned: list[PendingJob]) -> None:
         """Make failed rows of the jobs of documents that have ended three workers in a row."""

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from idefics_cli.config import ModelSettings, RunSettings
-from idefics_cli.engine.base import Engine
+from idefics_cli import errors
+from idefics_cli.config import RunSettings
+from idefics_cli.errors import IdeficsCliError
 from idefics_cli.records import Job, Row
 
-
-class LoadableEngine(Engine, Protocol):
-    """An engine whose weights can be waited for."""
-
-    def load(self) -> object:
-        """Load the weights, or wait for those that are being loaded; raises ModelError."""
-
-
-OpenEngine = Callable[[ModelSettings], LoadableEngine]
+if TYPE_CHECKING:  # who only sends jobs and takes rows starts without it
+    from idefics_cli.engine.base import EngineInfo, OpenEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +22,8 @@ class WorkerSpec:
     settings: RunSettings
     open_engine: OpenEngine
     """A function of a module, so that it can be pickled."""
+    columns: tuple[str, ...] | None = None
+    """The user's own of the output; its lines are formatted by the workers then, which are many."""
 
 
 class Work(NamedTuple):
@@ -61,7 +57,12 @@ class Stop:
     """There is no more work."""
 
 
-ToWorker = Assign | Verdict | Stop
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """The file of `Unseen` is not there for the driver either: its rows fail."""
+
+
+ToWorker = Assign | Verdict | Stop | GoOn
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,20 @@ class Opened:
 
     setting_values: Mapping[str, str]
     """See `Session.setting_values`: those of the parent must be equal."""
+    info: EngineInfo | None = None
+    """Of the worker's engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """The weights are loaded; the first request follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """A worker on another machine has no such file; `GoOn` is waited for, or the worker's end."""
+
+    path: str
 
 
 class Asked(NamedTuple):
@@ -105,8 +115,20 @@ class Ended:
     """The class of our own error; empty for a bug."""
     words: str
 
+    @property
+    def error(self) -> IdeficsCliError | None:
+        """Our own error that ended it; None for a bug."""
+        kind = getattr(errors, self.kind, None) if self.kind else None
+        is_own = isinstance(kind, type) and issubclass(kind, IdeficsCliError)
+        return kind(self.words) if is_own and kind is not None else None
 
-Event = Opened | Loaded | Asked | RowDone | JobDone | Ended
+    @property
+    def last_line(self) -> str:
+        """The last line of its words: of a traceback the error."""
+        return (self.words.strip().splitlines() or ["it says nothing"])[-1]
+
+
+Event = Opened | Loaded | Unseen | Asked | RowDone | JobDone | Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +145,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Events in their order, and what the worker has done up to them."""
+    """Events in their order, and what the worker has done up to them; without events, a sign of life."""
 
     events: tuple[Event, ...]
     usage: Usage
+    stalled_s: float = 0.0
+    """How long its engine has had requests and has done no step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A worker that was started takes jobs from now on."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +165,5 @@ class Lost:
     """A worker is gone, with whatever it was doing."""
 
     why: str
+    is_machine: bool = False
+    """Whether its whole machine is gone: nothing that the worker did has ended it."""

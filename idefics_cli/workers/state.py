@@ -9,6 +9,21 @@ from idefics_cli.records import Document, Job, Row
 from idefics_cli.workers.messages import Usage
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerShare:
+    """What a worker did of a run."""
+
+    name: str
+    rows: int
+    pages: int
+    seconds: float
+    """Since its weights were loaded."""
+    idle_s: float
+    """Of these, those without anything to answer."""
+    losses: int
+    """How often it was lost."""
+
+
 @dataclass(slots=True, eq=False)
 class PendingJob:
     """A job that is not done."""
@@ -35,8 +50,12 @@ class WorkerState:
     name: str
     held: dict[int, PendingJob] = field(default_factory=dict)
     """By number, in the order in which they were assigned."""
-    is_open: bool = True
+    is_open: bool = False
     """Whether it takes jobs."""
+    is_given_up: bool = False
+    """Whether it is not started again."""
+    has_joined: bool = False
+    """Whether it took jobs, at any of its starts."""
     is_loaded: bool = False
     """Whether its weights are loaded."""
     has_loaded: bool = False
@@ -57,3 +76,9 @@ class WorkerState:
         """Over all its starts."""
         usages = [*self.earlier, self.usage]
         return Usage(*(sum(getattr(usage, name) for usage in usages) for name in Usage.__dataclass_fields__))
+
+    @property
+    def share(self) -> WorkerShare:
+        """What it did so far."""
+        total = self.total
+        return WorkerShare(self.name, self.rows, total.pages, total.loaded_s, total.idle_s, self.losses)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 
 from idefics_cli.records import Document, Job, Row
 from idefics_cli.workers.messages import Usage, Work
+from idefics_cli.workers.room import Room
 from idefics_cli.workers.state import PendingJob, WorkerState
+from idefics_cli.workers.suspects import Suspects
 
 SAME_DOCUMENT = 32
 """Jobs about one document that follow one another and go to the same worker, so that its pages are shared."""
-_LOSSES_TO_SUSPECT = 2
-_LOSSES_TO_CONDEMN = 3
 
 
 class Supervisor:
@@ -34,7 +34,7 @@ class Supervisor:
         """Begin.
 
         Args:
-            names: of the workers.
+            names: of the workers, none of which gets a job before `open`.
             window: jobs that a worker holds at most: enough that its engine never waits.
             take_answered: takes one row with this key that is there already, if one is left; None: there are none.
             is_ordered: whether rows leave in the order of the jobs.
@@ -43,18 +43,17 @@ class Supervisor:
         self.workers = [WorkerState(name) for name in names]
         self.skipped = 0
         """Rows that were answered already."""
-        self.condemned: list[PendingJob] = []
-        """Jobs of documents that have ended three workers in a row, for the caller to fail."""
         self._window, self._take_answered, self._is_ordered = window, take_answered, is_ordered
-        self._span = 8 * window * len(names)  # jobs between the first that is not done and the last that is assigned
         self._count = 0
         self._pending: dict[int, PendingJob] = {}
         self._order: deque[PendingJob] = deque()
         self._takers: dict[str, list[PendingJob]] = {}  # of answered rows, by key, among the jobs of `_order`
         self._ready: deque[Row] = deque()
         self._returned: deque[PendingJob] = deque()
-        self._suspects: deque[PendingJob] = deque()
-        self._losses: dict[Document | None, int] = {}  # by document; of the few that a lost worker held
+        self._suspects = Suspects()
+        self.condemned = self._suspects.condemned
+        """Jobs of documents that have ended three workers in a row, for the caller to fail."""
+        self._room = Room(window)
         self._last: tuple[Document | None, int, int] = (None, -1, 0)  # document, worker and jobs in a row
 
     @property
@@ -77,7 +76,7 @@ class Supervisor:
                 pending = self._added(job)
             else:
                 return
-            if self._losses and self._is_suspect(pending):
+            if self._suspects.takes(pending):
                 yield from self._assigned_suspects()
                 continue
             yield self._given(pending, self._same_document(pending.job, worker))
@@ -135,20 +134,24 @@ class Supervisor:
             worker = self.workers[pending.worker]
             del worker.held[number]
             if worker.alone_with is not None and not worker.held:
-                self._losses.pop(worker.alone_with, None)  # it was not what ended the others
+                self._suspects.clear(worker.alone_with)
                 worker.alone_with = None
+            self._note_room(pending.worker)
 
-    def lose(self, index: int) -> None:
-        """Take back what a lost worker held; it gets nothing until `open`."""
+    def lose(self, index: int, *, is_blameless: bool = False) -> None:
+        """Take back what a lost worker held; it gets nothing until `open`.
+
+        Args:
+            index: of the worker.
+            is_blameless: whether neither what it held nor the model can have ended it.
+
+        """
         worker = self.workers[index]
         was_alone = worker.alone_with is not None
         lost = list(worker.held.values())
-        if worker.is_loaded:
-            for document in {pending.job.document for pending in lost}:
-                # In company, a document is only suspected.
-                most = _LOSSES_TO_CONDEMN if was_alone else _LOSSES_TO_SUSPECT
-                self._losses[document] = min(self._losses.get(document, 0) + 1, most)
-        worker.failed_starts = 0 if worker.is_loaded else worker.failed_starts + 1
+        if worker.is_loaded and not is_blameless:
+            self._suspects.blame({pending.job.document for pending in lost}, was_alone=was_alone)
+        worker.failed_starts = 0 if worker.is_loaded else worker.failed_starts + (not is_blameless)
         worker.losses += 1
         worker.held.clear()
         worker.is_open = worker.is_loaded = False
@@ -158,13 +161,20 @@ class Supervisor:
         for pending in reversed(lost):
             pending.worker = None
             self._returned.appendleft(pending)
-        waiting = [*self._suspects, *self._returned]
-        self._suspects.clear()
-        self._returned = deque(pending for pending in waiting if not self._is_suspect(pending))
+        self._returned = self._suspects.sorted(self._returned)
+        self._note_room(index)
 
     def open(self, index: int) -> None:
-        """Say that a lost worker was started again."""
-        self.workers[index].is_open = True
+        """Say that a worker takes jobs."""
+        worker = self.worker(index)
+        worker.is_open = worker.has_joined = True
+        self._note_room(index)
+
+    def worker(self, index: int) -> WorkerState:
+        """Return what is known of a worker; one that is not known yet is a new one."""
+        while index >= len(self.workers):
+            self.workers.append(WorkerState(f"worker {len(self.workers) + 1}"))
+        return self.workers[index]
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows that can be passed on."""
@@ -195,34 +205,18 @@ class Supervisor:
             self._order.append(pending)
         return pending
 
-    def _is_suspect(self, pending: PendingJob) -> bool:
-        """Put a job aside whose document is suspected or condemned."""
-        losses = self._losses.get(pending.job.document, 0)
-        if losses >= _LOSSES_TO_CONDEMN:
-            self.condemned.append(pending)
-        elif losses >= _LOSSES_TO_SUSPECT:
-            self._suspects.append(pending)
-        return losses >= _LOSSES_TO_SUSPECT
-
     def _roomiest(self) -> int | None:
         """Return the worker that holds the fewest jobs, if one has room; one is kept free where a suspect waits."""
-        free = [index for index, worker in enumerate(self.workers) if worker.is_open and worker.alone_with is None]
-        if self._suspects and free:
-            free.remove(min(free, key=lambda index: len(self.workers[index].held)))
-        roomiest = min(free, key=lambda index: len(self.workers[index].held), default=None)
-        return roomiest if roomiest is not None and self._has_room(roomiest) else None
+        return self._room.roomiest_but_one() if self._suspects.waiting else self._room.roomiest()
 
     def _has_span(self) -> bool:
-        return not self._is_ordered or len(self._order) < self._span
-
-    def _has_room(self, index: int) -> bool:
-        worker = self.workers[index]
-        return worker.is_open and worker.alone_with is None and len(worker.held) < self._window
+        # The jobs between the first that is not done and the last that is assigned.
+        return not self._is_ordered or len(self._order) < 8 * self._window * len(self.workers)
 
     def _same_document(self, job: Job, roomiest: int) -> int:
         """Return the worker that has the job before, about the same document, or else the one with most room."""
         document, last, count = self._last
-        if document is not None and document == job.document and count < SAME_DOCUMENT and self._has_room(last):
+        if document is not None and document == job.document and count < SAME_DOCUMENT and last in self._room:
             self._last = document, last, count + 1
             return last
         self._last = job.document, roomiest, 1
@@ -231,18 +225,21 @@ class Supervisor:
     def _given(self, pending: PendingJob, worker: int) -> tuple[int, Work]:
         pending.worker, pending.is_revoked = worker, False
         self.workers[worker].held[pending.number] = pending
+        self._note_room(worker)
         is_checked = self._take_answered is not None
         return worker, Work(pending.number, pending.job, frozenset(pending.delivered), is_checked)
 
     def _assigned_suspects(self) -> Iterator[tuple[int, Work]]:
         """Give each suspect document to a worker that holds nothing."""
-        while self._suspects:
-            document = self._suspects[0].job.document
+        while self._suspects.waiting:
             free = [index for index, worker in enumerate(self.workers) if worker.is_open and not worker.held]
             if not free:
                 return
-            jobs = [pending for pending in self._suspects if pending.job.document == document][: self._window]
-            for pending in jobs:
-                self._suspects.remove(pending)
+            for pending in self._suspects.next(self._window):
                 yield self._given(pending, free[0])
-            self.workers[free[0]].alone_with = document
+                self.workers[free[0]].alone_with = pending.job.document
+            self._note_room(free[0])
+
+    def _note_room(self, index: int) -> None:
+        worker = self.workers[index]
+        self._room.put(index, len(worker.held) if worker.is_open and worker.alone_with is None else None)

@@ -8,18 +8,20 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from idefics_cli.engine.base import EngineInfo
+from idefics_cli.documents.pool import PagePool
+from idefics_cli.engine.base import EngineInfo, LoadableEngine
 from idefics_cli.errors import IdeficsCliError
 from idefics_cli.pipeline import Progress
 from idefics_cli.records import Answer, Request
 from idefics_cli.results.fingerprint import settings_fingerprint
+from idefics_cli.results.lines import RowFormatter
 from idefics_cli.session import Session
 from idefics_cli.workers.answering import Answering
 from idefics_cli.workers.boxes import Inbox, Outbox
+from idefics_cli.workers.liveness import EngineWatch, Heartbeat, beat_seconds
 from idefics_cli.workers.messages import (
     Asked,
     Ended,
-    LoadableEngine,
     Loaded,
     Opened,
     Report,
@@ -29,22 +31,32 @@ from idefics_cli.workers.messages import (
 )
 
 
-def serve(spec: WorkerSpec, receive: Callable[[], ToWorker], send: Callable[[Report], None]) -> None:
+def serve(
+    spec: WorkerSpec,
+    receive: Callable[[], ToWorker],
+    send: Callable[[Report], None],
+    *,
+    pool: PagePool | None = None,
+) -> None:
     """Answer jobs until told to stop; an error that ends the worker is its last event.
 
     Args:
         spec: what to run.
         receive: waits for the next message; raises EOFError when there is nobody to send one.
         send: takes a report, from one thread at a time.
+        pool: page processes; None starts some of its own.
 
     """
     progress = Progress()
     outbox = Outbox(send)
+    model = spec.settings.model
+    beat = beat_seconds(spec.settings.workers.hang_seconds(on_cpu=model.device.kind == "cpu"))
+    heartbeat = Heartbeat(beat, outbox.beat)
     try:
-        engine = _WatchedEngine(spec.open_engine(spec.settings.model), outbox)
-        outbox.usage = lambda: engine.usage(progress)
-        with Session(settings=spec.settings, engine=engine) as session:
-            outbox.put(Opened(dict(session.setting_values)))
+        engine = _WatchedEngine(spec.open_engine(spec.settings.model), outbox, beat)
+        outbox.usage, outbox.stalled = (lambda: engine.usage(progress)), engine.stalled
+        with Session(settings=spec.settings, engine=engine, pool=pool) as session:
+            outbox.put(Opened(dict(session.setting_values), engine.info))
             inbox = Inbox(receive)
             verdicts = inbox.verdicts
 
@@ -53,21 +65,27 @@ def serve(spec: WorkerSpec, receive: Callable[[], ToWorker], send: Callable[[Rep
                 return verdicts.get()
 
             fingerprint = settings_fingerprint(session.setting_values)
-            answering = Answering(session.settings, engine, session.pool, fingerprint, outbox.put, is_answered)
+            output, formatter = spec.settings.output, None
+            if spec.columns is not None:
+                formatter = RowFormatter(output.format, spec.columns, excel_safe=output.excel_safe)
+            answering = Answering(
+                session.settings, engine, session.pool, fingerprint, outbox.put, is_answered, formatter
+            )
             answering.run(inbox.works(), progress, session.examples)
     except IdeficsCliError as error:
         outbox.put(Ended(type(error).__name__, str(error)))
     except Exception:
         outbox.put(Ended("", traceback.format_exc()))
     finally:
+        heartbeat.end()
         outbox.close()
 
 
 class _WatchedEngine:
-    """An engine that reports when its weights are loaded, and measures how long it has nothing to answer."""
+    """An engine that reports when its weights are loaded, and measures how long it has nothing to answer, or stalls."""
 
-    def __init__(self, engine: LoadableEngine, outbox: Outbox) -> None:
-        self._engine, self._outbox = engine, outbox
+    def __init__(self, engine: LoadableEngine, outbox: Outbox, beat: float) -> None:
+        self._engine, self._outbox, self._watch = engine, outbox, EngineWatch(beat)
         self._lock = threading.Lock()
         self._in_flight = 0
         self._loaded_at: float | None = None
@@ -108,6 +126,10 @@ class _WatchedEngine:
             idle = self._idle_s + (now - self._idle_since if self._loaded_at and not self._in_flight else 0.0)
             loaded = now - self._loaded_at if self._loaded_at else 0.0
         return Usage(progress.pages, progress.split_pages, loaded, idle)
+
+    def stalled(self) -> float:
+        """Return for how long it has had requests and has done no step; asked at every beat, from one thread."""
+        return self._watch.look(time.monotonic(), self._in_flight, self._engine.steps)
 
     def _done(self, answer: Future[Answer]) -> None:  # noqa: ARG002 - the signature of a callback
         with self._lock:

@@ -20,7 +20,7 @@ from idefics_cli.engine import engine_info
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.native.core import EngineCore
-from idefics_cli.engine.native.engine import load_native, random_source
+from idefics_cli.engine.native.loading import load_native, random_source
 from idefics_cli.engine.native.memory_plan import MemoryPlan
 from idefics_cli.engine.native.model_runner import ModelRunner
 from idefics_cli.engine.native.models.decoder import Decoder

@@ -18,7 +18,7 @@ from idefics_cli.engine.base import EngineInfo
 from idefics_cli.diagnostics.random_model import full_shape_checkpoint
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families import family_of
-from idefics_cli.engine.native.engine import load_native
+from idefics_cli.engine.native.loading import load_native
 from idefics_cli.engine.native.weights import RandomSource
 from idefics_cli.records import PreparedPage, Request
 

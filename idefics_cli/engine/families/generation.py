@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from idefics_cli.config import GenerationSettings
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
+from idefics_cli.records import Generation
 
 _SHORT_ANSWERS, _LONG_ANSWERS = 64, 512
 _GAPS: Mapping[str, tuple[Any, ...]] = {
@@ -97,6 +99,29 @@ class GenerationRules:
                 f"--max-new-tokens {rules.max_new_tokens}"
             )
         return rules
+
+    def for_request(self, wanted: Generation | None) -> GenerationRules:
+        """Return the rules of one request, which may want a few things otherwise.
+
+        Raises:
+            RowFailedError: answers are choices here, which nothing goes with.
+
+        """
+        if wanted is None:
+            return self
+        if self.choices:
+            raise RowFailedError(
+                FailureKind.BAD_QUESTION, "the engine takes one of --choices: a request has no settings of its own"
+            )
+        temperature = self.temperature if wanted.temperature is None else wanted.temperature
+        return dataclasses.replace(
+            self,
+            max_new_tokens=wanted.max_new_tokens or self.max_new_tokens,
+            temperature=temperature,
+            top_p=_first(wanted.top_p, self.top_p) if temperature else 1.0,
+            seed=_first(wanted.seed, self.seed),
+            stop=wanted.stop + self.stop,
+        )
 
     @classmethod
     def _of_values(

@@ -50,7 +50,7 @@ class ImagePromptBuilder(AnswerText):
         check_turns(turns, self._special_tokens)
         columns = tuple(columns) or (0,) * len(crops)
         tokens = self._tokenizer.encode(self._expanded(self._form.words(turns), crops, columns))
-        last = max(index for index, token in enumerate(tokens) if token == self._image_id)
+        last = max((index for index, token in enumerate(tokens) if token == self._image_id), default=-1)
         # The closing fake token belongs to the prefix; at least one token is left behind it.
         prefix_length = min(last + 2, len(tokens) - 1)
         if not shared_turns:

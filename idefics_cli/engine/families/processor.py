@@ -156,8 +156,8 @@ class ProcessorPrompts(AnswerText):
         """Return a conversation as the processor's chat template takes it.
 
         Raises:
-            RowFailedError: a text holds one of the model's special tokens, or the template refuses these turns or leaves
-                some of them out.
+            RowFailedError: a text holds one of the model's special tokens, or the template refuses these turns
+                or leaves some of them out.
 
         """
         check_turns(turns, self._special_tokens)

@@ -7,7 +7,6 @@ the logits score its children. The search is exact, and its steps are those of d
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,10 +15,11 @@ from torch import Tensor
 
 from idefics_cli.engine.families.base import PromptBuilder
 from idefics_cli.engine.families.generation import Choice, GenerationRules
-from idefics_cli.engine.native.decode import Start, StepDecoder, TokenDecoder
+from idefics_cli.engine.native.decode import Start, StepDecoder
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, to_device
 from idefics_cli.engine.native.ops.base import Ops
 from idefics_cli.engine.native.sequence import Output
+from idefics_cli.engine.native.token_decoder import TokenDecoder
 
 
 @dataclass(slots=True)
@@ -131,9 +131,22 @@ def step_decoder(
     *,
     max_num_seqs: int,
     rows: int,
+    most_new_tokens: int = 0,
 ) -> StepDecoder:
-    """Return the decoder that the rules of generation ask for; `prompts` knows the text of tokens."""
+    """Return the decoder that the rules of generation ask for.
+
+    Args:
+        model: the text model.
+        cache: its keys and values.
+        ops: what it computes with.
+        rules: of generation.
+        prompts: knows the text of tokens.
+        max_num_seqs: sequences that there may be at once.
+        rows: of a step.
+        most_new_tokens: of a request, where that is more than the rules say.
+
+    """
     if rules.choices:
         return ChoiceDecoder(model, cache, ops, max_num_seqs=max_num_seqs, rows=rows, rules=rules)
-    has_stop = functools.partial(prompts.has_stop, stop=rules.stop) if rules.stop else None
-    return TokenDecoder(model, cache, ops, max_num_seqs=max_num_seqs, rows=rows, rules=rules, has_stop=has_stop)
+    sizes = {"max_num_seqs": max_num_seqs, "rows": rows, "most_new_tokens": most_new_tokens}
+    return TokenDecoder(model, cache, ops, rules=rules, has_stop=prompts.has_stop, **sizes)

@@ -15,6 +15,7 @@ from collections.abc import Sequence as SequenceOf
 import torch
 from torch import Tensor
 
+from idefics_cli.engine.base import EngineStats
 from idefics_cli.engine.native.kv_cache import KVCacheManager
 from idefics_cli.engine.native.memory_plan import MemoryPlan
 from idefics_cli.engine.native.model_runner import ModelRunner
@@ -42,6 +43,7 @@ class EngineCore:
         self._launched: deque[Timer] = deque()
         self._is_reduced = False
         self._shared_length = 0
+        self._pages_encoded = self._pages_reused = 0
         while not self._allocate(plan, plan.slots):
             if plan.max_num_seqs == 1:
                 raise ModelError("the GPU's memory holds the weights, but not one question beside them")
@@ -66,8 +68,24 @@ class EngineCore:
         for page in sequence.page_ids:
             self._runner.features.acquire(page)
         missing = [page for page in sequence.page_ids if page not in self._runner.features]
+        self._pages_reused += len(sequence.page_ids) - len(missing)
         sequence.pages = {page: sequence.pages[page] for page in missing}  # the pixels of others are not needed
         self._scheduler.add(sequence, missing)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Drop a sequence between two steps; its slots and pages are free for others."""
+        if self._scheduler.remove(sequence, self._manager):
+            self._release_pages(sequence)
+
+    @property
+    def stats(self) -> EngineStats:
+        """What is being done; may be asked from any thread."""
+        scheduler, slots = self._scheduler, self._manager.free_slots
+        return EngineStats(len(scheduler.running), scheduler.waiting, self._pages_encoded, self._pages_reused, slots)
+
+    def watched(self) -> dict[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]:
+        """Return the tokens so far, and their log-probabilities, of running sequences that are watched."""
+        return self._runner.watched(self._scheduler.running)
 
     def step(self) -> Iterator[Sequence]:
         """Do what is next; yields the sequences that are finished or have failed."""
@@ -98,6 +116,7 @@ class EngineCore:
             if features is None:
                 yield from self._lost(users)
             else:
+                self._pages_encoded += 1
                 self._runner.features.put(page, features)
                 self._scheduler.page_encoded(page, users)
         self._launched.append(timer)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from idefics_cli.engine.families.generation import GenerationRules
-from idefics_cli.engine.native.logits_processors import logits_processors
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, Segment, to_device
 from idefics_cli.engine.native.ops.base import AttentionMetadata, Ops
-from idefics_cli.engine.native.sampling import draw, uniform
 from idefics_cli.engine.native.sequence import Output
 
 
@@ -28,6 +26,8 @@ class Start:
     """All its tokens."""
     random_key: int = 0
     """What its random numbers are made from."""
+    rules: GenerationRules | None = None
+    """How its answer is generated; None is as those of the decoder."""
 
 
 class StepDecoder(ABC):
@@ -42,7 +42,7 @@ class StepDecoder(ABC):
     ) -> None:
         """Allocate the state of sequences 0 to `max_num_seqs` - 1, decoded `rows` at a time."""
         self._model, self._cache, self._ops, self._rows = model, cache, ops, rows
-        self._max_new_tokens, self._filler = rules.max_new_tokens, max_num_seqs
+        self._rules, self._filler = rules, max_num_seqs
         device, self._size = model.device, max_num_seqs + 1
         suppressed = sorted(token for token in rules.suppressed_tokens if 0 <= token < model.logits_width)
         self._suppressed = torch.tensor(suppressed, device=device, dtype=torch.long)
@@ -54,12 +54,16 @@ class StepDecoder(ABC):
         """Steps that a sequence has had."""
         self._token = torch.zeros(self._size, dtype=torch.long, device=device)
         """What the next step runs through the model."""
+        self._budget = torch.full((self._size,), rules.max_new_tokens, dtype=torch.long, device=device)
+        """Most tokens of an answer."""
         self._lengths = [0] * max_num_seqs  # steps, as the host knows them
+        self._budgets = [rules.max_new_tokens] * max_num_seqs  # of `_budget`, likewise
         self._graph: _Graph | None = None
 
     @torch.inference_mode()
     def record(self) -> None:
         """Record a step as a CUDA graph, which is replayed from then on."""
+        self._takes_recorded_step([])
         self._graph = _Graph(self._step, [self._filler] * self._rows, self._model.device)
 
     @torch.inference_mode()
@@ -78,11 +82,12 @@ class StepDecoder(ABC):
             (segment.prefix_start, segment.prefix_length, segment.suffix_start, length)
             for segment, length in zip(segments, lengths, strict=True)
         ]
-        limits = [length + self._max_new_tokens for length in lengths]
-        packed = to_device(torch.tensor([*zip(*location, strict=True), limits], dtype=torch.int32), device)
+        budgets = [(start.rules or self._rules).max_new_tokens for start in starts]
+        limits = [length + budget for length, budget in zip(lengths, budgets, strict=True)]
+        packed = to_device(torch.tensor([*zip(*location, strict=True), limits, budgets], dtype=torch.int32), device)
         indices = [start.index for start in starts]
         index = to_device(torch.tensor(indices), device)
-        self._location[:, index], self._limit[index] = packed[:4], packed[4]
+        self._location[:, index], self._limit[index], self._budget[index] = packed[:4], packed[4], packed[5].long()
         self._count[index] = 0
         self._begin(index, starts)
         for first in range(0, len(indices), self._rows):
@@ -90,15 +95,16 @@ class StepDecoder(ABC):
             lacking = self._rows - len(indices[some])
             padded = torch.cat([hidden[some], hidden.new_zeros(lacking, hidden.shape[1])])
             self._choose(self._index(indices[some]), self._logits(padded))
-        for sequence in indices:
-            self._lengths[sequence] = 1
+        for sequence, budget in zip(indices, budgets, strict=True):
+            self._lengths[sequence], self._budgets[sequence] = 1, budget
 
     @torch.inference_mode()
     def step(self, indices: Sequence[int]) -> None:
         """Do one step of each of the sequences."""
         for start in range(0, len(indices), self._rows):
             some = indices[start : start + self._rows]
-            if self._graph is not None:
+            is_recorded = self._takes_recorded_step(some)
+            if self._graph is not None and is_recorded:
                 self._graph.replay(self._padded(some))
             else:
                 self._step(self._index(some))
@@ -108,6 +114,17 @@ class StepDecoder(ABC):
     @abstractmethod
     def finished(self, indices: Sequence[int]) -> dict[int, Output]:
         """Return the outputs of sequences that are done; waits for the device."""
+
+    def tokens_so_far(
+        self,
+        indices: Sequence[int],
+    ) -> Mapping[int, tuple[tuple[int, ...], tuple[float, ...]]]:
+        """Return the tokens of sequences and their log-probabilities; none where they say nothing of the answer."""
+        return dict.fromkeys(indices, ((), ()))
+
+    def _takes_recorded_step(self, indices: Sequence[int]) -> bool:  # noqa: ARG002 - of those that a decoder tells apart
+        """Prepare a step of these sequences, none for one that is to be recorded; says whether they take that one."""
+        return True
 
     @abstractmethod
     def _begin(self, index: Tensor, starts: Sequence[Start]) -> None:
@@ -137,72 +154,6 @@ class StepDecoder(ABC):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self._model.logits(hidden, self._ops).index_fill_(1, self._suppressed, -torch.inf)
-
-
-class TokenDecoder(StepDecoder):
-    """Adds a token to each sequence in a step: the most probable one, or one that is drawn."""
-
-    def __init__(
-        self,
-        model: Decoder,
-        cache: KVCache,
-        ops: Ops,
-        *,
-        max_num_seqs: int,
-        rows: int,
-        rules: GenerationRules,
-        has_stop: Callable[[Sequence[int]], bool] | None = None,
-    ) -> None:
-        """See `StepDecoder`; `has_stop` says of an answer's tokens whether their text holds a stop string."""
-        super().__init__(model, cache, ops, max_num_seqs=max_num_seqs, rows=rows, rules=rules)
-        device, self._has_stop = model.device, has_stop
-        self._eos = torch.tensor(sorted(rules.eos_token_ids), device=device, dtype=torch.long)
-        self._tokens = torch.full((self._size, self._max_new_tokens), -1, dtype=torch.long, device=device)
-        self._logprob = torch.zeros(self._size, device=device)
-        self._is_ended = torch.zeros(self._size, dtype=torch.bool, device=device)
-        self._processors = logits_processors(rules, model, self._size)
-        self._random_keys = torch.zeros(self._size, dtype=torch.long, device=device) if rules.temperature else None
-
-    def finished(self, indices: Sequence[int]) -> dict[int, Output]:
-        """Return the outputs of sequences that have ended or reached the limit; waits for the device."""
-        ended = dict(zip(indices, self._is_ended[list(indices)].tolist(), strict=True))
-        if self._has_stop is not None:
-            for index, tokens in zip(indices, self._tokens[list(indices)].tolist(), strict=True):
-                ended[index] |= self._has_stop([token for token in tokens if token >= 0])
-        done = [index for index in indices if ended[index] or self._lengths[index] >= self._max_new_tokens]
-        if not done:
-            return {}
-        tokens, logprobs = self._tokens[done].tolist(), self._logprob[done].tolist()
-        return {
-            index: Output(tuple(token for token in row if token >= 0), ended[index], logprob)
-            for index, row, logprob in zip(done, tokens, logprobs, strict=True)
-        }
-
-    def _begin(self, index: Tensor, starts: Sequence[Start]) -> None:
-        """See `StepDecoder`."""
-        self._logprob[index], self._tokens[index] = 0.0, -1
-        for processor in self._processors:
-            processor.start(index, [start.prompt for start in starts])
-        if self._random_keys is not None:
-            self._random_keys[index] = to_device(torch.tensor([start.random_key for start in starts]), index.device)
-
-    def _choose(self, index: Tensor, logits: Tensor) -> None:
-        """Take a token for each sequence and note it."""
-        count = self._count[index].clamp(max=self._max_new_tokens - 1)
-        for processor in self._processors:
-            logits = processor(logits, index, count)
-        if self._random_keys is None:
-            token = logits.argmax(-1)
-        else:
-            token = draw(logits, uniform(self._random_keys[index], count))
-        logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)
-        self._logprob[index] = self._logprob[index] + logprob
-        self._tokens[index, count] = token
-        self._count[index] = count + 1
-        self._token[index] = token
-        self._is_ended[index] = (token[:, None] == self._eos).any(1)
-        for processor in self._processors:
-            processor.note(index, token)
 
 
 class _Graph:

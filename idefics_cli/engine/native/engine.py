@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
 
-from idefics_cli.config import ModelSettings
-from idefics_cli.engine.base import EngineInfo
-from idefics_cli.engine.checkpoint import Checkpoint
-from idefics_cli.engine.device import DeviceChoice, free_host_memory
-from idefics_cli.engine.families.base import NativeFamily, PromptBuilder
+from idefics_cli.engine.base import EngineInfo, EngineStats
+from idefics_cli.engine.families.base import PromptBuilder
 from idefics_cli.engine.families.generation import GenerationRules, check_length, random_key
 from idefics_cli.engine.native.core import EngineCore
-from idefics_cli.engine.native.memory_plan import WorkSizes, layers_at_once, plan_memory, weight_bytes
-from idefics_cli.engine.native.model_runner import ModelRunner
 from idefics_cli.engine.native.sequence import Sequence
-from idefics_cli.engine.native.torch_device import free_memory, torch_device, use_device, wide_dtype
-from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source, Weights
+from idefics_cli.engine.native.torch_device import use_device
 from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError, first_line
-from idefics_cli.records import Answer, Request
+from idefics_cli.records import Answer, GeneratedTokens, Request
 
-_Submission = tuple[Sequence, "Future[Answer]"]
+
+@dataclass(frozen=True, slots=True)
+class _Submission:
+    """A new sequence."""
+
+    sequence: Sequence
+    future: Future[Answer]
+    on_tokens: Callable[[GeneratedTokens], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancelled:
+    """A sequence whose answer nobody waits for any more."""
+
+    sequence: Sequence
 
 
 class NativeEngine:
@@ -36,10 +46,11 @@ class NativeEngine:
     ) -> None:
         """Start the thread; see `load_native`."""
         self.info = info
+        self.steps = 0
         self._core, self._prompts = core, prompts
         self._rules, self._max_positions = rules, max_positions
-        self._submitted: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
-        self._futures: dict[Sequence, Future[Answer]] = {}
+        self._submitted: queue.SimpleQueue[_Submission | _Cancelled | None] = queue.SimpleQueue()
+        self._submissions: dict[Sequence, _Submission] = {}
         self._error: ModelError | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -52,23 +63,43 @@ class NativeEngine:
         """See `Engine`."""
         future: Future[Answer] = Future()
         try:
+            rules = self._rules.for_request(request.generation)
             prompt = self._prompts.build(
                 request.conversation,
                 [len(page.crops) for page in request.pages],
                 request.shared_turns,
                 [page.columns for page in request.pages],
             )
-            check_length(len(prompt.tokens), self._rules, self._max_positions)
+            check_length(len(prompt.tokens), rules, self._max_positions)
         except RowFailedError as error:
             future.set_result(Answer(failure=error.failure))
             return future
-        pages = dict(zip(request.page_ids, request.pages, strict=True))
+        sequence = Sequence(
+            prompt,
+            dict(zip(request.page_ids, request.pages, strict=True)),
+            request.page_ids,
+            request.shared_pages,
+            random_key(rules.seed, request.asked, request.page_ids),
+            rules if request.generation is not None else None,
+            is_watched=request.on_tokens is not None,
+        )
         with self._lock:
             if self._error is not None:
                 raise self._error
-            key = random_key(self._rules.seed, request.asked, request.page_ids)
-            self._submitted.put((Sequence(prompt, pages, request.page_ids, request.shared_pages, key), future))
+            self._submitted.put(_Submission(sequence, future, request.on_tokens))
+
+        def withdraw(done: Future[Answer]) -> None:
+            if done.cancelled():
+                self._submitted.put(_Cancelled(sequence))
+
+        future.add_done_callback(withdraw)
         return future
+
+    @property
+    def stats(self) -> EngineStats:
+        """See `LoadedEngine`."""
+        stats = self._core.stats
+        return dataclasses.replace(stats, waiting=stats.waiting + self._submitted.qsize())
 
     def close(self) -> None:
         """See `Engine`; ends after the step that is being done."""
@@ -86,9 +117,14 @@ class NativeEngine:
             use_device(self._core.device)
             while self._take():
                 for sequence in self._core.step():
-                    future = self._futures.pop(sequence)
+                    future = self._submissions.pop(sequence).future
                     if future.set_running_or_notify_cancel():
                         future.set_result(self._answer(sequence))
+                self.steps += 1
+                for sequence, (ids, logprobs) in self._core.watched().items():
+                    if (told := self._submissions[sequence].on_tokens) is not None:
+                        rules = sequence.rules or self._rules
+                        told(GeneratedTokens(ids, logprobs, self._prompts.decode, rules.stop))
         except torch.AcceleratorError as cause:
             error = ModelError(f"the GPU failed and can't go on: {first_line(cause)}")
         except ModelError as cause:
@@ -107,9 +143,12 @@ class NativeEngine:
                 return True
             if submission is None:
                 return False
-            sequence, future = submission
-            self._futures[sequence] = future
-            self._core.add(sequence)
+            if isinstance(submission, _Cancelled):
+                if self._submissions.pop(submission.sequence, None) is not None:  # it is not answered meanwhile
+                    self._core.cancel(submission.sequence)
+                continue
+            self._submissions[submission.sequence] = submission
+            self._core.add(submission.sequence)
 
     def _fail(self, error: ModelError) -> None:
         """End every future, and refuse new requests; nothing is stepped any more."""
@@ -118,9 +157,9 @@ class NativeEngine:
                 self._error = error
             while not self._submitted.empty():
                 submission = self._submitted.get()
-                if submission is not None:
-                    self._futures[submission[0]] = submission[1]
-        for future in self._futures.values():
+                if isinstance(submission, _Submission):
+                    self._submissions[submission.sequence] = submission
+        for future in [submission.future for submission in self._submissions.values()]:
             if not future.done() and future.set_running_or_notify_cancel():
                 future.set_exception(error)
 
@@ -128,15 +167,18 @@ class NativeEngine:
         vision, prefill, decode = sequence.costs_ms()
         if sequence.failure is not None or sequence.output is None:
             return Answer(vision_ms=vision, prefill_ms=prefill, decode_ms=decode, failure=sequence.failure)
-        output = sequence.output
+        output, rules = sequence.output, sequence.rules or self._rules
         failure = None
         if math.isnan(output.logprob):
             failure = not_a_number(self.info.settings.get("--dtype"))
-        text = output.text if output.text is not None else self._prompts.decode(output.tokens, self._rules.stop)
+        text = output.text if output.text is not None else self._prompts.decode(output.tokens, rules.stop)
         warnings = (
             "memory was short: answered in smaller batches" if sequence.is_preempted else "",
-            "" if output.is_complete else f"answer cut at {self._rules.max_new_tokens} tokens",
+            "" if output.is_complete else f"answer cut at {rules.max_new_tokens} tokens",
         )
+        tokens = None
+        if output.logprobs:
+            tokens = GeneratedTokens(output.tokens, output.logprobs, self._prompts.decode, rules.stop)
         return Answer(
             "" if failure else text,
             confidence=math.exp(output.logprob),
@@ -149,110 +191,12 @@ class NativeEngine:
             decode_ms=decode,
             warning="; ".join(filter(None, warnings)),
             failure=failure,
+            is_complete=output.is_complete,
+            tokens=tokens,
         )
-
-
-def load_native(
-    checkpoint: Checkpoint,
-    family: NativeFamily,
-    settings: ModelSettings,
-    choice: DeviceChoice,
-    info: EngineInfo,
-    *,
-    source: Source | None = None,
-    is_cancelled: Callable[[], bool] = lambda: False,
-) -> NativeEngine:
-    """Load the weights to the device, plan its memory and start the engine.
-
-    Args:
-        checkpoint: whose weights are read.
-        family: of the checkpoint.
-        settings: of the model.
-        choice: device and dtype.
-        info: of the engine.
-        source: gives the weights instead of the checkpoint.
-        is_cancelled: asked before each weight is read.
-
-    Raises:
-        ModelError: weights missing, damaged, or too large for the device; or they are not wanted any more.
-
-    """
-    device = torch_device(choice, settings.gpu_memory)
-    dtype: torch.dtype = getattr(torch, choice.dtype)
-    spare = _check_room(family, settings, device, dtype)
-    if source is None:
-        family.check_weights(checkpoint.weight_shapes())
-    prompts = family.prompt_builder(settings.prompt)
-    try:
-        source = _cancellable(source or CheckpointSource(checkpoint, dtype, device), is_cancelled)
-        with torch.inference_mode():
-            readers = layers_at_once(family.config, settings.quantize, dtype.itemsize, spare)
-            weights = Weights(source, settings.quantize, dtype, device, readers=readers)
-            runner = ModelRunner(weights, family, settings)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"{checkpoint.name}: the weights do not fit the GPU's memory; {_SMALLER}") from error
-    config = family.config
-    plan = plan_memory(
-        free_memory(device, settings.gpu_memory),
-        _work_sizes(family, settings, dtype, device),
-        batch_size=settings.batch_size,
-        page_tokens=config.page_tokens,
-        max_new_tokens=runner.rules.max_new_tokens,
-        free_host=free_host_memory(),
-    )
-    with torch.inference_mode():
-        core = EngineCore(runner, plan)
-    return NativeEngine(core, info, prompts, family.generation(settings), config.text.max_positions)
-
-
-def _work_sizes(family: NativeFamily, settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> WorkSizes:
-    wide = wide_dtype(dtype, device)
-    return WorkSizes.of(
-        family.config, dtype.itemsize, settings.quantize, wide_item=wide.itemsize, edge=family.image_edge
-    )
 
 
 def not_a_number(dtype: str | None) -> Failure:
     """Return the failure of an answer whose probability is not a number; float16 may have overflowed."""
     way_out = ": float16 may have overflowed; try --dtype bfloat16 or float32" if dtype == "float16" else ""
     return Failure(FailureKind.MODEL_ERROR, f"the model's output is not a number{way_out}")
-
-
-def _cancellable(source: Source, is_cancelled: Callable[[], bool]) -> Source:
-    """Return a source of weights that raises ModelError once they are not wanted any more."""
-
-    def read(name: str) -> torch.Tensor:
-        if is_cancelled():
-            raise ModelError("the engine has been closed")
-        return source(name)
-
-    return read
-
-
-def random_source(family: NativeFamily, choice: DeviceChoice) -> Source:
-    """Return random weights of a family's shapes: for measurements."""
-    device = torch_device(choice, None)
-    return RandomSource(family.config.weight_shapes(), getattr(torch, choice.dtype), device)
-
-
-_SMALLER = "try --quantize int8 or int4, --dtype bfloat16, a GPU with more memory, or --device cpu"
-
-
-def _check_room(family: NativeFamily, settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> int | None:
-    """Refuse weights that can't fit, before minutes are spent on loading them; return the bytes left beside them.
-
-    Raises:
-        ModelError: with what is needed and what is free.
-
-    """
-    free = free_memory(device, settings.gpu_memory) if device.type == "cuda" else free_host_memory()
-    wide = wide_dtype(dtype, device)
-    needed = weight_bytes(family.config, settings.quantize, dtype.itemsize, wide_item=wide.itemsize)
-    if free is not None and needed > free:
-        where = "of the GPU's memory are" if device.type == "cuda" else "of memory are"
-        name = str(dtype).removeprefix("torch.")
-        raise ModelError(
-            f"{settings.model}: the weights take {needed / 1e9:.1f} GB in {name}, and {free / 1e9:.1f} GB {where} "
-            f"free; {_SMALLER}"
-        )
-    return None if free is None else free - needed

@@ -31,6 +31,11 @@ class KVCacheManager:
         self._ranges = _FreeRanges(start, end)
         self._prefixes: OrderedDict[Hashable, Prefix] = OrderedDict()
 
+    @property
+    def free_slots(self) -> int:
+        """How many slots nobody holds; may be asked from any thread."""
+        return self._ranges.total
+
     def allocate(self, length: int) -> int | None:
         """Return the first of so many consecutive slots, or None while there is no room."""
         while (start := self._ranges.allocate(length)) is None:
@@ -95,6 +100,10 @@ class _FreeRanges:
 
     def __init__(self, start: int, end: int) -> None:
         self._free = [(start, end)]
+
+    @property
+    def total(self) -> int:
+        return sum(end - start for start, end in list(self._free))
 
     def allocate(self, length: int) -> int | None:
         for index, (start, end) in enumerate(self._free):

@@ -140,14 +140,14 @@ class MinNewTokens(LogitsProcessor):
 class ForcedEnd(LogitsProcessor):
     """Leaves only the end as the last token that an answer may have."""
 
-    def __init__(self, rules: GenerationRules, width: int, device: torch.device) -> None:
-        self._last = rules.max_new_tokens - 1
+    def __init__(self, rules: GenerationRules, budget: Tensor, width: int, device: torch.device) -> None:
+        self._budget = budget
         is_end = _is_among(rules.forced_eos_token_ids, width, device)
         self._forced = torch.zeros(width, device=device).masked_fill(~is_end, -torch.inf)
 
     def __call__(self, logits: Tensor, index: Tensor, count: Tensor) -> Tensor:
         """See `LogitsProcessor`."""
-        return torch.where((count == self._last)[:, None], self._forced, logits)
+        return torch.where((count == self._budget[index] - 1)[:, None], self._forced, logits)
 
 
 class SuppressAtBegin(LogitsProcessor):
@@ -161,38 +161,16 @@ class SuppressAtBegin(LogitsProcessor):
         return logits.masked_fill(self._is_suppressed & (count == 0)[:, None], -torch.inf)
 
 
-class Temperature(LogitsProcessor):
-    """Makes what is drawn surer (below 1) or more varied (above)."""
-
-    def __init__(self, temperature: float) -> None:
-        self._temperature = temperature
-
-    def __call__(self, logits: Tensor, index: Tensor, count: Tensor) -> Tensor:
-        """See `LogitsProcessor`."""
-        return logits / self._temperature
-
-
-class TopP(LogitsProcessor):
-    """Leaves the fewest tokens whose probabilities sum up to p at least (Holtzman et al., nucleus sampling, 2020)."""
-
-    def __init__(self, top_p: float) -> None:
-        self._top_p = top_p
-
-    def __call__(self, logits: Tensor, index: Tensor, count: Tensor) -> Tensor:
-        """See `LogitsProcessor`."""
-        ordered, tokens = logits.sort(dim=-1, stable=True)
-        is_removed = ordered.softmax(-1).cumsum(-1) <= 1 - self._top_p
-        is_removed[:, -1] = False
-        return logits.masked_fill(torch.zeros_like(is_removed).scatter(1, tokens, is_removed), -torch.inf)
-
-
-def logits_processors(rules: GenerationRules, model: Decoder, size: int) -> list[LogitsProcessor]:
+def logits_processors(rules: GenerationRules, model: Decoder, size: int, budget: Tensor) -> list[LogitsProcessor]:
     """Return what the rules ask for, in the order in which transformers does it; for plain greedy decoding nothing.
+
+    Temperature and top-p come behind all of them, see `sampling`.
 
     Args:
         rules: of generation.
         model: whose logits they are.
         size: sequences that there may be.
+        budget: most tokens of each sequence's answer (size,).
 
     """
     device, width = model.device, model.logits_width
@@ -206,13 +184,9 @@ def logits_processors(rules: GenerationRules, model: Decoder, size: int) -> list
     if (rules.min_new_tokens or rules.min_length) and rules.eos_token_ids:
         found.append(MinNewTokens(rules, size, width, device))
     if rules.forced_eos_token_ids:
-        found.append(ForcedEnd(rules, width, device))
+        found.append(ForcedEnd(rules, budget, width, device))
     if rules.begin_suppressed_tokens:
         found.append(SuppressAtBegin(rules.begin_suppressed_tokens, width, device))
-    if rules.temperature:
-        found.append(Temperature(rules.temperature))
-        if rules.top_p < 1.0:
-            found.append(TopP(rules.top_p))
     return found
 
 

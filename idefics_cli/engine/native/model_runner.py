@@ -48,6 +48,8 @@ class ModelRunner:
         eos = frozenset() if settings.ignore_eos else rules.eos_token_ids
         self.rules = dataclasses.replace(rules, max_new_tokens=longest, eos_token_ids=eos)
         """How answers are generated."""
+        self.most_new_tokens = max(longest, min(settings.most_new_tokens, family.config.text.max_positions))
+        """Of any request."""
 
     def allocate(self, plan: MemoryPlan, slots: int) -> None:
         """Allocate a KV cache of so many slots, slot 0 for tokens of no sequence, and the state of decoding."""
@@ -58,7 +60,7 @@ class ModelRunner:
         self.cache = KVCache(self._family.config.text, slots, self.decoder.dtype, self.device)
         prompts = self._family.prompt_builder(self._settings.prompt)
         rows = DECODE_SEQUENCES[self.device.type]
-        sizes = {"max_num_seqs": plan.max_num_seqs, "rows": rows}
+        sizes = {"max_num_seqs": plan.max_num_seqs, "rows": rows, "most_new_tokens": self.most_new_tokens}
         self._decoding = step_decoder(self.decoder, self.cache, self.ops, self.rules, prompts, **sizes)
         self._encoder = ImageEncoder(
             self.vision,
@@ -122,7 +124,8 @@ class ModelRunner:
                     piece.fills.is_filled = True
                 if piece.starts is not None:
                     started = admitted[piece.starts]
-                    start = Start(piece.starts, piece.segment, started.prompt.tokens, started.random_key)
+                    prompt, rules = started.prompt.tokens, started.rules or self.rules
+                    start = Start(piece.starts, piece.segment, prompt, started.random_key, rules)
                     starting.append((start, last))
                 for sequence, part in payers_of(piece, admitted, sharing):
                     sequence.prefill.append((timer, share * part))
@@ -145,6 +148,12 @@ class ModelRunner:
     def finished(self, running: Mapping[int, Sequence]) -> dict[int, Output]:
         """Return the outputs of sequences that are done; waits for the device."""
         return self.decoding.finished(list(running)) if running else {}
+
+    def watched(self, running: Mapping[int, Sequence]) -> dict[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]:
+        """Return the tokens so far, and their log-probabilities, of sequences that are watched."""
+        watched = {index: sequence for index, sequence in running.items() if sequence.is_watched}
+        tokens = self.decoding.tokens_so_far(list(watched)) if watched else {}
+        return {sequence: tokens[index] for index, sequence in watched.items()}
 
     def _forward(self, pieces: SequenceOf[Piece]) -> Tensor:
         """Run the tokens of pieces through the decoder; returns the last hidden state of each, (pieces, width)."""

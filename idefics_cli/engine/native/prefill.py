@@ -57,8 +57,11 @@ def _prefix_pieces(
 ) -> Iterator[Piece]:
     """Yield a new prefix; its head too where that is new."""
     tokens = sequence.prompt.tokens[: sequence.prompt.prefix_length]
-    features = torch.cat([cache[page] for page in sequence.page_ids])
     head = prefix.head
+    if head is None and not sequence.page_ids:  # a conversation of texts: its prefix is the first token
+        yield Piece(Segment(len(tokens), prefix.start), tokens, None, prefix, None)
+        return
+    features = torch.cat([cache[page] for page in sequence.page_ids])
     if head is None:
         yield Piece(Segment(len(tokens), prefix.start), tokens, features, prefix, None)
         return

@@ -40,6 +40,51 @@ def draw(logits: Tensor, numbers: Tensor) -> Tensor:
     return (cumulated <= wanted[:, None]).sum(-1)
 
 
+class Sampler:
+    """Takes the token of each row by the temperature, top-p and random numbers of its sequence; 0 takes the greatest.
+
+    Temperature and top-p (Holtzman et al., nucleus sampling, 2020) are applied as transformers' `generate` does.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        """Allocate the state of so many sequences, none of which is drawn."""
+        self._temperature = torch.zeros(size, device=device)
+        self._removed = torch.zeros(size, device=device)  # probability that top-p takes away: 1 - p
+        self._keys = torch.zeros(size, dtype=torch.long, device=device)
+
+    def start(self, index: Tensor, temperature: Tensor, removed: Tensor, keys: Tensor) -> None:
+        """Take new sequences, each at an index of its own.
+
+        Args:
+            index: of each (sequences,), as all others.
+            temperature: 0 draws nothing.
+            removed: 1 - top_p.
+            keys: what random numbers are made from, int64.
+
+        """
+        self._temperature[index], self._removed[index], self._keys[index] = temperature, removed, keys
+
+    def __call__(self, logits: Tensor, index: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits that tokens are drawn from, (rows, width), and the tokens (rows,).
+
+        Args:
+            logits: float32 (rows, width).
+            index: which sequence each row belongs to.
+            count: tokens that each has so far.
+
+        """
+        temperature = self._temperature[index][:, None]
+        is_drawn = temperature > 0
+        scaled = logits / torch.where(is_drawn, temperature, 1.0)
+        ordered, tokens = scaled.sort(dim=-1, stable=True)
+        is_removed = ordered.softmax(-1).cumsum(-1) <= self._removed[index][:, None]
+        is_removed[:, -1] = False
+        kept = scaled.masked_fill(torch.zeros_like(is_removed).scatter(1, tokens, is_removed), -torch.inf)
+        kept = torch.where(is_drawn, kept, logits)
+        drawn = draw(kept, uniform(self._keys[index], count))
+        return kept, torch.where(is_drawn[:, 0], drawn, logits.argmax(-1))
+
+
 def _signed(constant: int) -> int:
     return constant - (1 << 64)
 

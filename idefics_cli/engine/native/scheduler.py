@@ -39,6 +39,11 @@ class Scheduler:
         """Whether any sequence is on its way."""
         return bool(self._waiting or self.ready or self.running)
 
+    @property
+    def waiting(self) -> int:
+        """How many sequences are not running yet."""
+        return len(self._waiting) + len(self.ready)
+
     def add(self, sequence: Sequence, missing_pages: Iterable[str]) -> None:
         """Take a new sequence, and the pages of it that are not encoded."""
         missing = set(missing_pages)
@@ -88,6 +93,17 @@ class Scheduler:
         """Let go of sequences; returns those of them that were waiting."""
         return [sequence for sequence in sequences if self._waiting.pop(sequence, None) is not None]
 
+    def remove(self, sequence: Sequence, cache: KVCacheManager) -> bool:
+        """Let go of a sequence wherever it is; says whether it was there."""
+        for index, running in self.running.items():
+            if running is sequence:
+                self.free(index, cache)
+                return True
+        if sequence in self.ready:
+            self.ready.remove(sequence)
+            return True
+        return self._waiting.pop(sequence, None) is not None
+
     # --- the batch ---
 
     def admit(self, cache: KVCacheManager) -> list[int]:
@@ -132,4 +148,5 @@ class Scheduler:
         return sequence.prompt.shared_length + sequence.prompt.prefix_length + self._suffix_slots(sequence)
 
     def _suffix_slots(self, sequence: Sequence) -> int:
-        return len(sequence.suffix) + self._max_new_tokens
+        most = sequence.rules.max_new_tokens if sequence.rules is not None else self._max_new_tokens
+        return len(sequence.suffix) + most

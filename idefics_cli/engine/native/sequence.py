@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from idefics_cli.engine.families.base import Prompt
+from idefics_cli.engine.families.generation import GenerationRules
 from idefics_cli.engine.native.kv_cache import Prefix
 from idefics_cli.errors import Failure
 from idefics_cli.records import PreparedPage
@@ -36,6 +37,8 @@ class Output:
     """Sum of the log-probabilities of the tokens."""
     text: str | None = None
     """Of the answer, where it is not for the tokens to say."""
+    logprobs: tuple[float, ...] = ()
+    """Of each token; empty where `text` is given."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +53,10 @@ class Sequence:
     """How many pages at the start are those of `prompt.shared_length`."""
     random_key: int = 0
     """What its random numbers are made from, where tokens are drawn."""
+    rules: GenerationRules | None = None
+    """How its answer is generated; None is as the engine's are."""
+    is_watched: bool = False
+    """Whether its tokens are asked for after each step."""
     prefix: Prefix | None = None
     """Its part of the KV cache, while it is running."""
     suffix_start: int = 0

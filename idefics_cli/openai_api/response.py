@@ -1,0 +1,143 @@
+"""Makes the bodies of chat completions, whole and as the chunks of a stream."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from idefics_cli.records import Answer, GeneratedTokens
+
+DONE = b"data: [DONE]\n\n"
+_HELD_BACK = "\N{REPLACEMENT CHARACTER}"  # the bytes of a character that are not all there
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A completion that is being answered: what all of its bodies have in common."""
+
+    model: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def body(self, answer: Answer, *, logprobs: bool) -> dict[str, object]:
+        """Return the body of a whole answer; beside the form's own fields stands what rows of `run` say too."""
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": logprobs_of(answer.tokens) if logprobs else None,
+            "finish_reason": _finish_reason(answer),
+        }
+        own = {
+            "confidence": answer.confidence,
+            "mean_logprob": answer.mean_logprob,
+            "warning": answer.warning,
+            "vision_ms": answer.vision_ms,
+            "prefill_ms": answer.prefill_ms,
+            "decode_ms": answer.decode_ms,
+        }
+        return self._body("chat.completion", [choice]) | {"usage": usage_of(answer), "idefics_cli": own}
+
+    def first_chunk(self) -> bytes:
+        """Return the event that a stream begins with."""
+        return self._chunk({"role": "assistant", "content": ""}, None)
+
+    def text_chunk(self, text: str, tokens: Sequence[object] | None = None) -> bytes:
+        """Return the event of a piece of the answer, with its tokens where these are wanted."""
+        logprobs = None if tokens is None else {"content": tokens, "refusal": None}
+        return self._chunk({"content": text}, None, logprobs)
+
+    def last_chunk(self, answer: Answer) -> bytes:
+        """Return the event that says why the answer ended."""
+        return self._chunk({}, _finish_reason(answer))
+
+    def usage_chunk(self, answer: Answer) -> bytes:
+        """Return the event with the usage, whose `choices` are empty."""
+        return event(self._body("chat.completion.chunk", []) | {"usage": usage_of(answer)})
+
+    def _chunk(self, delta: object, finish_reason: str | None, logprobs: object = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return event(self._body("chat.completion.chunk", [choice]))
+
+    def _body(self, kind: str, choices: Sequence[object]) -> dict[str, object]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+
+def event(body: Mapping[str, object]) -> bytes:
+    """Return a body as a server-sent event."""
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+def usage_of(answer: Answer) -> dict[str, int]:
+    """Return how many tokens were read and written; image tokens and an end token count."""
+    total = answer.prompt_tokens + answer.new_tokens
+    return {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.new_tokens, "total_tokens": total}
+
+
+def logprobs_of(tokens: GeneratedTokens | None) -> dict[str, object] | None:
+    """Return the tokens of an answer with their log-probabilities; None where the engine does not say."""
+    return None if tokens is None else {"content": TokenStream().added(tokens, is_whole=True), "refusal": None}
+
+
+class TokenStream:
+    """Tells which tokens a growing answer adds, with their log-probabilities.
+
+    A token's text is what it adds to that of those before it; those that add none, such as the end, are left out.
+    """
+
+    def __init__(self) -> None:
+        self._count, self._text = 0, ""
+
+    def added(self, tokens: GeneratedTokens, *, is_whole: bool = False) -> list[dict[str, object]]:
+        """Return the tokens since the last call; `is_whole` says that the answer has no others."""
+        found: list[dict[str, object]] = []
+        for count in range(self._count + 1, len(tokens.ids) + 1):
+            text = _safe_text(tokens, count, is_whole=is_whole and count == len(tokens.ids))
+            if text.startswith(self._text) and len(text) > len(self._text):
+                new, self._text = text[len(self._text) :], text
+                logprob = tokens.logprobs[count - 1]
+                found.append({"token": new, "logprob": logprob, "bytes": list(new.encode()), "top_logprobs": []})
+            self._count = count
+        return found
+
+
+class TextStream:
+    """Tells what a growing answer adds to what was sent: never anything that its end would take back."""
+
+    def __init__(self) -> None:
+        self._sent = ""
+
+    def added(self, tokens: GeneratedTokens) -> str:
+        """Return what can be sent after the tokens so far."""
+        return self._advance(_safe_text(tokens, len(tokens.ids)))
+
+    def rest(self, answer: Answer) -> str:
+        """Return what is still to be sent of the whole answer."""
+        return self._advance(answer.text)
+
+    def _advance(self, text: str) -> str:
+        if not text.startswith(self._sent):
+            return ""
+        added, self._sent = text[len(self._sent) :], text
+        return added
+
+
+def _safe_text(tokens: GeneratedTokens, count: int, *, is_whole: bool = False) -> str:
+    """Return the text of so many tokens of an answer, without what those that follow may take back."""
+    text, stop = tokens.decode(tokens.ids[:count]), tokens.stop
+    text = text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
+    if not is_whole:
+        text = text.rstrip(_HELD_BACK)
+        text = text[: len(text) - max((_overlap(text, one) for one in stop), default=0)]
+    return text.rstrip()  # no answer ends with spaces
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of a text may be the beginning of a stop string."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+
+
+def _finish_reason(answer: Answer) -> str:
+    return "stop" if answer.is_complete else "length"
