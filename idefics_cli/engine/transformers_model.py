@@ -156,7 +156,6 @@ class GenerateModel(ABC):
         answers = []
         for request, output in zip(requests, outputs, strict=True):
             rules = self._rules.for_request(request.generation)
-            warnings = (self._family.warning, self._warning(request), _cut(output, rules))
             failure = not_a_number(self._dtype) if math.isnan(output.logprob) else None
             answers.append(
                 Answer(
