@@ -46,7 +46,7 @@ class Session:
 
         Raises:
             InputError: the examples can't be read.
-            ModelError: no such checkpoint, or one that can't be run.
+            ModelError: no such checkpoint, or one that can't be run, or can't be given the examples.
             UsageError: its pages can't be split as the settings want.
 
         """
@@ -59,6 +59,8 @@ class Session:
         """What stands in front of every question."""
         examples_digest = self.examples.digest() if self.examples else ""
         self.engine = engine or open_engine(settings.model)
+        if self.examples and (refusal := self.engine.info.examples_refusal):
+            raise ModelError(f"--examples: {refusal}")
         refusal, split = self.engine.info.split_refusal, settings.pages.split
         if refusal and split is not Split.AUTO:
             raise UsageError(f"--split {split}: {self.engine.info.name}: {refusal}; leave --split out")

@@ -9,20 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3Processor,
     Idefics3Config,
     Idefics3Processor,
     IdeficsConfig,
     LlamaConfig,
     LlavaConfig,
+    LlavaNextConfig,
+    LlavaNextProcessor,
     LlavaProcessor,
+    MllamaConfig,
+    MllamaProcessor,
     SmolVLMConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from tests.conftest import SAMPLES
 
@@ -36,6 +46,24 @@ TEMPLATE = (
     "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n"
     "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
+
+"""Every part where the conversation has it."""
+IMAGES_FIRST_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] | upper }}: {% endif %}"
+    "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ c['text'] }} {% endgeneration %}{% else %}{{ c['text'] }} "
+    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""The images of a turn before its texts, and a mark around what the assistant says, as LLaVA has it."""
+ALTERNATING_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ m['role'] }}\n{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ c['text'] | trim }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'model\n' }}{% endif %}"
+)
+"""No system turn, roles that alternate, texts trimmed, and what the text model begins with."""
 
 
 def save_idefics1(folder: Path) -> Path:
@@ -120,7 +148,73 @@ def save_llava(folder: Path) -> Path:
     return folder
 
 
-SAVED = {"llava": save_llava}
+def save_llava_next(folder: Path) -> Path:
+    """A LLaVA-NeXT: pages of another shape are another number of tiles; its template puts images before texts."""
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    grid = [[56, 112], [112, 56], [112, 112]]
+    config = LlavaNextConfig(
+        vision_config=vision, text_config=LlamaConfig(**TEXT), image_token_index=130, image_grid_pinpoints=grid
+    )
+    _save(config, folder)
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=grid
+    )
+    LlavaNextProcessor(
+        images, _tokenizer(), patch_size=14, vision_feature_select_strategy="default",
+        chat_template=IMAGES_FIRST_TEMPLATE, num_additional_image_tokens=1,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def save_gemma3(folder: Path) -> Path:
+    """A Gemma 3: what stands for an image in its template is no image token, and roles must alternate."""
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56,
+        "patch_size": 14,
+    }  # fmt: skip
+    tokens = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image>"}
+    tokenizer = AutoTokenizer.from_pretrained(TINY, extra_special_tokens=tokens)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_image>", "<end_of_image>"]})
+    begin, end = tokenizer.convert_tokens_to_ids(["<start_of_image>", "<end_of_image>"])
+    text = {**TEXT, "vocab_size": len(tokenizer), "head_dim": 16, "sliding_window": 512, "query_pre_attn_scalar": 16}
+    config = Gemma3Config(
+        vision_config=vision, text_config=text, mm_tokens_per_image=4, boi_token_index=begin, eoi_token_index=end,
+        image_token_index=130, tie_word_embeddings=False,
+    )  # fmt: skip
+    _save(config, folder)
+    images = Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
+    Gemma3Processor(images, tokenizer, image_seq_length=4, chat_template=ALTERNATING_TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+def save_mllama(folder: Path) -> Path:
+    """A Llama 3.2 Vision: texts see images by cross attention, through gates that are open here."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    image = tokenizer.convert_tokens_to_ids("<|image|>")  # the one that the head does not have
+    vision = {
+        "hidden_size": 32, "attention_heads": 2, "num_hidden_layers": 2, "num_global_layers": 1, "image_size": 28,
+        "intermediate_size": 64, "patch_size": 14, "max_num_tiles": 2, "intermediate_layers_indices": [0, 1],
+        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]], "vision_output_dim": 96,
+    }  # fmt: skip
+    text = {**TEXT, "vocab_size": image, "num_hidden_layers": 3, "cross_attention_layers": [1]}
+    _save(
+        MllamaConfig(text_config=text, vision_config=vision, image_token_index=image, tie_word_embeddings=False), folder
+    )
+    weights = load_file(folder / "model.safetensors")
+    opened = {
+        name: torch.ones_like(one) if "gate" in name and one.numel() == 1 else one for name, one in weights.items()
+    }
+    save_file(opened, folder / "model.safetensors", metadata={"format": "pt"})
+    images = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=2)
+    template = TEMPLATE.replace("<image>", "<|image|>")
+    MllamaProcessor(images, tokenizer, chat_template=template).save_pretrained(folder)
+    return folder
+
+
+SAVED = {"llava": save_llava, "llava_next": save_llava_next, "gemma3": save_gemma3, "mllama": save_mllama}
 
 
 def _tokenizer() -> Any:

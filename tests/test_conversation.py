@@ -152,6 +152,16 @@ def test_a_system_turn_that_a_template_does_not_take_stands_in_the_first_of_the_
     assert builder(folder=folder).build(greeted, crops).tokens == builder().build(shown, crops).tokens
 
 
+def test_a_template_that_writes_the_first_token_gets_it_once(tmp_path: Path) -> None:
+    own = (FOLDER / "chat_template.jinja").read_text()
+    named = builder(folder=without_template(tmp_path / "t", "{{ bos_token }}" + own))
+    for turns in CONVERSATIONS.values():
+        crops = [1] * pages_in(turns)
+        tokens = named.build(turns, crops).tokens
+        assert tokens == builder().build(turns, crops).tokens
+        assert tokens.count(tokens[0]) == 1
+
+
 def test_turns_that_a_template_refuses_are_a_bad_question(tmp_path: Path) -> None:
     own = (FOLDER / "chat_template.jinja").read_text()
     refusing = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{% endif %}" + own

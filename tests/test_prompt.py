@@ -12,8 +12,7 @@ from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2I
 from idefics_cli.engine.checkpoint import read_folder
 from idefics_cli.engine.families import idefics2_family_of
 from idefics_cli.engine.families.base import PromptBuilder
-from idefics_cli.engine.families.prompt import ChatTemplate
-from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
+from idefics_cli.errors import FailureKind, RowFailedError, UsageError
 from idefics_cli.records import plain_turns
 from tests.conftest import SAMPLES
 
@@ -97,26 +96,3 @@ def test_special_tokens_are_no_question_and_no_template(token: str) -> None:
     assert caught.value.failure.kind is FailureKind.BAD_QUESTION
     with pytest.raises(UsageError, match=token):
         builder(token + "{question}")
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
-        "{{ ''.__class__.__base__ }}",
-        "{{ raise_exception('no') }}",
-        "{% for x in messages %}{{ x.content.append(1) }}{% endfor %}",
-        "{{ messages[7].role.x }}",
-    ],
-)
-def test_a_template_is_kept_in_its_sandbox(source: str) -> None:
-    with pytest.raises(ModelError, match="the chat template failed"):
-        ChatTemplate(source, "m").render([{"role": "user", "content": [{"type": "text", "text": "q"}]}])
-
-
-def test_a_template_has_what_transformers_gives_to_it() -> None:
-    source = "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}"
-    turns = [{"role": "user", "content": "é"}] * 2
-    assert (
-        ChatTemplate(source + "{{ strftime_now('%Y')[:2] }}", "m").render(turns) == '{"role": "user", "content": "é"}20'
-    )

@@ -11,7 +11,7 @@ from idefics_cli.cli.answers import AnswerPrinter
 from idefics_cli.cli.console import log, note
 from idefics_cli.cli.progress import progress_line
 from idefics_cli.config import RunSettings
-from idefics_cli.errors import InputError, UsageError
+from idefics_cli.errors import InputError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from idefics_cli.local_socket.answers import Answers
@@ -37,6 +37,7 @@ def chat_about(
 
     Raises:
         InputError: no document, or a line of stdin that is no text.
+        ModelError: the checkpoint can't be run, or can't go on after an answer.
         UsageError: several documents that are not read together.
 
     """
@@ -51,6 +52,8 @@ def chat_about(
     for words in inputs.notes:
         note(words)
     with Answers(settings, log.info, note) as answers:
+        if answers.chat_refusal:
+            raise ModelError(f"--chat: {answers.chat_refusal}")
         answers.start()  # the weights are loaded while the first question is typed
         for setting, value in answers.engine_settings.items():
             log.info("%s: %s", setting, value)

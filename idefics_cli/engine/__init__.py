@@ -170,6 +170,8 @@ def engine_info(settings: ModelSettings, checkpoint: Checkpoint, family: Family,
         family.image_processor,
         family.notes,
         family.split_refusal,
+        family.chat_refusal,
+        family.examples_refusal,
     )
 
 

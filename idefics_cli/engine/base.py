@@ -29,6 +29,10 @@ class EngineInfo:
     """What a user is told of the engine at the start."""
     split_refusal: str = ""
     """Why pages are never split; empty where they may be."""
+    chat_refusal: str = ""
+    """Why questions can't go on after an answer; empty where they can."""
+    examples_refusal: str = ""
+    """Why examples can't stand before a question; empty where they can."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,8 +108,9 @@ def best_choice_anew(
                 longer[name] = torch.cat([value, value.new_tensor([tokens])], 1)
             elif name == "attention_mask":
                 longer[name] = torch.cat([value, value.new_ones(1, len(tokens))], 1)
-            elif name == "image_attention_mask":  # (1, tokens, images): an answer sees what the end of the prompt does
-                longer[name] = torch.cat([value, value[:, -1:].expand(-1, len(tokens), -1)], 1)
+            elif name in ("image_attention_mask", "cross_attention_mask"):
+                # (1, tokens, images ...): an answer sees what the end of the prompt does
+                longer[name] = torch.cat([value, value[:, -1:].expand(-1, len(tokens), *value.shape[2:])], 1)
             elif value.shape == (1, length):  # kinds of tokens: those of an answer are text
                 longer[name] = torch.cat([value, value.new_zeros(1, len(tokens))], 1)
         logits = model(**longer).logits[0, length - 1 :].float()  # (tokens + 1, vocabulary)

@@ -23,7 +23,8 @@ from idefics_cli.engine.native.models.siglip import normalize
 from idefics_cli.engine.transformers_generate import best_choice_anew
 from idefics_cli.engine.transformers_loading import load_processor
 from idefics_cli.engine.transformers_model import GenerateModel
-from idefics_cli.records import Crop, Request
+from idefics_cli.errors import FailureKind, RowFailedError, first_line
+from idefics_cli.records import Answer, Crop, Request
 
 
 class TransformersModel(GenerateModel):
@@ -119,34 +120,62 @@ class ProcessorModel(GenerateModel):
         self, checkpoint: Checkpoint, family: ProcessorFamily, settings: ModelSettings, choice: DeviceChoice
     ) -> None:
         """See `GenerateModel`; raises ModelError also where the processor can't be loaded."""
-        self._prompts = family.prompt_builder(settings.prompt)
+        self._name, self._prompts = checkpoint.name, family.prompt_builder(settings.prompt)
         self._processor: Any = load_processor(checkpoint)
+        # In transformers' cross attention a text before its first image sees all there are, padded ones too.
+        self._sees_padding = "cross_attention_mask" in self._processor.model_input_names
         super().__init__(checkpoint, family, settings, choice)
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """See `GenerateModel`; where padded images would be seen, only requests with as many pages go together."""
+        if not self._sees_padding:
+            return super().answer(requests)
+        found: dict[int, Answer] = {}
+        for count in {len(request.pages) for request in requests}:
+            group = [at for at, request in enumerate(requests) if len(request.pages) == count]
+            found.update(zip(group, super().answer([requests[at] for at in group]), strict=True))
+        return [found[at] for at in range(len(requests))]
 
     def _inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         """See `GenerateModel`."""
-        texts, images = [], []
-        for request in requests:
-            pages = [Image.fromarray(np.array(crop)) for page in request.pages for crop in page.crops]
-            content = [
-                *({"type": "image"} for _ in pages),
-                {"type": "text", "text": self._prompts.text(request.conversation)},
-            ]
-            turns = [{"role": "user", "content": content}]
-            texts.append(self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-            images.append(pages)
+        texts = [self._text(request) for request in requests]
+        images = [[Image.fromarray(np.array(crop)) for page in one.pages for crop in page.crops] for one in requests]
         bos = self._processor.tokenizer.bos_token
-        inputs = self._processor(
-            text=texts,
-            images=images,
-            padding=True,
-            return_tensors="pt",
-            add_special_tokens=not (bos and texts[0].startswith(bos)),  # templates may write it themselves
-        )
+        try:
+            inputs = self._processor(
+                text=texts,
+                images=images,
+                padding=True,
+                return_tensors="pt",
+                add_special_tokens=not (bos and texts[0].startswith(bos)),  # templates may write it themselves
+            )
+        except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+            # A batch is asked again one by one, so that the number is that of the request at fault.
+            pages = "a page" if len(images[0]) == 1 else f"{len(images[0])} pages"
+            words = f"{self._name}: its own processor does not take a prompt with {pages}: {first_line(error)}"
+            raise RowFailedError(FailureKind.BAD_QUESTION, words) from error
         for request, length in zip(requests, inputs["attention_mask"].sum(1).tolist(), strict=True):
             check_length(length, self._rules.for_request(request.generation), self._family.max_positions)
         moved: Mapping[str, Tensor] = inputs.to(self.device, dtype=self.model.dtype)
         return dict(moved)
+
+    def _text(self, request: Request) -> str:
+        """Return the prompt of a request by the checkpoint's chat template, images not expanded.
+
+        Raises:
+            RowFailedError: the template does not take this conversation.
+
+        """
+        messages = self._prompts.messages(request.conversation)
+        try:
+            return str(self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except Exception as error:  # a template is a program: it can fail in any way
+            words = f"{self._name}: the chat template failed: {first_line(error)}"
+            raise RowFailedError(FailureKind.BAD_QUESTION, words) from error
+
+    def _warning(self, request: Request) -> str:
+        """See `GenerateModel`."""
+        return self._prompts.warning(request.turns) if request.turns else ""
 
 
 def load_model(checkpoint: Checkpoint, family: Family, settings: ModelSettings, choice: DeviceChoice) -> GenerateModel:

@@ -16,7 +16,8 @@ from idefics_cli.config import ModelSettings
 from idefics_cli.engine.attention import implementation
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice
-from idefics_cli.engine.families.base import AnswerReader, Family
+from idefics_cli.engine.families.answer_text import AnswerReader
+from idefics_cli.engine.families.base import Family
 from idefics_cli.engine.families.generation import GenerationRules, random_key
 from idefics_cli.engine.native.engine import not_a_number
 from idefics_cli.engine.native.torch_device import torch_device
@@ -165,7 +166,9 @@ class GenerateModel(ABC):
                     new_tokens=len(output.tokens),
                     batch_size=1 if rules.choices or rules.temperature or request.generation else len(requests),
                     decode_ms=spent,
-                    warning="; ".join(filter(None, (self._family.warning, _cut(output, rules)))),
+                    warning="; ".join(
+                        filter(None, (self._family.warning, self._warning(request), _cut(output, rules)))
+                    ),
                     failure=failure,
                     is_complete=output.is_complete,
                     tokens=GeneratedTokens(output.tokens, output.logprobs, self._answers.decode, rules.stop)
@@ -174,6 +177,10 @@ class GenerateModel(ABC):
                 )
             )
         return answers
+
+    def _warning(self, request: Request) -> str:  # noqa: ARG002 - for kinds of models that have one
+        """Return what the answer to a request should be read with; empty for nothing."""
+        return ""
 
 
 def _cut(output: Generated, rules: GenerationRules) -> str:

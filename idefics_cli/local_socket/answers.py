@@ -70,6 +70,11 @@ class Answers:
         """See `EngineInfo.settings`."""
         return self._server.engine_settings if self._server else self._local().engine.info.settings
 
+    @property
+    def chat_refusal(self) -> str:
+        """See `EngineInfo.chat_refusal`; empty, too, where a server answers: there it is told by the rows."""
+        return "" if self._server else self._local().engine.info.chat_refusal
+
     def start(self) -> None:
         """Begin to load the weights, where they are not."""
         if self._session is not None:

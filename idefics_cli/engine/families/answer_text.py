@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
 from idefics_cli.engine.families.generation import Choice
 from idefics_cli.engine.families.prompt import Tokenizer
 from idefics_cli.errors import UsageError
+
+
+class AnswerReader(Protocol):
+    """Reads the tokens of answers."""
+
+    def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Return the text of an answer's tokens: special tokens left out, spaces around it stripped.
+
+        Args:
+            tokens: of the answer.
+            stop: texts before the first of which it is cut.
+
+        """
+
+    def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
+        """Whether the text of an answer's tokens holds one of these texts."""
 
 
 class AnswerText:
@@ -16,13 +33,13 @@ class AnswerText:
         self._tokenizer = tokenizer
 
     def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """See `PromptBuilder`."""
+        """See `AnswerReader`."""
         text = self._tokenizer.decode(tokens)
         starts = [start for start in map(text.find, stop) if start >= 0]
         return text[: min(starts, default=len(text))].strip()
 
     def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
-        """See `PromptBuilder`.
+        """See `AnswerReader`.
 
         All tokens are decoded anew each time: what a token adds to a text may depend on those before it.
         """

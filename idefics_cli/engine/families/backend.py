@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.families.prompt import Tokenizer
-from idefics_cli.errors import FailureKind, ModelError, RowFailedError, UsageError
-from idefics_cli.records import Turn
+from idefics_cli.errors import ModelError, UsageError
 
 END_OF_UTTERANCE = "<end_of_utterance>"
 _NATIVE = "idefics2, idefics3 and smolvlm"
@@ -110,20 +109,3 @@ def with_choices(
     choices = [prompts.choice(text, rules.suppressed_tokens) for text in settings.choices]
     longest = max(len(tokens) for choice in choices for tokens in choice.tokens)
     return dataclasses.replace(rules, choices=tuple(choices), max_new_tokens=longest + 1)
-
-
-def only_question(turns: Sequence[Turn]) -> str:
-    """Return the text of a question by itself, behind its pages.
-
-    Raises:
-        RowFailedError: it is a conversation, which is put into words for checkpoints that the native engine runs alone.
-
-    """
-    *before, last = turns[-1].content
-    if len(turns) > 1 or not isinstance(last, str) or any(isinstance(part, str) for part in before):
-        raise RowFailedError(
-            FailureKind.BAD_QUESTION,
-            "conversations, examples and texts between pages are for Idefics2, Idefics3 and SmolVLM; "
-            "this one answers a question",
-        )
-    return last

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.documents.page import ImageProcessor
+from idefics_cli.engine.families.answer_text import AnswerReader
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.records import Turn
 
@@ -86,22 +87,6 @@ class Prompt:
     """Tokens of the prefix that requests about other pages begin with too: those of the examples."""
 
 
-class AnswerReader(Protocol):
-    """Reads the tokens of answers."""
-
-    def decode(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """Return the text of an answer's tokens: special tokens left out, spaces around it stripped.
-
-        Args:
-            tokens: of the answer.
-            stop: texts before the first of which it is cut.
-
-        """
-
-    def has_stop(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
-        """Whether the text of an answer's tokens holds one of these texts."""
-
-
 class PromptBuilder(AnswerReader, Protocol):
     """Puts questions into the words and tokens that a checkpoint was trained with."""
 
@@ -160,6 +145,14 @@ class Family(Protocol):
     @property
     def split_refusal(self) -> str:
         """Why pages are never split; empty where they may be."""
+
+    @property
+    def chat_refusal(self) -> str:
+        """Why questions can't go on after an answer; empty where they can."""
+
+    @property
+    def examples_refusal(self) -> str:
+        """Why examples can't stand before a question; empty where they can."""
 
     def generation(self, settings: ModelSettings) -> GenerationRules:
         """Return how answers are generated.

@@ -17,17 +17,25 @@ from idefics_cli.engine.families.backend import (
     backend_rules,
     check_prompt_template,
     max_positions,
-    only_question,
     refuse_what_idefics2_has,
     with_choices,
 )
 from idefics_cli.engine.families.base import Normalization, Prompt
+from idefics_cli.engine.families.chat_template import ChatTemplate, named_tokens
 from idefics_cli.engine.families.generation import Choice, GenerationRules
-from idefics_cli.engine.families.prompt import Tokenizer, check_turns
+from idefics_cli.engine.families.prompt import PromptForm, Tokenizer, check_turns
 from idefics_cli.errors import ModelError
-from idefics_cli.records import Crop, Turn
+from idefics_cli.records import Crop, Turn, plain_turns
 
 _IMAGE, _FAKE = "<image>", "<fake_token_around_image>"
+_TURNS = (
+    "{% for turn in messages if turn.role != 'system' %}{{ turn.role | capitalize }}:"
+    "{% if turn.content[0].type == 'text' %} {% endif %}"
+    "{% for part in turn.content %}{{ part.text if part.type == 'text' else '" + _IMAGE + "' }}{% endfor %}"
+    "{{ '" + END_OF_UTTERANCE + "\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""The form of the model's card; it knows no system turn."""
 _SIDE = 224
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, which its image processor takes where a file names none."""
@@ -63,6 +71,7 @@ class Idefics1Family:
     """An Idefics checkpoint, as far as torch is not needed to know it."""
 
     native_gaps = ("checkpoints of type idefics",)
+    chat_refusal = examples_refusal = ""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Read its settings.
@@ -107,9 +116,9 @@ class Idefics1Family:
             UsageError: the template holds a special token.
 
         """
-        given = self._checkpoint.tokenizer_config.get("bos_token") or "<s>"
-        bos = str(given.get("content") if isinstance(given, dict) else given)
-        return Idefics1PromptBuilder(self._tokenizer, template, bos)
+        return Idefics1PromptBuilder(
+            self._tokenizer, template, named_tokens(self._checkpoint).get("bos_token") or "<s>"
+        )
 
     def generation(self, settings: ModelSettings) -> GenerationRules:
         """Return how answers are generated; image tokens never are.
@@ -143,31 +152,35 @@ class Idefics1PromptBuilder(AnswerText):
     def __init__(self, tokenizer: Tokenizer, template: str, bos: str) -> None:
         """Take the tokenizer; see `Idefics1Family.prompt_builder`."""
         super().__init__(tokenizer)
-        self._template, self._bos = template, bos
+        self._bos = bos
         self._special_tokens = tokenizer.special_tokens | {_IMAGE, _FAKE, END_OF_UTTERANCE}
-        self._has_turns = tokenizer.id_of(END_OF_UTTERANCE) is not None
+        has_turns = tokenizer.id_of(END_OF_UTTERANCE) is not None
+        self._form = PromptForm(ChatTemplate(_TURNS, "idefics") if has_turns else None, template, _IMAGE)
         check_prompt_template(template, self._special_tokens)
 
     def build(
         self,
         turns: Sequence[Turn],
-        crops: Sequence[int],
-        shared_turns: int = 0,  # noqa: ARG002 - a question by itself
+        crops: Sequence[int],  # noqa: ARG002 - each page is one image
+        shared_turns: int = 0,  # noqa: ARG002 - all is computed anew
         columns: Sequence[int] = (),  # noqa: ARG002
     ) -> Prompt:
-        """See `PromptBuilder`; conversations are refused."""
+        """See `PromptBuilder`."""
         check_turns(turns, self._special_tokens)
-        question = only_question(turns)
-        tokens = self._tokenizer.encode(self._words(self._template.replace("{question}", question), sum(crops)))
-        return Prompt(tuple(tokens), 0)  # nothing is shared in the backend
+        return Prompt(tuple(self._tokenizer.encode(self._words(turns))), 0)  # nothing is shared in the backend
 
     def choice(self, text: str, suppressed_tokens: Collection[int]) -> Choice:
         """Return an answer as tokens behind a prompt; raises UsageError where it can't be written."""
-        return self.choice_behind(self._words(self._template.replace("{question}", "?"), 1), text, suppressed_tokens)
+        return self.choice_behind(self._words(plain_turns("?", 1)), text, suppressed_tokens)
 
-    def _words(self, text: str, images: int) -> str:
-        """Return a user's turn; checkpoints without turns get images and text. Neighbours share a fake token."""
-        pages = _FAKE + f"{_IMAGE}{_FAKE}" * images
-        if not self._has_turns:
-            return f"{self._bos}{pages}{text.strip(' ')}"
-        return f"{self._bos}User:{pages}{text.lstrip(' ')}{END_OF_UTTERANCE}\nAssistant:"
+    def _words(self, turns: Sequence[Turn]) -> str:
+        """Return a conversation as the model's own processor writes it.
+
+        It drops the spaces of texts beside images, and lets images with nothing between share a fake token.
+        """
+        first, *others = self._form.words(turns).split(_IMAGE)
+        words = self._bos + first.strip(" ")
+        for at, text in enumerate(others):
+            is_shared = at > 0 and not others[at - 1]
+            words += f"{'' if is_shared else _FAKE}{_IMAGE}{_FAKE}{text.strip(' ')}"
+        return words

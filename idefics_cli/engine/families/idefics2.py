@@ -29,7 +29,7 @@ _CLOSING = re.compile(rf"{re.escape(FAKE)}(?=[^\s<])")
 class Idefics2Family:
     """An Idefics2 checkpoint, as far as torch is not needed to know it."""
 
-    warning = split_refusal = ""
+    warning = split_refusal = chat_refusal = examples_refusal = ""
     notes: tuple[str, ...] = ()
 
     def __init__(self, checkpoint: Checkpoint) -> None:

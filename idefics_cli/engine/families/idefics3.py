@@ -28,7 +28,7 @@ _WHOLE = "<global-img>"
 class Idefics3Family:
     """An Idefics3 or SmolVLM checkpoint, as far as torch is not needed to know it."""
 
-    warning = split_refusal = ""
+    warning = split_refusal = chat_refusal = examples_refusal = ""
     notes: tuple[str, ...] = ()
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -131,9 +131,7 @@ class Idefics3Family:
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
         """Read once: the template is checked before the weights are loaded, and used after."""
-        given = self._checkpoint.tokenizer_config.get("bos_token") or ""
-        bos = given.get("content") if isinstance(given, dict) else given
-        return Tokenizer(self._checkpoint, bos_token=str(bos or ""))
+        return Tokenizer(self._checkpoint)
 
 
 class Idefics3PromptBuilder(ImagePromptBuilder):

@@ -10,8 +10,9 @@ from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.families.answer_text import AnswerText
 from idefics_cli.engine.families.backend import check_prompt_template
 from idefics_cli.engine.families.base import ModelConfig, Prompt
+from idefics_cli.engine.families.chat_template import chat_template_of
 from idefics_cli.engine.families.generation import Choice
-from idefics_cli.engine.families.prompt import ChatTemplate, PromptForm, Tokenizer, check_turns
+from idefics_cli.engine.families.prompt import PromptForm, Tokenizer, check_turns
 from idefics_cli.errors import ModelError
 from idefics_cli.records import PagePart, Turn, plain_turns
 
@@ -32,8 +33,7 @@ class ImagePromptBuilder(AnswerText):
         super().__init__(tokenizer)
         self._name, self._image_seq_len = checkpoint.name, config.image_seq_len
         self._special_tokens = self._tokenizer.special_tokens | {IMAGE, FAKE}
-        chat = ChatTemplate(checkpoint.chat_template, checkpoint.name) if checkpoint.chat_template else None
-        self._form = PromptForm(chat, template, IMAGE)
+        self._form = PromptForm(chat_template_of(checkpoint), template, IMAGE)
         self._shared_tokens = functools.lru_cache(1)(self._tokens_of_shared)
         check_prompt_template(template, self._special_tokens)
         self._image_id = self._tokenizer.id_of(IMAGE)

@@ -18,14 +18,15 @@ from idefics_cli.engine.families.backend import (
     backend_rules,
     check_prompt_template,
     max_positions,
-    only_question,
     refuse_what_idefics2_has,
     with_choices,
 )
+from idefics_cli.engine.families.chat_template import ChatTemplate, chat_template_of, messages_of
 from idefics_cli.engine.families.generation import Choice, GenerationRules
-from idefics_cli.engine.families.prompt import ChatTemplate, Tokenizer, check_turns
+from idefics_cli.engine.families.prompt import PromptForm, Tokenizer, check_turns
+from idefics_cli.engine.families.template_check import TemplateCheck
 from idefics_cli.errors import ModelError
-from idefics_cli.records import Crop, Turn
+from idefics_cli.records import Crop, Turn, plain_turns
 
 _EDGES = 384, 4096  # the least and the most at which a page is rendered
 _UNKNOWN_EDGE = 1960
@@ -64,17 +65,18 @@ class ProcessorFamily:
         """Read its settings.
 
         Raises:
-            ModelError: it has no chat template.
+            ModelError: it has no chat template, or one that can't be read.
             UsageError: the user asks for what it can't do.
 
         """
         refuse_what_idefics2_has(checkpoint, kind)
-        if not checkpoint.chat_template:
+        chat = chat_template_of(checkpoint)
+        if chat is None:
             raise ModelError(
                 f"{checkpoint.name}: a checkpoint of type {kind} without a chat template: how it is asked is not "
                 "known; --processor takes processor and template from elsewhere"
             )
-        self._checkpoint = checkpoint
+        self._checkpoint, self._chat = checkpoint, chat
         self.max_positions = max_positions(checkpoint)
         self.native_gaps = (f"checkpoints of type {kind}",)
         self.warning = ""
@@ -88,15 +90,25 @@ class ProcessorFamily:
         """The size at which pages are rendered."""
         return WholePages(render_edge(self._checkpoint.processor_config))
 
+    @property
+    def chat_refusal(self) -> str:
+        """Why questions can't go on after an answer; empty where they can."""
+        return self._check.chat_refusal
+
+    @property
+    def examples_refusal(self) -> str:
+        """Why examples can't stand before a question; empty where they can."""
+        return self._check.examples_refusal
+
     def prompt_builder(self, template: str) -> ProcessorPrompts:
-        """Return what checks questions and reads answers.
+        """Return what makes messages of conversations, and reads answers.
 
         Raises:
-            ModelError: the chat template can't be read.
+            ModelError: the chat template refuses a question about a page.
             UsageError: the prompt template holds a special token.
 
         """
-        return ProcessorPrompts(self._checkpoint, self._tokenizer, template)
+        return ProcessorPrompts(self._chat, self._check, self._tokenizer, self._special_tokens, template)
 
     def generation(self, settings: ModelSettings) -> GenerationRules:
         """Return how answers are generated.
@@ -113,39 +125,58 @@ class ProcessorFamily:
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(self._checkpoint, adds_special_tokens=False)
 
+    @functools.cached_property
+    def _special_tokens(self) -> frozenset[str]:
+        settings = (self._checkpoint.processor_config, self._checkpoint.tokenizer_config)
+        return self._tokenizer.special_tokens.union(*map(_media_tokens, settings))
+
+    @functools.cached_property
+    def _check(self) -> TemplateCheck:
+        return TemplateCheck(self._chat, self._checkpoint.name, self._special_tokens)
+
 
 class ProcessorPrompts(AnswerText):
-    """Checks questions, and reads and writes answers; the prompts are made by the checkpoint's own processor."""
+    """Makes messages for the checkpoint's own processor, which makes the prompt; reads and writes answers."""
 
-    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, template: str) -> None:
+    def __init__(
+        self,
+        chat: ChatTemplate,
+        check: TemplateCheck,
+        tokenizer: Tokenizer,
+        special_tokens: frozenset[str],
+        template: str,
+    ) -> None:
         """Take the tokenizer; see `ProcessorFamily.prompt_builder`."""
         super().__init__(tokenizer)
-        self._template = template
-        self._chat = ChatTemplate(checkpoint.chat_template or "", checkpoint.name)
-        named = (*_media_tokens(checkpoint.processor_config), *_media_tokens(checkpoint.tokenizer_config))
-        self._special_tokens = tokenizer.special_tokens.union(named)
-        check_prompt_template(template, self._special_tokens)
+        self._check, self._special_tokens = check, special_tokens
+        self._form = PromptForm(chat, template, "")
+        check_prompt_template(template, special_tokens)
 
-    def text(self, turns: Sequence[Turn]) -> str:
-        """Return the words of a user's turn.
+    def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        """Return a conversation as the processor's chat template takes it.
 
         Raises:
-            RowFailedError: the question holds one of the model's special tokens, or it is a conversation.
+            RowFailedError: a text holds one of the model's special tokens, or the template refuses these turns
+                or leaves some of them out.
 
         """
         check_turns(turns, self._special_tokens)
-        return self._template.replace("{question}", only_question(turns))
+        asked = self._form.asked(turns)
+        self._check.moved(asked)
+        return messages_of(asked)
+
+    def warning(self, turns: Sequence[Turn]) -> str:
+        """Return what the answer to a conversation should be read with; empty for nothing."""
+        return self._check.moved(self._form.asked(turns))
 
     def choice(self, text: str, suppressed_tokens: Collection[int]) -> Choice:
         """Return an answer as tokens behind a prompt.
 
         Raises:
-            ModelError: the chat template refuses a user's turn.
             UsageError: it can't be written.
 
         """
-        content = [{"type": "text", "text": self._template.replace("{question}", "?")}]
-        return self.choice_behind(self._chat.render([{"role": "user", "content": content}]), text, suppressed_tokens)
+        return self.choice_behind(self._form.words(plain_turns("?", 1)), text, suppressed_tokens)
 
 
 def render_edge(settings: Mapping[str, Any]) -> int:

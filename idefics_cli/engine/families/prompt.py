@@ -1,30 +1,25 @@
-"""Chat templates and tokenizers, without transformers: what its processors do, by the same files."""
+"""Tokenizers, and turns in the words of prompts, without transformers: what its processors do, by the same files."""
 
 from __future__ import annotations
 
-import datetime
-import functools
-import json
 from collections.abc import Sequence
-from typing import Any
 
 from idefics_cli.engine.checkpoint import Checkpoint
-from idefics_cli.errors import FailureKind, ModelError, RowFailedError, first_line
+from idefics_cli.engine.families.chat_template import ChatTemplate, messages_of, named_tokens
+from idefics_cli.errors import FailureKind, ModelError, RowFailedError
 from idefics_cli.records import DocumentPart, PagePart, Turn
-
-_PROBE = "what a system turn says"
 
 
 class Tokenizer:
     """The tokenizer of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, *, adds_special_tokens: bool = True, bos_token: str = "") -> None:
+    def __init__(self, checkpoint: Checkpoint, *, adds_special_tokens: bool = True) -> None:
         """Read tokenizer.json.
 
         Args:
             checkpoint: whose tokenizer it is.
-            adds_special_tokens: whether `encode` puts tokens around a text, as the file says.
-            bos_token: what templates may begin with by themselves: such a text gets no tokens around it.
+            adds_special_tokens: whether `encode` puts tokens around a text, as the file says; a text that begins with
+                `bos_token`, as templates may write it, gets none.
 
         Raises:
             ModelError: it can't be read.
@@ -36,7 +31,8 @@ class Tokenizer:
             self._tokenizer = FastTokenizer.from_file(str(checkpoint.tokenizer_file))
         except Exception as error:  # the library raises Exception itself
             raise ModelError(f"{checkpoint.name}: tokenizer.json can't be read: {error}") from error
-        self._adds_special_tokens, self._bos_token = adds_special_tokens, bos_token
+        self._adds_special_tokens = adds_special_tokens
+        self._bos_token = named_tokens(checkpoint).get("bos_token", "")
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder().values()
@@ -55,42 +51,6 @@ class Tokenizer:
         """Return the id of a token."""
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
-
-
-class ChatTemplate:
-    """A checkpoint's template of chat turns."""
-
-    def __init__(self, source: str, name: str) -> None:
-        """Compile it in a sandbox.
-
-        Raises:
-            ModelError: it is no template.
-
-        """
-        self._name = name
-        self._template = _compile(source, name)
-
-    def render(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """Return the text of turns, up to where the assistant's answer begins or, without that, to their end.
-
-        Raises:
-            ModelError: the template refuses the turns.
-
-        """
-        try:
-            return str(self._template.render(messages=list(messages), add_generation_prompt=add_generation_prompt))
-        except Exception as error:  # a template is a program: it can fail in any way
-            raise ModelError(f"{self._name}: the chat template failed: {first_line(error)}") from error
-
-    @functools.cached_property
-    def has_system_turn(self) -> bool:
-        """Whether it takes a system turn: some raise an error then, others leave it out."""
-        turns = [{"role": role, "content": [{"type": "text", "text": role}]} for role in ("system", "user")]
-        turns[0]["content"] = [{"type": "text", "text": _PROBE}]
-        try:
-            return _PROBE in self.render(turns)
-        except ModelError:
-            return False
 
 
 class PromptForm:
@@ -112,20 +72,22 @@ class PromptForm:
             RowFailedError: it refuses these turns.
 
         """
-        asked = [Turn(turn.role, self._asked(turn)) for turn in turns]
+        asked = self.asked(turns)
         if self._chat is None:
             return self._continued(asked)
-        if not self._chat.has_system_turn:
-            asked = _without_system_turn(asked)
-        messages = [{"role": turn.role, "content": list(map(_chat_part, turn.content))} for turn in asked]
         try:
-            return self._chat.render(messages, add_generation_prompt=is_open)
+            return self._chat.render(messages_of(asked), add_generation_prompt=is_open)
         except ModelError as error:
             if len(turns) == 1:
                 raise
             raise RowFailedError(FailureKind.BAD_QUESTION, f"messages: {error}") from error
 
-    def _asked(self, turn: Turn) -> tuple[str | DocumentPart | PagePart, ...]:
+    def asked(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Return turns as they are put into words: `--prompt` around questions, a system turn where one is taken."""
+        asked = [Turn(turn.role, self._content(turn)) for turn in turns]
+        return _without_system_turn(asked) if self._chat and not self._chat.has_system_turn else asked
+
+    def _content(self, turn: Turn) -> tuple[str | DocumentPart | PagePart, ...]:
         """Return the content of a turn; the last text of a user's turn is the question that `--prompt` is about."""
         last = _last_text(turn)
         if turn.role != "user" or last is None:
@@ -159,10 +121,6 @@ def _last_text(turn: Turn) -> int | None:
     return max((at for at, part in enumerate(turn.content) if isinstance(part, str)), default=None)
 
 
-def _chat_part(part: str | DocumentPart | PagePart) -> dict[str, str]:
-    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-
-
 def _without_system_turn(turns: list[Turn]) -> list[Turn]:
     """Put what a system turn says at the beginning of the first user's turn."""
     if turns[0].role != "system":
@@ -172,26 +130,6 @@ def _without_system_turn(turns: list[Turn]) -> list[Turn]:
     first = next(at for at, turn in enumerate(others) if turn.role == "user")
     others[first] = Turn("user", (f"{said}\n\n", *others[first].content))
     return others
-
-
-@functools.lru_cache(4)
-def _compile(source: str, name: str) -> Any:
-    from jinja2.exceptions import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(words: str) -> None:
-        raise TemplateError(words)
-
-    # What transformers gives to templates: trimmed blocks, loop controls, plain JSON, the date.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise ModelError(f"{name}: the chat template can't be read: {error}") from error
 
 
 def check_turns(turns: Sequence[Turn], special_tokens: frozenset[str]) -> None:
