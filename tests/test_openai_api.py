@@ -99,6 +99,8 @@ def test_addresses_are_taken_only_where_they_are_allowed() -> None:
     {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, {"messages": [{"role": ["user"], "content": "?"}]},
     {"messages": [{"role": "system", "content": [IMAGE]}, {"role": "user", "content": "?"}]},
     {"messages": [{"role": "user", "content": "?"}], "stream_options": 3, "stream": True},
+    {"messages": [{"role": "user", "content": "\ud800"}]}, {"messages": [user(text("\ud800"))]},
+    {"messages": [user(text("?"))], "stop": "\ud800"},
     {"messages": [{"role": "user", "content": "?"}], "seed": 1e300}, {"messages": [{"role": "user", "content": "?"}], "temperature": float("nan")}])  # fmt: skip
 def test_bodies_that_cannot_be_read_are_refused(asked: object) -> None:
     with pytest.raises(ApiError) as caught:

@@ -149,6 +149,8 @@ def _stops(value: object) -> tuple[str, ...]:
         raise ApiError(400, "stop: a text, or a list of texts, is wanted", param="stop")
     if len(texts) > _MOST_STOPS:
         raise ApiError(400, f"stop: {len(texts)} texts; at most {_MOST_STOPS} are taken", param="stop")
+    for text in texts:
+        _check_text(text, "stop")
     return tuple(texts)
 
 
@@ -190,6 +192,7 @@ def _message(message: object, location: str, *, allow_urls: bool) -> tuple[str, 
         raise ApiError(400, words, param=f"{location}.role")
     content = message.get("content")
     if isinstance(content, str) or content is None:
+        _check_text(content or "", f"{location}.content")
         return role, [{"type": "text", "text": content}] if content else []
     if not isinstance(content, list):
         words = f"{location}.content: a text or a list of parts is wanted"
@@ -208,6 +211,7 @@ def _part(part: object, location: str, *, allow_urls: bool) -> dict[str, object]
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise ApiError(400, f"{location}.text: a text is wanted", param=f"{location}.text")
+        _check_text(part["text"], f"{location}.text")
         return {"type": "text", "text": part["text"]}
     key = "url" if kind == "image_url" else "file_data"
     given = part.get(kind)
@@ -230,6 +234,13 @@ def _checked_source(source: str, kind: str, location: str, *, allow_urls: bool) 
     if kind == "file" and "://" not in source:  # base64 by itself
         return f"data:application/octet-stream;base64,{source}"
     raise ApiError(400, f"{location}: a data URI is wanted, data:image/png;base64,...", param=location)
+
+
+def _check_text(text: str, param: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a pair of surrogates
+        raise ApiError(400, f"{param}: no text: {error.reason}", param=param) from error
 
 
 def _shown(value: object) -> str:
