@@ -19,6 +19,7 @@ from idefics_cli.errors import ModelError
 _NOT_LOADED = (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 _COMPUTED_ANEW = re.compile(r".*(rotary_emb\.inv_freq|position_ids)")
 """Weights that older files hold, and no model reads."""
+_TOO_LARGE = "the weights do not fit the GPU's memory; try --device cpu"
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:
@@ -80,7 +81,7 @@ def load_checkpoint(
         model = load(checkpoint, torch.device("cpu"), dtype, attention)
         return _with_wide_connector(quantize_text_model(model, quantize, device))
     except torch.OutOfMemoryError as error:
-        raise ModelError(f"{name}: the weights do not fit the GPU's memory; try --device cpu") from error
+        raise ModelError(f"{name}: {_TOO_LARGE}") from error
     except (
         ImportError,
         OSError,
@@ -167,12 +168,16 @@ def load_random(
     attention: str | None,
     quantize: Quantize = Quantize.NONE,
 ) -> Any:
-    """Make a model with random weights, on the device."""
+    """Make a model with random weights, as `load_checkpoint` makes one; raises ModelError where it is too large."""
     model = _without_weights(checkpoint, dtype, attention)
     shapes = {name: tuple(weight.shape) for name, weight in _weights(model).items()}
-    model = _filled(model, RandomSource(shapes, dtype, device), device)
-    if not quantize.is_native:
-        model = quantize_text_model(model.to("cpu"), quantize, device)
+    filled_on = device if quantize.is_native else torch.device("cpu")
+    try:
+        model = _filled(model, RandomSource(shapes, dtype, filled_on), filled_on)
+        if not quantize.is_native:
+            model = quantize_text_model(model, quantize, device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{checkpoint.name}: {_TOO_LARGE}") from error
     return _with_wide_connector(model)
 
 
