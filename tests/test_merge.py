@@ -184,6 +184,26 @@ def test_empty_outputs_merge_to_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "all.csv").read_bytes() == b""
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_row_that_is_cut_off_is_told_and_is_no_success(ending: str, questions: Path, tmp_path: Path) -> None:
+    whole, cut, merged_file = (tmp_path / f"{name}.{ending}" for name in ("whole", "cut", "all"))
+    run(questions, whole)
+    cut.write_bytes(whole.read_bytes()[:-40])
+    result = merged([cut], merged_file)
+    assert rows_of(merged_file) == rows_of(whole)[:-1]
+    assert f"{cut}: its last row is cut off, and left out" in result.notes[0]
+    assert (result.cut, result.is_whole) == (1, False)
+    merged_file.unlink()
+    asked = merged([cut, whole], merged_file, questions)
+    assert (asked.missing, asked.cut, len(asked.notes)) == (0, 0, 1)
+
+
+def test_what_is_no_file_is_said_as_what_it_is(cli: Run, tmp_path: Path) -> None:
+    for path, words in ((tmp_path, "a folder: name the outputs in it"), (Path("/dev/null"), "not a regular file")):
+        done = cli("merge", path, "-o", tmp_path / "all.csv")
+        assert (done.returncode, f"{path}: {words}" in done.stderr) == (3, True)
+
+
 def test_the_command_says_what_is_missing_and_ends_with_six(cli: Run, questions: Path, tmp_path: Path) -> None:
     for index in (1, 2):
         run(questions, tmp_path / f"part-{index}.csv", Shard(index, 2))
