@@ -125,6 +125,6 @@ def _report(result: MergeResult, file: Path | None, shards: int | None) -> None:
         note(f"{result.not_asked:,} rows answer none of these questions: left out")
     counts = [f"{result.rows:,} rows", f"{result.failed:,} failed"]
     counts += [f"{result.missing:,} missing"] * bool(result.missing)
-    counts += [f"{result.cut:,} cut off"] * bool(result.cut)
+    counts += [f"{result.unfinished:,} outputs unfinished"] * bool(result.unfinished)
     counts += [f"{result.conflicts:,} in conflict"] * bool(result.conflicts)
     summary(f"{file if file is not None else 'stdout'}: {', '.join(counts)}", is_failure=not result.is_whole)
