@@ -58,12 +58,14 @@ def read_inputs(
 
     Raises:
         InputError: they can't be read, or can't be asked.
-        UsageError: a `--column` that can't be.
+        UsageError: a `--column` or `--root` that can't be.
 
     """
     columns = ColumnNames(settings.questions.columns)
     if questions == STDIN and STDIN in documents:
         raise UsageError("a document and the questions can't both come from stdin")
+    if settings.questions.root is not None and not settings.questions.root.is_dir():
+        raise UsageError(f"--root {settings.questions.root}: no folder; questions could name no document at all")
     given, notes = _find(documents, settings.questions)
     if isinstance(questions, str):
         inputs = _from_name(questions, columns, given, settings.questions)

@@ -21,7 +21,7 @@ from idefics_cli.jobs import rows_of
 from idefics_cli.prefetch import prefetch
 from idefics_cli.records import Job
 from idefics_cli.results.check import check_inputs, is_stdout, output_file
-from idefics_cli.results.lock import locked
+from idefics_cli.results.lock import is_held, locked
 from idefics_cli.results.merged import MergedOutputs
 from idefics_cli.results.read import OutputReader
 from idefics_cli.results.replace import open_unbuffered, replacing
@@ -52,12 +52,14 @@ class MergeResult:
     """Rows that two outputs answer differently; the first is taken."""
     conflict_names: list[str] = field(default_factory=list)
     """The first few."""
+    unfinished: int = 0
+    """Outputs that a run writes to or that end with a part of a row, where no questions say what is missing."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def is_whole(self) -> bool:
         """Whether all is there, answered, and without a contradiction."""
-        return not (self.failed or self.missing or self.conflicts)
+        return not (self.failed or self.missing or self.conflicts or self.unfinished)
 
 
 def form_of(outputs: Sequence[Path]) -> Format:
@@ -94,9 +96,13 @@ def merge(
         OutputError: the rows can't be written.
 
     """
-    merged, result = MergedOutputs(outputs), MergeResult()
+    result, held = MergeResult(), [path for path in outputs if is_held(path.resolve())]
+    merged = MergedOutputs(outputs)
+    result.notes += [f"{path}: a run is writing to it, and its next rows are not here" for path in held]
     inputs = None if questions is None else read_inputs(documents, questions, settings)
     result.conflicts, result.conflict_names = len(merged.conflicts), list(merged.conflict_words(SHOWN))
+    cut = [path for path in merged.cut if path not in held]
+    result.notes += [f"{path}: its last row is cut off, and left out: its run was killed; --resume it" for path in cut]
     read = [*outputs, *(inputs.paths if inputs else [])]
     if merged.form is not None and settings.output.format is not merged.form:
         raise OutputError(
@@ -112,6 +118,7 @@ def merge(
             result.failed += merged.is_failed(number)
 
         if inputs is None:
+            result.unfinished = len(held) + len(cut)
             for number in range(len(merged)):
                 put(number)
         else:
@@ -168,7 +175,7 @@ def _writing(settings: OutputSettings, stdout: IO[str], inputs: Sequence[Path]) 
         yield lambda data: print(data.decode(), end="", file=stdout)
         return
     if path is None:
-        with open_unbuffered(settings.path) as stream, _buffered(stream) as write:
+        with open_unbuffered(settings.path) as stream, _buffered(stream, settings.path) as write:
             yield write
         return
     if not path.parent.is_dir():
@@ -177,12 +184,12 @@ def _writing(settings: OutputSettings, stdout: IO[str], inputs: Sequence[Path]) 
     with locked(path, settings.wait):
         if path.exists() and path.stat().st_size and not settings.overwrite:
             raise OutputError(f"{settings.path}: exists; --overwrite replaces it")
-        with replacing(path) as stream, _buffered(stream) as write:
+        with replacing(path) as stream, _buffered(stream, settings.path) as write:
             yield write
 
 
 @contextlib.contextmanager
-def _buffered(stream: FileIO) -> Iterator[Callable[[bytes], None]]:
+def _buffered(stream: FileIO, path: Path) -> Iterator[Callable[[bytes], None]]:
     waiting = bytearray()
 
     def flush(most: int) -> None:
@@ -192,7 +199,7 @@ def _buffered(stream: FileIO) -> Iterator[Callable[[bytes], None]]:
             except BrokenPipeError:
                 raise
             except OSError as error:
-                raise OutputError(f"can't write the output: {error.strerror}") from error
+                raise OutputError(f"can't write {path}: {error.strerror}") from error
 
     def write(data: bytes) -> None:
         waiting.extend(data)

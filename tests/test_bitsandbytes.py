@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from idefics_cli.engine.bitsandbytes import check_bitsandbytes
 from idefics_cli.engine.prepare import prepare
 from idefics_cli.errors import ModelError, UsageError
 from idefics_cli.records import Request
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLES, Run
 from tests.small_checkpoints import reference, save_checkpoint, settings_of
 
 pytest.importorskip("bitsandbytes")
@@ -73,3 +74,17 @@ def test_a_small_checkpoint_in_float16_answers_with_it_too(tmp_path: Path) -> No
     engine = open_engine(dataclasses.replace(settings, quantize=Quantize.BNB_4BIT, dtype=Dtype.FLOAT16))
     assert engine.info.settings["--dtype"] == "float16"
     engine.close()
+
+
+def test_no_code_is_fetched_from_the_hub(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPUs with AVX-512 for bfloat16 bitsandbytes asks the package kernels for code of the hub, when it is imported."""
+    package = tmp_path / "kernels"
+    package.mkdir()
+    asked = tmp_path / "asked"
+    (package / "__init__.py").write_text(
+        f"def get_kernel(*_, **__):\n    from pathlib import Path\n    Path({str(asked)!r}).touch()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    question = (SAMPLES / "documents" / "notice.bmp", "What is the date?")
+    done = cli("ask", *question, "--model", "tiny", "--quantize", "bnb-4bit", "--max-new-tokens", "1")
+    assert (done.returncode, "kernels" in done.stderr, asked.exists()) == (0, False, False), done.stderr

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from idefics_cli.config import ModelSettings
 from idefics_cli.engine import open_engine
 from idefics_cli.engine.checkpoint import find_locally, open_checkpoint, read_folder, samples_folder
-from idefics_cli.errors import ModelError
+from idefics_cli.errors import ModelError, UsageError
 from tests.conftest import SAMPLES
 from tests.small_checkpoints import save_checkpoint, settings_of
 
@@ -128,6 +128,14 @@ def cached(home: Path, source: Path, revision: str = "main", name: str = "checkp
     (repository / "refs").mkdir(exist_ok=True)
     (repository / "refs" / revision).write_text(commit)
     return snapshot
+
+
+def test_a_revision_of_a_folder_is_refused(small: Path) -> None:
+    for model, words in ((str(small), "is a folder"), ("tiny", "is embedded")):
+        with pytest.raises(UsageError, match=f"--revision is for checkpoints of the hub, and .*{words}: leave it out"):
+            open_checkpoint(ModelSettings(model, revision="v2"))
+    with pytest.raises(UsageError, match="--revision takes a branch, tag or commit"):
+        ModelSettings(revision=" ")
 
 
 @pytest.mark.parametrize("revision", ["", "v2"])

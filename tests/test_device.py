@@ -27,6 +27,11 @@ def test_cuda_where_there_is_none() -> None:
         choose_device(ModelSettings("tiny", device=Device.parse("cuda:3")))
 
 
+def test_memory_of_a_gpu_is_not_for_the_cpu() -> None:
+    with pytest.raises(UsageError, match="--gpu-memory is for CUDA GPUs, and the model would run on cpu"):
+        choose_device(ModelSettings("tiny", device=Device.CPU, gpu_memory=3.0))
+
+
 @pytest.mark.parametrize("text", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:12"])
 def test_a_device_reads_as_it_is_written(text: str) -> None:
     assert str(Device.parse(text)) == text

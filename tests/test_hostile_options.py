@@ -61,3 +61,13 @@ def test_limits_beyond_reason_are_rows_like_any_other(cli: Run, here: Path) -> N
 def test_an_empty_question_is_said_to_be_empty(cli: Run, here: Path) -> None:
     done = cli("ask", "notice.bmp", "", cwd=here)
     assert (done.returncode, done.stderr) == (3, "error: question 1 is empty\n")
+
+
+def test_what_an_option_does_not_take_is_said_with_what_it_does(cli: Run, here: Path) -> None:
+    for option, value, words in (
+        ("--format", "xml", "Invalid value for '--format': 'xml' is not one of 'csv', 'jsonl' (see"),
+        ("--root", "q.csv", "--root q.csv: no folder"),
+        ("--revision", "v2", "--revision is for checkpoints of the hub, and tiny is embedded: leave it out"),
+    ):
+        done = cli("run", "-q", "q.csv", option, value, cwd=here)
+        assert (done.returncode, f"error: {words}" in done.stderr) == (2, True), done.stderr

@@ -155,6 +155,13 @@ def test_a_column_that_is_nowhere(tmp_path: Path, inbox: Path) -> None:
         read(tmp_path, "question\na\n", inbox, columns=("nr=id",))
 
 
+@pytest.mark.parametrize("name", ["nowhere", "a.pdf", "a\0"])
+def test_a_root_that_is_no_folder_is_refused(name: str, tmp_path: Path, inbox: Path) -> None:
+    settings = RunSettings(questions=QuestionSettings(root=inbox / name))
+    with pytest.raises(UsageError, match=r"--root .*: no folder"):
+        read_inputs([str(inbox)], ["what?"], settings)
+
+
 @pytest.mark.parametrize("content", ["", "\n\n", "question\n", "question,id\n,\n"])
 def test_no_questions_are_an_error_unless_that_is_allowed(tmp_path: Path, inbox: Path, content: str) -> None:
     with pytest.raises(InputError, match="no questions in it"):

@@ -14,6 +14,7 @@ from idefics_cli import batch
 from idefics_cli.config import Format, OutputSettings, QuestionSettings, RunSettings, Shard
 from idefics_cli.errors import InputError, OutputError
 from idefics_cli.merge import MergeResult, merge
+from idefics_cli.results.lock import locked
 from idefics_cli.results.read import OutputReader
 from tests.conftest import Run
 from tests.worker_engines import open_fake, settings
@@ -182,6 +183,39 @@ def test_empty_outputs_merge_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     assert merged([tmp_path / "empty.csv"], tmp_path / "all.csv").rows == 0
     assert (tmp_path / "all.csv").read_bytes() == b""
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_row_that_is_cut_off_is_told_and_is_no_success(ending: str, questions: Path, tmp_path: Path) -> None:
+    whole, cut, merged_file = (tmp_path / f"{name}.{ending}" for name in ("whole", "cut", "all"))
+    run(questions, whole)
+    cut.write_bytes(whole.read_bytes()[:-40])
+    result = merged([cut], merged_file)
+    assert rows_of(merged_file) == rows_of(whole)[:-1]
+    assert f"{cut}: its last row is cut off, and left out" in result.notes[0]
+    assert (result.unfinished, result.is_whole) == (1, False)
+    merged_file.unlink()
+    asked = merged([cut, whole], merged_file, questions)
+    assert (asked.missing, asked.unfinished, len(asked.notes)) == (0, 0, 1)
+
+
+def test_an_output_that_a_run_is_writing_to_is_no_success(questions: Path, tmp_path: Path) -> None:
+    """Its rows so far would else replace those of yesterday."""
+    run(questions, tmp_path / "part.csv")
+    before = rows_of(tmp_path / "part.csv")
+    with locked(tmp_path / "part.csv"):
+        result = merged([tmp_path / "part.csv"], tmp_path / "all.csv")
+        assert f"{tmp_path / 'part.csv'}: a run is writing to it" in result.notes[0]
+        assert (result.rows, result.unfinished, result.is_whole) == (len(before), 1, False)
+    (tmp_path / ".part.csv.lock").write_text("process 1")  # as a killed run leaves it
+    (tmp_path / "all.csv").unlink()
+    assert merged([tmp_path / "part.csv"], tmp_path / "all.csv").unfinished == 0
+
+
+def test_what_is_no_file_is_said_as_what_it_is(cli: Run, tmp_path: Path) -> None:
+    for path, words in ((tmp_path, "a folder: name the outputs in it"), (Path("/dev/null"), "not a regular file")):
+        done = cli("merge", path, "-o", tmp_path / "all.csv")
+        assert (done.returncode, f"{path}: {words}" in done.stderr) == (3, True)
 
 
 def test_the_command_says_what_is_missing_and_ends_with_six(cli: Run, questions: Path, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ def test_placements_say_what_would_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
         placements(Gpus(2), RunSettings())
     with pytest.raises(UsageError, match="number of workers"):
         placements(Gpus(), cpu)
+    with pytest.raises(UsageError, match="--gpu-memory is for CUDA GPUs"):
+        placements(Gpus(2), RunSettings(model=ModelSettings("tiny", device=Device.CPU, gpu_memory=3.0)))
     with pytest.raises(UsageError, match="exclude each other"):
         placements(Gpus(2), RunSettings(model=ModelSettings(device=Device.parse("cuda:1"))))
 

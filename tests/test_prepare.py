@@ -278,6 +278,51 @@ def test_parts_that_are_missing_are_named(small: Path, tmp_path: Path) -> None:
         open_engine(settings_of(folder)).load()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ignore": ["lm_head", f"{MLP}up_proj"]}, "up_proj are quantized, but ignore in quantization_config names it"),
+        ({"ignore": [r"re:.*text_model.*_proj"]}, "are quantized, but ignore in quantization_config names it"),
+        ({"ignore": ["re:("]}, "quantization_config: ignore: missing \\)"),
+        ({"ignore": "lm_head"}, "quantization_config: ignore: 'lm_head' is no list of names"),
+        ({"targets": [f"re:{MLP}"]}, "are quantized, but targets in quantization_config leaves it out"),
+        ({"targets": []}, "are quantized, but targets in quantization_config leaves it out"),
+        ({"targets": None}, "quantization_config: targets: None is no list of names"),
+    ],
+)
+@pytest.mark.parametrize("quantize", [Quantize.INT4, Quantize.FP8])
+def test_settings_that_contradict_the_tensors_are_refused(
+    change: dict[str, Any], words: str, quantize: Quantize, small: Path, tmp_path: Path
+) -> None:
+    folder = written(small, tmp_path / "made", quantize=quantize)
+    config = json.loads((folder / "config.json").read_text())
+    values = config["quantization_config"]
+    (values["config_groups"]["group_0"] if "targets" in change else values).update(change)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=words):
+        open_engine(settings_of(folder)).load()
+
+
+def test_patterns_that_agree_with_the_tensors_are_taken(small: Path, tmp_path: Path) -> None:
+    folder = written(small, tmp_path / "made", quantize=Quantize.INT8)
+    before = texts(answers(folder))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["targets"] = ["re:model[.]"]
+    config["quantization_config"]["ignore"] = ["re:.*embed_tokens", "lm_head"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert texts(answers(folder)) == before
+
+
+@pytest.mark.parametrize("shape", [[128, 256], [256, 127], [0, 0], [-1, 2**62]])
+def test_a_stored_shape_that_contradicts_the_words_is_refused(shape: list[int], small: Path, tmp_path: Path) -> None:
+    folder = written(small, tmp_path / "made", quantize=Quantize.INT8)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"{MLP}up_proj.weight_shape"] = torch.tensor(shape)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"up_proj\.weight_shape is \(.*\), where its words are \(256, 128\)"):
+        open_engine(settings_of(folder)).load()
+
+
 def test_the_command(small: Path, tmp_path: Path, cli: Run) -> None:
     done = cli("prepare", small, "-o", tmp_path / "made", "--quantize", "int8")
     assert done.returncode == 0, done.stderr

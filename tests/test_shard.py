@@ -37,14 +37,22 @@ def test_what_is_no_shard_is_refused_with_what_would_be(text: str) -> None:
 
 
 def test_auto_takes_a_task_of_a_slurm_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "10")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "0")
     assert Shard.parse("auto") == Shard(3, 4)
     monkeypatch.setenv("SLURM_ARRAY_TASK_STEP", "2")
     assert Shard.parse("auto") == Shard(2, 4)
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "13")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     with pytest.raises(UsageError, match="no task of an array"):
+        Shard.parse("auto")
+
+
+def test_a_part_of_an_array_that_is_submitted_again_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its task 3 would be shard 1 of 1: the whole run, into the output of one shard."""
+    for name, value in (("ID", "3"), ("COUNT", "1"), ("MIN", "3")):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    with pytest.raises(UsageError, match=r"SLURM_ARRAY_TASK_MIN=3: .*give --shard I/N"):
         Shard.parse("auto")
 
 

@@ -27,10 +27,10 @@ NASTY = [
 
 
 def written(
-    path: Path, rows: list[Row], form: Format = Format.CSV, columns: tuple[str, ...] = (), **options: bool
+    path: Path, rows: list[Row], form: Format = Format.CSV, columns: tuple[str, ...] = (), excel_safe: bool = False
 ) -> bytes:
     with open_unbuffered(path) as stream:
-        writer = RowWriter(stream, form, columns, **options)
+        writer = RowWriter(stream, form, columns, excel_safe=excel_safe)
         for one in rows:
             writer.write(one)
         writer.close()

@@ -90,7 +90,8 @@ def _exit_code_of(command: Callable[[], object]) -> int:
             return 1
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context is not None else ""
-        _say(error.format_message().rstrip(".") + hint, "error: ")
+        words = error.format_message().rstrip(".").replace(": Value error, ", ": ")  # which some versions put in
+        _say(words + hint, "error: ")
         return int(getattr(error, "exit_code", 2))
     return code if isinstance(code, int) else 0
 

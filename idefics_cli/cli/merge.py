@@ -81,6 +81,11 @@ def merge(
         from idefics_cli import merge as merging
 
         for one in outputs:
+            if one.exists() and not one.is_file():
+                what = (
+                    "a folder: name the outputs in it" if one.is_dir() else "not a regular file: outputs are read twice"
+                )
+                raise InputError(f"{one}: {what}")
             if not one.is_file():
                 raise InputError(
                     f"{one}: no such file; a shard that was never started has none: leave it out, and give "
@@ -120,5 +125,6 @@ def _report(result: MergeResult, file: Path | None, shards: int | None) -> None:
         note(f"{result.not_asked:,} rows answer none of these questions: left out")
     counts = [f"{result.rows:,} rows", f"{result.failed:,} failed"]
     counts += [f"{result.missing:,} missing"] * bool(result.missing)
+    counts += [f"{result.unfinished:,} outputs unfinished"] * bool(result.unfinished)
     counts += [f"{result.conflicts:,} in conflict"] * bool(result.conflicts)
     summary(f"{file if file is not None else 'stdout'}: {', '.join(counts)}", is_failure=not result.is_whole)

@@ -232,6 +232,6 @@ class RunWatch:
 
     def _what_is_done(self) -> str:
         path, rows = self._settings.output.path, self._state.progress.rows if self._state.progress else 0
-        if path is None or self._settings.output.overwrite:
+        if path is None or self._settings.output.overwrite or not (rows or path.exists()):
             return f" after {rows:,} rows"
         return f": {rows:,} new rows are in {path}; the same command with --resume goes on from there"

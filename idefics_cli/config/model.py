@@ -207,6 +207,8 @@ class ModelSettings(GenerationSettings):
             raise UsageError("--prompt must contain {question}, for example --prompt '{question} Answer briefly.'")
         if not self.model.strip():
             raise UsageError("--model takes a hub id, a folder with safetensors, or 'tiny'")
+        if self.revision is not None and not self.revision.strip():
+            raise UsageError("--revision takes a branch, tag or commit")
         if self.adapter is not None and not self.adapter.strip():
             raise UsageError("--adapter takes a hub id or a folder with adapter_config.json")
         if self.processor is not None and not self.processor.strip():

@@ -52,6 +52,11 @@ class Shard:
         task, count = (_number(environment, name, _AUTO) for name in _SLURM[:2])
         defaults = dict(zip(_SLURM[2:], ("0", "1"), strict=True))
         first, step = (_number({**defaults, **environment}, name, _AUTO) for name in _SLURM[2:])
+        if first > 1:
+            raise UsageError(
+                f"--shard auto: {_SLURM[2]}={first}: an array that begins with neither 0 nor 1 may be a part of one "
+                "that is submitted again, and its shards would be others: give --shard I/N"
+            )
         if task < first or (task - first) % max(1, step):
             raise UsageError(f"--shard auto: {_SLURM[0]}={task} is no task of an array from {first} in steps of {step}")
         return cls((task - first) // max(1, step) + 1, count)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 from idefics_cli.config import Quantize
@@ -52,16 +54,37 @@ def quantize_text_model(model: Any, quantize: Quantize, device: torch.device) ->
     """
     from torch import nn
 
-    text = model.model.text_model
+    text, bnb = model.model.text_model, _import_bitsandbytes()
     products = [(name, layer) for name, layer in text.named_modules() if isinstance(layer, nn.Linear)]
     for name, layer in products:
         owner, _, attribute = name.rpartition(".")
-        setattr(text.get_submodule(owner), attribute, _quantized(layer, quantize).to(device))
+        setattr(text.get_submodule(owner), attribute, _quantized(layer, quantize, bnb).to(device))
     return model.to(device)
 
 
-def _quantized(layer: Any, quantize: Quantize) -> Any:
-    bnb: Any = importlib.import_module("bitsandbytes")
+def _import_bitsandbytes() -> Any:
+    """Import bitsandbytes without the package `kernels`, by which it would fetch code from the hub on some CPUs."""
+    name, absent = "kernels", object()
+    before: Any = sys.modules.get(name, absent)
+    modules: dict[str, Any] = sys.modules
+    modules[name] = None  # its import fails, which bitsandbytes expects, and warns of
+    warnings_of = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    warnings_of.addFilter(_is_not_about_kernels)
+    try:
+        return importlib.import_module("bitsandbytes")
+    finally:
+        warnings_of.removeFilter(_is_not_about_kernels)
+        if before is absent:
+            del modules[name]
+        else:
+            modules[name] = before
+
+
+def _is_not_about_kernels(record: logging.LogRecord) -> bool:
+    return "kernels-community" not in record.getMessage()
+
+
+def _quantized(layer: Any, quantize: Quantize, bnb: Any) -> Any:
     shape = {"input_features": layer.in_features, "output_features": layer.out_features, "bias": layer.bias is not None}
     if quantize is Quantize.BNB_8BIT:
         made = bnb.nn.Linear8bitLt(**shape, has_fp16_weights=False, threshold=6.0, device="meta")

@@ -22,7 +22,7 @@ from idefics_cli.engine.device import free_host_memory
 from idefics_cli.engine.files import TensorHeader, digest_of, read_headers, read_json, reading
 from idefics_cli.engine.processor_files import check_processor, processor_folder
 from idefics_cli.engine.quantization import CompressedFormat, StoredFormat, stored_format
-from idefics_cli.errors import ModelError
+from idefics_cli.errors import ModelError, UsageError
 
 GENERATION_CONFIG = "generation_config.json"
 _TINY_FOLDER = "tiny-idefics2"
@@ -194,9 +194,14 @@ def find_locally(settings: ModelSettings) -> Path | None:
 
     Raises:
         ModelError: the name is neither a folder that is there nor a hub id.
+        UsageError: a revision is asked for of a folder.
 
     """
-    if settings.model == TINY_MODEL:
+    is_tiny = settings.model == TINY_MODEL
+    if settings.revision is not None and (is_tiny or hub.is_folder(settings.model)):
+        what = "embedded" if is_tiny else "a folder"
+        raise UsageError(f"--revision is for checkpoints of the hub, and {settings.model} is {what}: leave it out")
+    if is_tiny:
         return samples_folder() / _TINY_FOLDER
     return hub.find_locally(_wanted(settings))
 

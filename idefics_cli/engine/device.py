@@ -52,6 +52,8 @@ def choose_device(settings: ModelSettings) -> DeviceChoice:
         raise ModelError(f"--device {asked}: there is no such GPU; here is {there}")
     first = "cuda" if gpus else "cpu"
     device, index = first if asked.kind == "auto" else asked.kind, asked.index or 0
+    if settings.gpu_memory is not None and device != "cuda":
+        raise UsageError(f"--gpu-memory is for CUDA GPUs, and the model would run on {device}: leave it out")
     dtype = auto_dtype(device, gpus[index] if device == "cuda" else None) if settings.dtype is Dtype.AUTO else None
     return DeviceChoice(device, str(dtype or settings.dtype), index)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,22 @@ def _header(file: Path, tensor: str, entry: Mapping[str, Any], first: int, total
     if not start <= end <= total:
         raise ValueError(f"{tensor} lies beyond the end of the file")
     return TensorHeader(file, dtype, shape, first + start, end - start)
+
+
+def read_integers(header: TensorHeader, name: str) -> list[int]:
+    """Read a tensor of int64 whole; meant for those of a few numbers.
+
+    Raises:
+        ModelError: its file can't be read, or has changed; `name` says whose it is.
+
+    """
+    try:
+        with header.file.open("rb") as stream:
+            stream.seek(header.start)
+            data = stream.read(header.size)
+        return [number for (number,) in struct.iter_unpack("<q", data)]
+    except (OSError, struct.error) as error:
+        raise ModelError(f"{name}: {header.file.name} is damaged: {first_line(error)}") from error
 
 
 def digest_of(settings: object, files: Mapping[Path, Mapping[str, TensorHeader]], *whole: Path) -> str:

@@ -67,6 +67,14 @@ def find_locally(wanted: Wanted) -> Path | None:
     return _find_in_cache(wanted)
 
 
+def is_folder(name: str) -> bool:
+    """Whether a name is that of a folder on this machine, which comes before a hub id of the same name."""
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):  # `find_locally` says why
+        return False
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form of a hub id, owner/name."""
     return _HUB_ID.fullmatch(name) is not None

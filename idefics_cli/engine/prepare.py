@@ -118,7 +118,7 @@ class _Writer:
         total = sum(tensor.bytes for tensor in planned)
         free = shutil.disk_usage(folder).free
         if free < total:
-            raise OutputError(f"{folder.parent}: {total / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
+            raise OutputError(f"{folder.parent}: {total / 1e9:.2g} GB are needed and {free / 1e9:.2g} GB are free")
         write_shards(folder, planned, self._tensors, progress)
         self._write_settings(folder)
         origin = {"model": self._settings.model, "revision": self._settings.revision}

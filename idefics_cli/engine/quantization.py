@@ -2,96 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from idefics_cli.config import Quantize
-from idefics_cli.engine.files import TensorHeader
+from idefics_cli.engine.awq_format import WORD_LEVELS, AwqFormat
+from idefics_cli.engine.files import TensorHeader, read_integers
 from idefics_cli.errors import ModelError
 
-_AWQ_VALUES: Mapping[str, tuple[Any, ...]] = {
-    # what of an AWQ configuration says how words are to be read, and the values that are
-    "bits": (4,),
-    "w_bit": (4,),
-    "zero_point": (True,),
-    "version": ("gemm", "GEMM"),
-    "format": ("gemm",),
-    "checkpoint_format": ("gemm",),
-    "pack_dtype": ("int32",),
-    "sym": (False, None),
-    "desc_act": (False, None),
-    "lm_head": (False, None),
-}
-# What is quantized is seen from the tensors; the others tell other programs how to run it.
-_AWQ_WITHOUT_EFFECT = (
-    *("quant_method", "group_size", "q_group_size", "modules_to_not_convert", "backend", "do_fuse", "modules_to_fuse"),
-    *("fuse_max_seq_len", "exllama_config", "meta"),
-)
-_WORD_LEVELS = 8  # of 4 bits, in an int32
 GROUP = 128
 """Inputs that share a scale in int8 and int4."""
-
-
-@dataclass(frozen=True, slots=True)
-class AwqFormat:
-    """4-bit words in the GEMM layout.
-
-    Of each product: int32 words (in, out / 8) and zeros (groups, out / 8), float16 scales (groups, out).
-    """
-
-    group_size: int
-    """Inputs that share a scale; -1 for all."""
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any], name: str) -> AwqFormat:
-        """Read a checkpoint's `quantization_config`.
-
-        Raises:
-            ModelError: its words are laid out in another way.
-
-        """
-        for key, value in values.items():
-            allowed = _AWQ_VALUES.get(key)
-            if (value not in allowed) if allowed else (value and key not in _AWQ_WITHOUT_EFFECT):
-                raise ModelError(
-                    f"{name}: AWQ weights with {key} {value} can't be loaded; those of 4 bits, GEMM layout can"
-                )
-        size = values.get("group_size", values.get("q_group_size", 128))
-        if not isinstance(size, int) or isinstance(size, bool) or not (size == -1 or size > 0):
-            raise ModelError(f"{name}: AWQ weights with group_size {size}")
-        return cls(size)
-
-    def weight_shapes(self, headers: Mapping[str, TensorHeader], name: str) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of weights, unpacked, by the names that they have in checkpoints that are not quantized.
-
-        Raises:
-            ModelError: words without zeros or scales, or of shapes that don't go together.
-
-        """
-        shapes: dict[str, tuple[int, ...]] = {}
-        for key, header in headers.items():
-            module, _, part = key.rpartition(".")
-            if part in ("qzeros", "scales") and f"{module}.qweight" in headers:
-                continue
-            if part != "qweight":
-                shapes[key] = header.shape
-                continue
-            inputs, words = header.shape if len(header.shape) == 2 else (0, 0)
-            groups = 1 if self.group_size == -1 else inputs // self.group_size
-            wanted = {"qweight": ("I32", (inputs, words)), "qzeros": ("I32", (groups, words))}
-            wanted["scales"] = ("F16", (groups, _WORD_LEVELS * words))
-            for other, (dtype, shape) in wanted.items():
-                found = headers.get(f"{module}.{other}")
-                if found is None or (found.dtype, found.shape) != (dtype, shape) or not inputs * words * groups:
-                    given = "missing" if found is None else f"{found.dtype} {found.shape}"
-                    raise ModelError(
-                        f"{name}: {module}.{other} is {given}, where its AWQ words ask for {dtype} {shape}"
-                    )
-            shapes[f"{module}.weight"] = (_WORD_LEVELS * words, inputs)
-        return shapes
-
-
+_LINEAR = "Linear"
+_PATTERN = "re:"
 _NOTHING: tuple[Any, ...] = (None, False, {}, [], "none")
 _GROUPS = {"strategy": "group", "group_size": GROUP}
 _SCHEMES: Mapping[Quantize, tuple[str, Mapping[str, Any]]] = {
@@ -112,6 +36,10 @@ class CompressedFormat:
     """
 
     kind: Quantize
+    targets: tuple[str, ...] = (_LINEAR,)
+    """What is quantized: classes of modules, their names, or `re:` and a pattern that these begin with."""
+    ignore: tuple[str, ...] = ()
+    """What of it is not, likewise."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], name: str) -> CompressedFormat:
@@ -136,7 +64,8 @@ class CompressedFormat:
                     values.get(key) in _NOTHING for key in ("kv_cache_scheme", "sparsity_config", "transform_config")
                 )
             ):
-                return cls(kind)
+                targets = _patterns(group.get("targets"), "targets", name)
+                return cls(kind, targets, _patterns(values.get("ignore") or [], "ignore", name))
         raise ModelError(
             f"{name}: weights quantized by compressed-tensors as {values.get('format')} {weights} can't be loaded; "
             "those that idefics-cli prepare writes can"
@@ -146,7 +75,7 @@ class CompressedFormat:
         """Return the `quantization_config` of this format; `ignored` are modules that are not quantized."""
         form, scheme = _SCHEMES[self.kind]
         group = {
-            "targets": ["Linear"],
+            "targets": [_LINEAR],
             "weights": {**scheme, "dynamic": False, "observer": "minmax"},
             "input_activations": _FP8_INPUTS if self.kind is Quantize.FP8 else None,
             "output_activations": None,
@@ -166,12 +95,12 @@ class CompressedFormat:
         if self.kind is Quantize.FP8:
             return {"weight": ("F8_E4M3", shape), "weight_scale": ("F32", (outputs, 1))}
         groups = inputs // GROUP
-        of_word = 4 if self.kind is Quantize.INT8 else _WORD_LEVELS
+        of_word = 4 if self.kind is Quantize.INT8 else WORD_LEVELS
         parts: dict[str, tuple[str, tuple[int, ...]]] = {}
         parts |= {"weight_packed": ("I32", (outputs, inputs // of_word)), "weight_scale": ("F16", (outputs, groups))}
         parts["weight_shape"] = ("I64", (2,))
         if self.kind is Quantize.INT4:
-            parts["weight_zero_point"] = ("I32", (-(-outputs // _WORD_LEVELS), groups))
+            parts["weight_zero_point"] = ("I32", (-(-outputs // WORD_LEVELS), groups))
         return parts
 
     def weight_shapes(self, headers: Mapping[str, TensorHeader], name: str) -> dict[str, tuple[int, ...]]:
@@ -180,7 +109,7 @@ class CompressedFormat:
         for key, header in headers.items():
             module, _, part = key.rpartition(".")
             if part == "weight_packed":
-                of_word = 4 if self.kind is Quantize.INT8 else _WORD_LEVELS
+                of_word = 4 if self.kind is Quantize.INT8 else WORD_LEVELS
                 shape = (*header.shape[:1], header.shape[-1] * of_word)
             elif part == "weight" and f"{module}.weight_scale" in headers:
                 shape = (*header.shape[:1], header.shape[-1])
@@ -193,8 +122,22 @@ class CompressedFormat:
                 if found is None or (found.dtype, found.shape) != wanted:
                     given = "missing" if found is None else f"{found.dtype} {found.shape}"
                     raise ModelError(f"{name}: {module}.{other} is {given}, where {self.kind} weights ask for {wanted}")
+            self._check(module, shape, headers, name)
             shapes[f"{module}.weight"] = shape
         return shapes
+
+    def _check(self, module: str, shape: tuple[int, ...], headers: Mapping[str, TensorHeader], name: str) -> None:
+        """Raise ModelError where the settings, or the shape beside the words, contradict a weight's tensors."""
+        for key, patterns, is_wanted in (("targets", self.targets, True), ("ignore", self.ignore, False)):
+            if any(map(_names(module), patterns)) != is_wanted:
+                what = "leaves it out" if is_wanted else "names it"
+                raise ModelError(
+                    f"{name}: the weights of {module} are quantized, but {key} in quantization_config {what}"
+                )
+        if self.kind is not Quantize.FP8:
+            said = tuple(read_integers(headers[f"{module}.weight_shape"], name))
+            if said != shape:
+                raise ModelError(f"{name}: {module}.weight_shape is {said}, where its words are {shape}")
 
 
 StoredFormat = AwqFormat | CompressedFormat
@@ -234,3 +177,26 @@ def effective_quantize(quantize: Quantize, stored: StoredFormat | None, name: st
 
 def _has(values: object, wanted: Mapping[str, Any]) -> bool:
     return isinstance(values, dict) and all(values.get(key) == value for key, value in wanted.items())
+
+
+def _patterns(values: object, key: str, name: str) -> tuple[str, ...]:
+    """Return what names modules; raises ModelError where it is no list of names and patterns."""
+    try:
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{values!r} is no list of names")
+        for value in values:
+            re.compile(value.removeprefix(_PATTERN))
+    except (ValueError, re.error, RecursionError, OverflowError) as error:
+        raise ModelError(f"{name}: quantization_config: {key}: {error}") from error
+    return tuple(values)
+
+
+def _names(module: str) -> Callable[[str], bool]:
+    """Return what says whether a class, name or pattern stands for a module of class Linear."""
+
+    def names(value: str) -> bool:
+        if value.startswith(_PATTERN):
+            return re.match(value.removeprefix(_PATTERN), module) is not None
+        return value in (_LINEAR, module)
+
+    return names

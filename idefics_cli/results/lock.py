@@ -68,6 +68,21 @@ def _locked_content(path: Path, deadline: float) -> Iterator[None]:
         yield
 
 
+def is_held(path: Path) -> bool:
+    """Whether a run holds the lock of an output now; False too where that can't be found out."""
+    try:
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # what a killed run left behind can be locked
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def hold(descriptor: int) -> None:
     """Lock an output that was made or replaced under the lock of its name, for whoever gives it another one."""
     with contextlib.suppress(OSError):  # held already, or a file system without locks

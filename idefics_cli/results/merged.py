@@ -37,6 +37,8 @@ class MergedOutputs:
         """None where all are empty."""
         self.header = b""
         """Of CSV."""
+        self.cut: list[Path] = []
+        """Outputs whose last row is cut off, and left out."""
         self._paths, self._descriptors = list(paths), list[int]()
         self._keys, self._offsets, self._lengths = bytearray(), array("Q"), array("I")
         self._answers, self._failed, self._starts = array("Q"), bytearray(), array("Q")
@@ -102,6 +104,8 @@ class MergedOutputs:
             self._failed.append(row.is_failed)
             self._check_settings(path, row)
             end += len(row.raw)
+        if reader.is_cut:
+            self.cut.append(path)
 
     def _check_same(self, path: Path, reader: OutputReader) -> None:
         """Refuse an output of another format or with other columns; the header is that of the first."""

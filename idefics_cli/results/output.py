@@ -114,7 +114,8 @@ def _writing(
     sink: Sink, settings: OutputSettings, columns: Sequence[str], earlier: OutputStatus | None = None
 ) -> Iterator[Output]:
     header = not (earlier and earlier.end)
-    writer = RowWriter(sink, settings.format, columns, header=header, excel_safe=settings.excel_safe)
+    name = "stdout" if settings.path is None else str(settings.path)
+    writer = RowWriter(sink, settings.format, columns, header=header, excel_safe=settings.excel_safe, name=name)
     try:
         yield Output(writer, earlier)
     finally:  # a signal too: what is computed is on the disk

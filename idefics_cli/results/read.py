@@ -79,9 +79,15 @@ class OutputReader:
         self._record = b""
         self._torn = b""
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a last row was left out, since it is not whole; known once the iteration has ended."""
+        return bool(self._torn.strip(b"\0"))
+
     def __iter__(self) -> Iterator[StoredRow]:
         """Read the file from its start."""
         self.rows = self.end = 0
+        self._torn = b""
         csv.field_size_limit(sys.maxsize)
         try:
             with self.path.open("rb", buffering=_BUFFER) as stream:

@@ -28,8 +28,8 @@ class Sink(Protocol):
 class Syncer:
     """Syncs a file within a second of a write, in a thread of its own; what fails there is raised at the next call."""
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    def __init__(self, sink: Sink, name: str = "the output") -> None:
+        self._sink, self._name = sink, name
         self._is_file = file_size(sink) is not None
         self._timer: threading.Timer | None = None
         self._error: OSError | None = None
@@ -39,7 +39,7 @@ class Syncer:
     def check(self) -> None:
         """Raise what a sync in the background met."""
         if self._error is not None:
-            raise OutputError(f"can't sync the output: {self._error.strerror}; its last rows may be lost")
+            raise OutputError(f"can't sync {self._name}: {self._error.strerror}; its last rows may be lost")
 
     def written(self) -> None:
         """Sync soon: the next row may be long in coming."""

@@ -22,7 +22,14 @@ class RowWriter:
     """Writes rows to a sink."""
 
     def __init__(
-        self, sink: Sink, form: Format, columns: Sequence[str], *, header: bool = True, excel_safe: bool = False
+        self,
+        sink: Sink,
+        form: Format,
+        columns: Sequence[str],
+        *,
+        header: bool = True,
+        excel_safe: bool = False,
+        name: str = "the output",
     ) -> None:
         """Begin to write.
 
@@ -32,13 +39,14 @@ class RowWriter:
             columns: the user's own; those of JSONL may grow.
             header: whether CSV begins with its header.
             excel_safe: whether an apostrophe goes before what a spreadsheet would run.
+            name: of the sink, for errors.
 
         Raises:
             OutputError: the header can't be written.
 
         """
         self.rows = 0
-        self._sink, self._form = sink, form
+        self._sink, self._form, self._name = sink, form, name
         self._formatter = RowFormatter(form, columns, excel_safe=excel_safe)
         self._has_grown = False
         self._notes = {
@@ -46,7 +54,7 @@ class RowWriter:
             for name, column in self._formatter.names.items()
             if name != column
         }
-        self._syncer = Syncer(sink)
+        self._syncer = Syncer(sink, name)
         if form is Format.CSV and header:
             self._put(encoded(csv_line(csv_header(columns, excel_safe=excel_safe))))
 
@@ -116,7 +124,7 @@ class RowWriter:
             raise
         except OSError as error:
             _cut_back(self._sink, len(line) - len(data))
-            raise OutputError(f"can't write the output: {error.strerror}; the rows before are whole") from error
+            raise OutputError(f"can't write {self._name}: {error.strerror}; the rows before are whole") from error
         self._syncer.written()
 
 

@@ -63,7 +63,7 @@ class Lifecycle:
 
         """
         for index in self._silence.longer_than(self._limit, time.monotonic()):
-            self._replace(index, f"hung: it has reported nothing for {self._limit:g} s")
+            self._replace(index, f"hung: it has reported nothing for --hang-timeout, {self._limit:g} s")
 
     def check_seen(self, index: int, path: str) -> None:
         """Give up a worker whose machine lacks a document that is here; its questions go to others.

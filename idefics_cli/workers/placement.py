@@ -41,6 +41,8 @@ def placements(gpus: Gpus, settings: RunSettings) -> list[Placement]:
     if device.kind == "cpu":
         if gpus.count is None:
             raise UsageError(f"--gpus {gpus} with --device cpu: give the number of workers, for example --gpus 2")
+        if settings.model.gpu_memory is not None:
+            raise UsageError("--gpu-memory is for CUDA GPUs, and --device cpu takes none: leave it out")
         names, visible = [f"worker {number}" for number in range(1, gpus.count + 1)], [""] * gpus.count
     else:
         indexes = _indexes(gpus)

@@ -116,6 +116,8 @@ def _check(settings: RunSettings) -> float:
             )
         if workers.gpus_per_worker is not None:
             raise UsageError("--gpus-per-worker with --device cpu: there workers take no GPU")
+        if settings.model.gpu_memory is not None:
+            raise UsageError("--gpu-memory is for CUDA GPUs, and --device cpu takes none: leave it out")
         return 0.0
     share = workers.gpus_per_worker or 1.0
     if share < 1 and settings.model.gpu_memory is None:
