@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import threading
@@ -298,3 +299,11 @@ def test_closing_before_anything_is_loaded_loads_nothing(tmp_path: Path) -> None
         engine.submit(small_requests()[0])
     engine.start()
     assert not threads("load", "engine")
+
+
+def test_a_note_says_that_transformers_answers_and_why(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "m", generation={"num_beams": 3})
+    with contextlib.closing(open_engine(settings_of(folder))) as engine:
+        (note,) = engine.info.notes
+    assert "run by transformers" in note
+    assert "num_beams 3" in note

@@ -163,12 +163,15 @@ def native_gaps(settings: ModelSettings, family: Family, rules: GenerationRules)
 
 def engine_info(settings: ModelSettings, checkpoint: Checkpoint, family: Family, choice: DeviceChoice) -> EngineInfo:
     """Return what a run must know of the engine for a checkpoint."""
+    notes, gaps = family.notes, native_gaps(settings, family, family.generation(settings))
+    if gaps and not notes:
+        notes = (f"{checkpoint.name}: run by transformers, since the native engine does not do {', '.join(gaps)}",)
     return EngineInfo(
         checkpoint.name,
         _answer_settings(settings, checkpoint, family, choice),
         max(_CAPACITY[choice.device], 2 * (settings.batch_size or 0)),
         family.image_processor,
-        family.notes,
+        notes,
         family.split_refusal,
         family.chat_refusal,
         family.examples_refusal,
