@@ -86,7 +86,7 @@ def _resolve(page: int, count: int, selection: str) -> int:
     if not 1 <= resolved <= count:
         plural = "page" if count == 1 else "pages"
         raise RowFailedError(
-            FailureKind.NO_SUCH_PAGE, f"page {page} of {_shown(selection)}: the document has {count} {plural}"
+            FailureKind.NO_SUCH_PAGE, f"page {page} (pages {_shown(selection)}): the document has {count} {plural}"
         )
     return resolved
 

@@ -54,7 +54,8 @@ def _checked(record: Record, location: str, columns: ColumnNames) -> Question:
         own["answers"] = ours["answers"]  # under this name, whatever the user's is: `eval` looks for it
     problem = record.problem or _problem(ours)
     if not record.problem and not ours.keys() & {"question", "messages"}:
-        problem = f"no 'question' in this line (found: {', '.join(own)[:200]}); {columns.hint(record.values)}"
+        there = ", ".join(record.values)[:200] or "nothing"
+        problem = f"no 'question' in this line (found: {there}); {columns.hint(record.values)}"
     failure = Failure(FailureKind.BAD_QUESTION, problem) if problem else None
     page: str | None = None
     documents: tuple[DocumentPart, ...] = ()
