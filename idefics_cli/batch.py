@@ -123,6 +123,7 @@ def run(
             finally:
                 result.seconds = time.monotonic() - started
                 result.workers = answering.shares()
+        result.kept_failed -= output.dropped_failed
         result.notes += output.notes
     return result
 

@@ -265,3 +265,14 @@ def test_links_in_the_place_of_our_own_files_are_not_followed(tmp_path: Path) ->
     with pytest.raises(OutputError, match="can't be locked"):
         write_output(path, [row(key=key(2))], overwrite=True)
     assert (precious.read_text(), keys(path)) == ("stays", [key(1)])
+
+
+def test_failed_rows_that_are_dropped_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    rows = [dataclasses.replace(failed(n, "unreadable: damaged"), document=f"{n}.pdf") for n in range(3)]
+    write_output(path, [*rows, row(key=key(8), document="8.pdf")])
+    with open_output(OutputSettings(path, resume=True, prune=True), [], io.StringIO(), VALUES) as output:
+        assert output.answered.take(key(0))
+        output.complete()
+    assert output.dropped_failed == 2
+    assert keys(path) == [key(0)]

@@ -34,6 +34,8 @@ class Output:
         self.is_complete = False
         self.later_notes: list[str] = []
         """What is known once all rows are written."""
+        self.dropped_failed = 0
+        """Failed earlier rows that were dropped once all rows were written."""
         self._writer = writer
 
     @property
@@ -167,7 +169,9 @@ def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
             failed.append(row.is_failed)
     is_changed = np.isin(np.array(old), np.array(new))
     is_mended = is_changed & np.array(failed, bool) if settings.retry_failed else np.zeros(len(old), bool)
-    dropped = set(np.array(numbers)[is_mended | settings.prune].tolist())
+    is_dropped = is_mended | settings.prune
+    output.dropped_failed = int((is_dropped & np.array(failed, bool)).sum())
+    dropped = set(np.array(numbers)[is_dropped].tolist())
     if dropped:
         drop_rows(path, lambda index, _: index in dropped)
     if mended := int(is_mended.sum()):
