@@ -35,11 +35,13 @@ from tests.worker_engines import open_fake, open_unloadable, settings
 class Driven:
     """A worker in a thread."""
 
-    def __init__(self, open_engine: OpenEngine, columns: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, open_engine: OpenEngine, columns: tuple[str, ...] | None = None, *, tells_engine: bool = False
+    ) -> None:
         self._told: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
         self.reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
         given = settings(None, 1, hang_timeout=0.4)
-        spec = WorkerSpec(given, open_engine, columns)
+        spec = WorkerSpec(given, open_engine, columns, tells_engine)
         self._thread = threading.Thread(target=serve, args=(spec, self._told.get, self.reports.put))
         self._thread.start()
 
@@ -70,8 +72,9 @@ def works(grey_png: Callable[..., Path]) -> tuple[Work, ...]:
     )
 
 
-def test_it_opens_loads_asks_and_answers(works: tuple[Work, ...]) -> None:
-    worker = Driven(open_fake, ("mine",))
+@pytest.mark.parametrize("tells_engine", [True, False])
+def test_it_opens_loads_asks_and_answers(tells_engine: bool, works: tuple[Work, ...]) -> None:
+    worker = Driven(open_fake, ("mine",), tells_engine=tells_engine)
     worker.tell(Assign(works))
     events: list[Event] = []
     for event in worker.events():
@@ -83,7 +86,8 @@ def test_it_opens_loads_asks_and_answers(works: tuple[Work, ...]) -> None:
     assert kinds[0] is Opened
     opened = events[0]
     assert isinstance(opened, Opened)
-    assert (opened.info and opened.info.name, opened.setting_values["--model"]) == ("fake", "fake 1")
+    assert opened.setting_values["--model"] == "fake 1"
+    assert (opened.info and opened.info.name) == ("fake" if tells_engine else None)
     assert kinds.index(Loaded) < kinds.index(RowDone)
     rows = [event.row for event in events if isinstance(event, RowDone)]
     assert [row.question for row in rows] == ["q0", "q2"]

@@ -24,6 +24,8 @@ class WorkerSpec:
     """A function of a module, so that it can be pickled."""
     columns: tuple[str, ...] | None = None
     """The user's own of the output; its lines are formatted by the workers then, which are many."""
+    tells_engine: bool = False
+    """Whether it says what its engine is, for a driver that can't open the checkpoint."""
 
 
 class Work(NamedTuple):
@@ -72,7 +74,7 @@ class Opened:
     setting_values: Mapping[str, str]
     """See `Session.setting_values`: those of the parent must be equal."""
     info: EngineInfo | None = None
-    """Of the worker's engine."""
+    """Of the worker's engine, where it is asked to tell."""
 
 
 @dataclass(frozen=True, slots=True)

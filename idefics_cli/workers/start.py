@@ -52,7 +52,8 @@ def open_workers(
 
     """
     if settings.workers.ray is not None:
-        return _actors(settings.workers.ray, WorkerSpec(settings, open_with, tuple(columns)), on_note, is_dry=is_dry)
+        spec = WorkerSpec(settings, open_with, tuple(columns), tells_engine=True)
+        return _actors(settings.workers.ray, spec, on_note, is_dry=is_dry)
     if settings.workers.gpus is None:
         return None
     places = placements(settings.workers.gpus, settings)

@@ -56,7 +56,7 @@ def serve(
         engine = _WatchedEngine(spec.open_engine(spec.settings.model), outbox, beat)
         outbox.usage, outbox.stalled = (lambda: engine.usage(progress)), engine.stalled
         with Session(settings=spec.settings, engine=engine, pool=pool) as session:
-            outbox.put(Opened(dict(session.setting_values), engine.info))
+            outbox.put(Opened(dict(session.setting_values), engine.info if spec.tells_engine else None))
             inbox = Inbox(receive)
             verdicts = inbox.verdicts
 
