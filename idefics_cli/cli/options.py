@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from idefics_cli.config import GenerationSettings, Option, PageSettings, Panel
+from idefics_cli.config import GenerationSettings, Option, PageSettings, Panel, option_of
 from idefics_cli.errors import UsageError
 
 _PANELS = list(Panel)
@@ -111,11 +111,10 @@ class _Record:
         self.parameters: list[tuple[int, inspect.Parameter]] = []
         hints = typing.get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):
-            option = _option_of(hints[field.name])
+            option = option_of(hints[field.name])
             if option is None or field.name in without:
                 continue
             flat = f"{name}_{field.name}"
-            names = option.names or (f"--{field.name.replace('_', '-')}",)
             hint = typing.get_args(hints[field.name])[0]
             default: Any = defaults.get(field.name, field.default)
             if typing.get_origin(hint) is tuple:
@@ -123,7 +122,7 @@ class _Record:
                 hint, default = list[str], list(default)
             self._fields[flat] = field.name
             shown = None if field.name in defaults else option.default
-            option = dataclasses.replace(option, names=names, default=shown)
+            option = dataclasses.replace(option, names=option.flags(field.name), default=shown)
             self.parameters.append(_parameter(flat, hint, option, default))
 
     def taken_from(self, given: dict[str, Any]) -> Any:
@@ -140,16 +139,11 @@ def _record_type(hint: Any) -> Any:
     return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 
 
-def _option_of(hint: Any) -> Option | None:
-    return next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Option)), None)
-
-
 def _own_parameter(parameter: inspect.Parameter, hint: Any) -> tuple[int, inspect.Parameter]:
-    option = _option_of(hint)
+    option = option_of(hint)
     if option is None:  # an argument
         return -1, parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hint)
-    names = option.names or (f"--{parameter.name.replace('_', '-')}",)
-    option = dataclasses.replace(option, names=names)
+    option = dataclasses.replace(option, names=option.flags(parameter.name))
     return _parameter(parameter.name, typing.get_args(hint)[0], option, parameter.default)
 
 

@@ -15,7 +15,7 @@ from idefics_cli.config.model import (
     ModelSettings,
     Quantize,
 )
-from idefics_cli.config.option import Option, Panel, positive_or_auto
+from idefics_cli.config.option import Option, Panel, flag_of, option_of, positive_or_auto
 from idefics_cli.config.pages import Across, PageSettings, Rasterizer, Split, available_cores
 from idefics_cli.config.run import (
     Format,
@@ -62,6 +62,8 @@ __all__ = [
     "Split",
     "WorkerSettings",
     "available_cores",
+    "flag_of",
+    "option_of",
     "parse_choices",
     "positive_or_auto",
 ]

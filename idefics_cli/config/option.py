@@ -37,6 +37,20 @@ class Option:
     """The environment variable that it is taken from when it is not given."""
     parse: Callable[[str], object] | None = None
 
+    def flags(self, name: str) -> tuple[str, ...]:
+        """Return the names of the option of a field, or of a parameter, of this name."""
+        return self.names or (flag_of(name),)
+
+
+def flag_of(name: str) -> str:
+    """Return the option that a setting of this name is given by, where nothing else is said."""
+    return f"--{name.replace('_', '-')}"
+
+
+def option_of(hint: object) -> Option | None:
+    """Return the option that an annotation describes; None where it describes none."""
+    return next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Option)), None)
+
 
 def positive_or_auto(value: str) -> int | None:
     """Return the number, None for `auto`.

@@ -25,7 +25,7 @@ from idefics_cli.engine import engine_info, hardware
 from idefics_cli.engine.attention import check_attention
 from idefics_cli.engine.base import Engine
 from idefics_cli.engine.bitsandbytes import check_bitsandbytes
-from idefics_cli.engine.checkpoint import open_checkpoint
+from idefics_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from idefics_cli.engine.device import choose_device
 from idefics_cli.engine.families import native_family_of
 from idefics_cli.engine.native.loading import load_native, random_source
@@ -173,9 +173,8 @@ def _measure(asked: _Asked) -> _Measured:
 
 def _weights_gb(asked: _Asked) -> float:
     """Return what the weights take; of bitsandbytes' formats, which keep more of them, what they take at the least."""
-    settings, form = asked.settings, asked.form
-    checkpoint = full_shape_checkpoint(settings) if asked.random_weights else open_checkpoint(settings)
-    config = native_family_of(checkpoint, "bench --table").config
+    form = asked.form
+    config = native_family_of(_checkpoint(asked.settings, asked), "bench --table").config
     quantize = _OWN_COUNTERPARTS.get(form.quantize, form.quantize)
     return weight_bytes(config, quantize, item=4 if form.dtype is Dtype.FLOAT32 else 2) / 1e9
 
@@ -187,11 +186,15 @@ def _try_cap(asked: _Asked) -> None:
     engine.close()
 
 
+def _checkpoint(settings: ModelSettings, asked: _Asked) -> Checkpoint:
+    return full_shape_checkpoint(settings) if asked.random_weights else open_checkpoint(settings)
+
+
 def _engine(asked: _Asked) -> Engine:
     form, random_weights = asked.form, asked.random_weights
     settings = dataclasses.replace(asked.settings, ignore_eos=True, gpu_memory=asked.cap_gb)
     settings = dataclasses.replace(settings, dtype=form.dtype, quantize=form.quantize, attention=form.attention)
-    checkpoint = full_shape_checkpoint(settings) if random_weights else open_checkpoint(settings)
+    checkpoint = _checkpoint(settings, asked)
     family, choice = native_family_of(checkpoint, "bench --table"), choose_device(settings)
     info = engine_info(settings, checkpoint, family, choice)
     if form.is_native:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
 
-from idefics_cli.config import Attention, ModelSettings, Quantize
+from idefics_cli.config import Attention, ModelSettings, Quantize, flag_of
 from idefics_cli.engine.attention import check_attention
 from idefics_cli.engine.base import EngineInfo, EngineStats, LoadedEngine
 from idefics_cli.engine.bitsandbytes import check_bitsandbytes
@@ -163,12 +163,13 @@ def native_gaps(settings: ModelSettings, family: Family, rules: GenerationRules)
 
 def engine_info(settings: ModelSettings, checkpoint: Checkpoint, family: Family, choice: DeviceChoice) -> EngineInfo:
     """Return what a run must know of the engine for a checkpoint."""
-    notes, gaps = family.notes, native_gaps(settings, family, family.generation(settings))
+    notes, rules = family.notes, family.generation(settings)
+    gaps = native_gaps(settings, family, rules)
     if gaps and not notes:
         notes = (f"{checkpoint.name}: run by transformers, since the native engine does not do {', '.join(gaps)}",)
     return EngineInfo(
         checkpoint.name,
-        _answer_settings(settings, checkpoint, family, choice),
+        _answer_settings(settings, checkpoint, choice, rules, is_native=not gaps),
         max(_CAPACITY[choice.device], 2 * (settings.batch_size or 0)),
         family.image_processor,
         notes,
@@ -179,22 +180,19 @@ def engine_info(settings: ModelSettings, checkpoint: Checkpoint, family: Family,
 
 
 def _answer_settings(
-    settings: ModelSettings, checkpoint: Checkpoint, family: Family, choice: DeviceChoice
+    settings: ModelSettings, checkpoint: Checkpoint, choice: DeviceChoice, rules: GenerationRules, *, is_native: bool
 ) -> Mapping[str, str]:
     """Return what of the model can change an answer, by the names that users know."""
-    backend, rules = "native", family.generation(settings)
-    if native_gaps(settings, family, rules):
-        backend = f"transformers {version('transformers')}"
     return {
         **_content(checkpoint),
         "--dtype": choice.dtype,
         "--quantize": str(settings.quantize),
         "--prompt": settings.prompt,
         "--max-new-tokens": str(rules.max_new_tokens),
-        "engine": backend,
+        "engine": "native" if is_native else f"transformers {version('transformers')}",
         **generation_flags(settings, rules),
         **({} if settings.attention is Attention.AUTO else {"--attention": str(settings.attention)}),
-        **{f"--{edge.replace('_', '-')}": str(pixels) for edge, pixels in checkpoint.image_size.items()},
+        **{flag_of(edge): str(pixels) for edge, pixels in checkpoint.image_size.items()},
     }
 
 

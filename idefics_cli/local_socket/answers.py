@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -106,16 +107,14 @@ class Answers:
     def _rows_here(
         self, jobs: Iterator[Job], inputs: Inputs, delivered: Counter[str], progress: Progress
     ) -> Generator[Row, None, None]:
-        from dataclasses import replace
-
         def take_delivered(key: str) -> bool:
             if not delivered[key]:
                 return False
             delivered[key] -= 1
             return True
 
-        rows = self._local().rows(replace(inputs, jobs=jobs), take_answered=take_delivered, progress=progress)
-        yield from rows
+        inputs = dataclasses.replace(inputs, jobs=jobs)
+        yield from self._local().rows(inputs, take_answered=take_delivered, progress=progress)
 
     def _local(self) -> Session:
         if self._session is None:

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from idefics_cli.config import Duration, GenerationSettings, Option, PageSettings, RunSettings
+from idefics_cli.config import Duration, GenerationSettings, PageSettings, RunSettings, option_of
 from idefics_cli.errors import UsageError
 from idefics_cli.local_socket.client import ServerConnection, find_server
 from idefics_cli.local_socket.folder import make_folder, path_of
@@ -49,13 +49,10 @@ def serve_arguments(settings: RunSettings, keep: Duration) -> list[str]:
     for record, left_out in ((settings.model, _BY_REQUEST), (settings.pages, _NOT_OF_PAGES)):
         hints = typing.get_type_hints(type(record), include_extras=True)
         for field in dataclasses.fields(record):
-            option = next(
-                (part for part in getattr(hints[field.name], "__metadata__", ()) if isinstance(part, Option)), None
-            )
-            value = getattr(record, field.name)
+            option, value = option_of(hints[field.name]), getattr(record, field.name)
             if option is None or field.name in left_out or (value == field.default and not option.variable):
                 continue
-            arguments.append(f"{(option.names or (_flag(field.name),))[0]}={value}")
+            arguments.append(f"{option.flags(field.name)[0]}={value}")
     return arguments
 
 
@@ -88,7 +85,3 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     with (folder / _LOCK).open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -14,7 +14,7 @@ from socket import socket
 
 from prometheus_client import Gauge
 
-from idefics_cli.config import ModelSettings
+from idefics_cli.config import ModelSettings, flag_of
 from idefics_cli.documents.page import DocumentInfo
 from idefics_cli.documents.pool import PagePool, result_of
 from idefics_cli.engine import open_engine
@@ -25,6 +25,7 @@ from idefics_cli.local_socket.folder import connect, connection_of, listen, sock
 from idefics_cli.local_socket.handshake import Accepted, CountPages, Hello, Refused, Source, greet, received
 from idefics_cli.records import Answer, Document, Generation, Request
 from idefics_cli.server.kept_engine import KeptEngine
+from idefics_cli.workers.feed import jobs_at_once
 from idefics_cli.workers.messages import ToWorker, WorkerSpec
 from idefics_cli.workers.worker import serve
 
@@ -114,7 +115,7 @@ class JobServer:
             connection.send(Refused(str(error)))
             return
         self._engine.touch()
-        window = engine.info.capacity + 4 * self._pool.workers
+        window = jobs_at_once(engine.info.capacity, self._pool.workers)
         connection.send(Accepted(window, engine.info.notes, dict(engine.info.settings), self._pool.workers))
 
         def receive() -> ToWorker:
@@ -157,7 +158,7 @@ class JobServer:
         default = ModelSettings()
         for name in _LOADING:
             if getattr(settings, name) not in (getattr(default, name), getattr(self._model, name)):
-                differ.append(f"--{name.replace('_', '-')}")
+                differ.append(flag_of(name))
         if choose_device(settings).device != self._device.device:
             differ.append("--device")
         if differ:

@@ -12,7 +12,7 @@ from idefics_cli.records import Job, Row
 from idefics_cli.results.fingerprint import settings_fingerprint
 from idefics_cli.session import Session
 from idefics_cli.workers.failing import fail
-from idefics_cli.workers.feed import JobFeed
+from idefics_cli.workers.feed import JobFeed, jobs_at_once
 from idefics_cli.workers.lifecycle import Lifecycle
 from idefics_cli.workers.messages import (
     Asked,
@@ -65,7 +65,7 @@ class Dispatcher:
         """
         self._session, self._pool, self._on_note, self._on_shares = session, pool, on_note, on_shares
         self._progress = progress if progress is not None else Progress()
-        self._window = session.engine.info.capacity + 4 * session.pool.workers
+        self._window = jobs_at_once(session.engine.info.capacity, session.pool.workers)
         self._supervisor = Supervisor(
             list(names),
             window=self._window,

@@ -9,6 +9,11 @@ from collections.abc import Callable, Iterable
 from idefics_cli.records import Job
 
 
+def jobs_at_once(capacity: int, page_processes: int) -> int:
+    """Return how many jobs keep a worker busy, given what its engine answers at once and its page processes."""
+    return capacity + 4 * page_processes
+
+
 class JobFeed:
     """Jobs that are read ahead; says when one comes for which the reader waits."""
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
-from idefics_cli.config import ModelSettings
+from idefics_cli.config import ModelSettings, flag_of
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.families.prompt import Tokenizer
@@ -31,7 +31,7 @@ def refuse_what_idefics2_has(checkpoint: Checkpoint, kind: str) -> None:
     if checkpoint.stored is not None:
         raise ModelError(f"{name}: weights that are stored quantized are read of {_NATIVE} checkpoints only")
     if checkpoint.image_size:
-        edges = " and ".join(f"--{edge.replace('_', '-')}" for edge in checkpoint.image_size)
+        edges = " and ".join(flag_of(edge) for edge in checkpoint.image_size)
         raise UsageError(f"{name}: {edges} is for {_NATIVE} checkpoints; its own processor says how large images are")
 
 
