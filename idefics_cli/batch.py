@@ -23,7 +23,7 @@ from idefics_cli.results.answered import Answered
 from idefics_cli.results.check import check_output, read_state
 from idefics_cli.results.output import open_output
 from idefics_cli.results.stats import RunStats
-from idefics_cli.session import Session
+from idefics_cli.session import Session, open_engine_of
 from idefics_cli.workers.dispatch import Dispatcher
 from idefics_cli.workers.start import Workers, open_workers
 from idefics_cli.workers.state import WorkerShare
@@ -100,7 +100,7 @@ def run(
         if workers is not None:
             stack.callback(workers.pool.close, is_done=False)
             engine = engine or (NullEngine(workers.info) if workers.info else None)
-        session = stack.enter_context(Session(settings=settings, engine=engine or open_with(settings.model)))
+        session = stack.enter_context(Session(settings=settings, engine=engine or open_engine_of(settings, open_with)))
         values = session.setting_values
         paths = inputs.paths + (session.examples.paths if session.examples else [])
         check_output(settings.output, inputs.columns, values, paths)
@@ -108,7 +108,8 @@ def run(
         started = time.monotonic()
         with open_output(settings.output, inputs.columns, stdout, values, paths) as output:
             result.kept_failed = output.earlier.failed - output.earlier.to_retry
-            if workers is None and engine is None and open_with is open_engine and not settings.server.no_server:
+            is_local = engine is None and open_with is open_engine and settings.endpoint.url is None
+            if workers is None and is_local and not settings.server.no_server:
                 workers = _server(settings, on_detail)
             answering = _Answering(session, workers, output.answered, result.progress, on_note, on_shares)
             try:
@@ -189,7 +190,7 @@ def dry_run(
     if workers is not None:
         workers.pool.close(is_done=False)
     info = workers.info if workers is not None else None
-    engine = NullEngine(info or open_with(settings.model).info)
+    engine = NullEngine(info or open_engine_of(settings, open_with).info)
     progress, failures = Progress(), Counter[str]()
     with Session(settings=settings, engine=engine) as session:
         paths = inputs.paths + (session.examples.paths if session.examples else [])

@@ -206,11 +206,12 @@ class Answer:
     """What an engine answers to a request."""
 
     text: str = ""
-    confidence: float = 0.0
-    """Product of the probabilities of the answer's tokens, end token included."""
-    mean_logprob: float = 0.0
+    confidence: float | None = 0.0
+    """Product of the probabilities of the answer's tokens, end token included; None where the engine does not say."""
+    mean_logprob: float | None = 0.0
     """Mean log-probability of the same tokens: comparable between answers of different lengths."""
     prompt_tokens: int = 0
+    """0, here and in what follows, where the engine does not say."""
     new_tokens: int = 0
     batch_size: int = 0
     """The most sequences that were decoded together with it, itself included."""

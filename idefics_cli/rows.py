@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -131,10 +132,9 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
     """
     answers = {page: answer.result() for page, answer in row.answers.items()}
     answered = {page: answer for page, answer in answers.items() if answer.failure is None}
-    best = max(
-        answered, key=lambda page: (not is_abstention(answered[page].text), answered[page].mean_logprob), default=None
-    )
+    best = max(answered, key=lambda page: _rank(answered[page]), default=None)
     answer = answered[best] if best is not None else None
+    is_measured = answer is None or bool(answer.batch_size)
     read = tuple(row.facts) if row.is_together else (best,) if best is not None else tuple(row.facts)[:1]
     facts = [row.facts[page] for page in read]
     failures = [row.failure] if row.failure else []
@@ -144,6 +144,10 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
     warnings = [page.warning for page in facts] + [answer.warning if answer else ""]
     if answer is not None and failures:
         warnings.append(f"{len(failures)} of {len(row.pages)} pages failed: {failures[0]}")
+    if answer is not None and answer.mean_logprob is None and len(answered) > 1:
+        warnings.append(
+            f"no log-probabilities: of {len(answered)} pages the first with an answer, not the most certain"
+        )
     question = row.job.question
     return Row(
         document=_document_names(row.job),
@@ -159,20 +163,25 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         rasterizer=facts[0].rasterizer if facts else "",
         split=any(page.crops > 1 for page in facts) if facts else None,
         crops=sum(page.crops for page in facts) if facts else None,
-        prompt_tokens=answer.prompt_tokens if answer else None,
-        new_tokens=answer.new_tokens if answer else None,
-        batch_size=answer.batch_size if answer else None,
+        prompt_tokens=(answer.prompt_tokens or None) if answer else None,
+        new_tokens=(answer.new_tokens or None) if answer else None,
+        batch_size=(answer.batch_size or None) if answer else None,
         raster_ms=row.raster_ms,
         prepare_ms=row.prepare_ms,
-        vision_ms=_sum(answers.values(), "vision_ms"),
-        prefill_ms=_sum(answers.values(), "prefill_ms"),
-        decode_ms=_sum(answers.values(), "decode_ms"),
+        vision_ms=_sum(answers.values(), "vision_ms") if is_measured else None,
+        prefill_ms=_sum(answers.values(), "prefill_ms") if is_measured else None,
+        decode_ms=_sum(answers.values(), "decode_ms") if is_measured else None,
         latency_ms=row.latency_ms,
         answered_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         model=model,
         settings=settings,
         key=row.key,
     )
+
+
+def _rank(answer: Answer) -> tuple[bool, float]:
+    """Return what answers are compared by; without log-probabilities the first page with an answer is taken."""
+    return not is_abstention(answer.text), -math.inf if answer.mean_logprob is None else answer.mean_logprob
 
 
 def _document_names(job: Job) -> str:

@@ -3,6 +3,7 @@
 The command line makes its options from these fields: a field annotated with an `Option` is one.
 """
 
+from idefics_cli.config.endpoint import EndpointSettings
 from idefics_cli.config.generation import MOST_CHOICES, GenerationSettings, parse_choices
 from idefics_cli.config.model import (
     DEFAULT_MODEL,
@@ -41,6 +42,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Duration",
+    "EndpointSettings",
     "Format",
     "GenerationSettings",
     "Gpus",
