@@ -206,9 +206,9 @@ class Answer:
     """What an engine answers to a request."""
 
     text: str = ""
-    confidence: float | None = 0.0
-    """Product of the probabilities of the answer's tokens, end token included; None where the engine does not say."""
-    mean_logprob: float | None = 0.0
+    confidence: float = 0.0
+    """Product of the probabilities of the answer's tokens, end token included."""
+    mean_logprob: float = 0.0
     """Mean log-probability of the same tokens: comparable between answers of different lengths."""
     prompt_tokens: int = 0
     """0, here and in what follows, where the engine does not say."""
@@ -224,6 +224,10 @@ class Answer:
     """Why there is no answer."""
     is_complete: bool = True
     """Whether the model ended the answer itself, or a stop string did; False where it was cut at its limit."""
+    is_scored: bool = True
+    """Whether `confidence` and `mean_logprob` are known."""
+    is_timed: bool = True
+    """Whether what it cost in milliseconds is known."""
     tokens: GeneratedTokens | None = field(default=None, repr=False, compare=False)
     """None where the engine does not say."""
 

@@ -134,7 +134,7 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
     answered = {page: answer for page, answer in answers.items() if answer.failure is None}
     best = max(answered, key=lambda page: _rank(answered[page]), default=None)
     answer = answered[best] if best is not None else None
-    is_measured = answer is None or bool(answer.batch_size)
+    is_timed = answer is None or answer.is_timed
     read = tuple(row.facts) if row.is_together else (best,) if best is not None else tuple(row.facts)[:1]
     facts = [row.facts[page] for page in read]
     failures = [row.failure] if row.failure else []
@@ -144,7 +144,7 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
     warnings = [page.warning for page in facts] + [answer.warning if answer else ""]
     if answer is not None and failures:
         warnings.append(f"{len(failures)} of {len(row.pages)} pages failed: {failures[0]}")
-    if answer is not None and answer.mean_logprob is None and len(answered) > 1:
+    if answer is not None and not answer.is_scored and len(answered) > 1:
         warnings.append(
             f"no log-probabilities: of {len(answered)} pages the first with an answer, not the most certain"
         )
@@ -154,7 +154,7 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         page=_page_words(row, read if answer is not None else row.pages) or question.page or "",
         question=question.text,
         answer=answer.text if answer else "",
-        confidence=answer.confidence if answer else None,
+        confidence=answer.confidence if answer and answer.is_scored else None,
         status="ok" if answer else "failed",
         error="" if answer else str(failures[0]),
         warning="; ".join(dict.fromkeys(filter(None, warnings))),
@@ -168,9 +168,9 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         batch_size=(answer.batch_size or None) if answer else None,
         raster_ms=row.raster_ms,
         prepare_ms=row.prepare_ms,
-        vision_ms=_sum(answers.values(), "vision_ms") if is_measured else None,
-        prefill_ms=_sum(answers.values(), "prefill_ms") if is_measured else None,
-        decode_ms=_sum(answers.values(), "decode_ms") if is_measured else None,
+        vision_ms=_sum(answers.values(), "vision_ms") if is_timed else None,
+        prefill_ms=_sum(answers.values(), "prefill_ms") if is_timed else None,
+        decode_ms=_sum(answers.values(), "decode_ms") if is_timed else None,
         latency_ms=row.latency_ms,
         answered_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         model=model,
@@ -181,7 +181,7 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
 
 def _rank(answer: Answer) -> tuple[bool, float]:
     """Return what answers are compared by; without log-probabilities the first page with an answer is taken."""
-    return not is_abstention(answer.text), -math.inf if answer.mean_logprob is None else answer.mean_logprob
+    return not is_abstention(answer.text), answer.mean_logprob if answer.is_scored else -math.inf
 
 
 def _document_names(job: Job) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from idefics_cli.records import Answer
 
-_SHOWN = 80
+_SHOWN = 200
 
 
 class NoTextError(Exception):
@@ -18,8 +18,8 @@ class NoTextError(Exception):
 def read_completion(body: object, stop: Sequence[str] = ()) -> Answer:
     """Read a body, parsed from JSON, whose fields are not trusted.
 
-    The confidence is that of `idefics_cli`, which our own server adds; else it is made of the log-probabilities of the
-    tokens, among which there is no end token; else there is none.
+    Confidence, warning and times are those of `idefics_cli`, which our own server adds; else the confidence is made of
+    the log-probabilities of the tokens, among which there is no end token.
 
     Args:
         body: of a whole completion, not of a stream.
@@ -45,18 +45,26 @@ def read_completion(body: object, stop: Sequence[str] = ()) -> Answer:
     if not isinstance(text, str):
         raise ValueError(f"the content of its answer is no text: {_shown(text)}")
     starts = [start for start in map(text.find, stop) if start >= 0]
-    confidence, mean = _confidence(body.get("idefics_cli"), choice.get("logprobs"))
+    own = _mapping(body.get("idefics_cli"))
+    scores = _scores(own, choice.get("logprobs"))
     usage = _mapping(body.get("usage"))
     new_tokens = _count(usage.get("completion_tokens"))
     is_cut = reason == "length"
+    warning = (f"answer cut at {new_tokens} tokens" if new_tokens else "answer cut at its limit") if is_cut else ""
+    times = [_number(own.get(name)) for name in ("vision_ms", "prefill_ms", "decode_ms")]
+    vision_ms, prefill_ms, decode_ms = (value or 0.0 for value in times)
     return Answer(
         _text(text[: min(starts, default=len(text))]).strip(),
-        confidence,
-        mean,
+        *(scores or (0.0, 0.0)),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         new_tokens=new_tokens,
-        warning=(f"answer cut at {new_tokens} tokens" if new_tokens else "answer cut at its limit") if is_cut else "",
+        vision_ms=vision_ms,
+        prefill_ms=prefill_ms,
+        decode_ms=decode_ms,
+        warning=_shown(own["warning"]) if isinstance(own.get("warning"), str) else warning,
         is_complete=not is_cut,
+        is_scored=scores is not None,
+        is_timed=None not in times,
     )
 
 
@@ -66,10 +74,9 @@ def _without_text(message: Mapping[str, Any], reason: object) -> str:
     return f"its answer holds no text (finish_reason {_shown(reason)}){words}"
 
 
-def _confidence(own: object, logprobs: object) -> tuple[float | None, float | None]:
-    """Return the product of the tokens' probabilities, and the mean of their logarithms."""
-    given = _mapping(own)
-    confidence, mean = _number(given.get("confidence")), _number(given.get("mean_logprob"))
+def _scores(own: Mapping[str, Any], logprobs: object) -> tuple[float, float] | None:
+    """Return the product of the tokens' probabilities and the mean of their logarithms; None where they lack."""
+    confidence, mean = _number(own.get("confidence")), _number(own.get("mean_logprob"))
     if confidence is not None and mean is not None and 0 <= confidence <= 1:
         return confidence, mean
     content = _mapping(logprobs).get("content")
@@ -77,7 +84,7 @@ def _confidence(own: object, logprobs: object) -> tuple[float | None, float | No
     values = [_number(_mapping(token).get("logprob")) for token in tokens]
     known = [min(0.0, value) for value in values if value is not None]
     if not known or len(known) < len(values):
-        return None, None
+        return None
     return math.exp(math.fsum(known)), math.fsum(known) / len(known)
 
 
