@@ -44,6 +44,7 @@ def with_documents(turns: tuple[Turn, ...], uris: list[str]) -> tuple[Turn, ...]
         plain_turns("No page?", 0),
         (Turn("user", (PAGE, "Who?")), Turn("assistant", ("Erik",)), Turn("user", ("And\nwhen? \u00e9\u4e2d", PAGE))),
         (Turn("user", ("Left:", PAGE, "right:", PAGE, "Which?")),),
+        (Turn("system", ("Be brief.",)), Turn("user", (PAGE, "Who?"))),
     ],
 )
 def test_our_reader_reads_back_what_is_written(turns: tuple[Turn, ...]) -> None:
