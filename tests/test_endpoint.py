@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import logging
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -299,6 +302,41 @@ def test_the_key_is_sent_and_never_told(
             run_to(path, server.url, document, ["Another?"])
     assert "secret" not in path.read_text(encoding="utf-8")
     assert "secret" not in caplog.text.replace(str(path), "")
+
+
+def test_a_key_that_travels_in_the_clear_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    model = ModelSettings("m")
+    with Session(settings=settings("http://example.org", model=model)) as session:
+        assert session.engine.info.notes == ("the key goes to http://example.org/v1 without encryption",)
+        assert "secret" not in repr(session.setting_values)
+    for url in ("https://example.org", "http://127.0.0.1:9"):
+        with Session(settings=settings(url, model=model)) as session:
+            assert session.engine.info.notes == ()
+
+
+def test_a_certificate_that_is_not_trusted_ends_the_run_at_once(grey_png: Png, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    files = (str(tmp_path / "key.pem"), str(tmp_path / "cert.pem"))
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*words, "-keyout", files[0], "-out", files[1]], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files[1], files[0])
+    with misbehaving() as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        url = server.url.replace("http:", "https:")
+        with (
+            Session(settings=settings(url, model=ModelSettings("m"))) as session,
+            pytest.raises(ModelError, match="its certificate is not trusted"),
+        ):
+            session.ask(str(grey_png("a.png", 90)), "Who?")
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(grey_png: Png) -> None:
+    with misbehaving(poisoned(Reply(200, b" " * 65_000_000))) as server:
+        rows = rows_of(server, grey_png("a.png", 90), ["One?", "poison?"])
+    assert rows[1].error == "endpoint: its answer is larger than 64 MB (3 tries)"
 
 
 def test_generation_settings_are_sent_by_their_names(grey_png: Png) -> None:

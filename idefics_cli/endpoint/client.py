@@ -26,7 +26,7 @@ _SHOWN = 300
 _TRANSIENT = frozenset((408, 409, 425))
 _BUSY = frozenset((429, 503, 529))
 _GATEWAY = frozenset((502, 504, 520, 521, 522, 523, 524))
-_OVERDUE_COST = 3.0  # of a request that took all its time: three are enough
+_COSTLY = 3.0  # of a request that took all its time, or had an answer without end: three are enough
 _RATE_LIMIT_COST = 0.1  # 429 says nothing about the request
 
 
@@ -108,7 +108,7 @@ async def _read(response: httpx2.Response) -> bytes:
     async for piece in response.aiter_bytes():
         data += piece
         if len(data) > _MOST_BYTES:
-            raise TransientError(f"its answer is larger than {_MOST_BYTES // 10**6} MB")
+            raise TransientError(f"its answer is larger than {_MOST_BYTES // 10**6} MB", cost=_COSTLY)
     return bytes(data)
 
 
@@ -125,7 +125,7 @@ def _of_connection(error: Exception, address: Address, timeout: float) -> Except
         return TransientError(f"no connection within {min(timeout, _CONNECT_SECONDS):g} s", is_of_server=True)
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
         words = f"no answer within {timeout:g} s (--endpoint-timeout)"
-        return TransientError(words, outcome=Outcome.OVERLOADED, cost=_OVERDUE_COST)
+        return TransientError(words, outcome=Outcome.OVERLOADED, cost=_COSTLY)
     words = address.redacted(_one_line(first_line(error)))
     if _is_of_certificate(error):
         return ModelError(f"{address.base}: its certificate is not trusted: {words}")
