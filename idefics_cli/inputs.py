@@ -15,9 +15,10 @@ from idefics_cli.config import QuestionSettings, RunSettings
 from idefics_cli.documents import discover
 from idefics_cli.errors import InputError, UsageError
 from idefics_cli.questions.columns import ColumnNames
+from idefics_cli.questions.lines import Record
 from idefics_cli.questions.messages import MOST_TOGETHER
 from idefics_cli.questions.pair import Pairing, pair
-from idefics_cli.questions.read import read_stream
+from idefics_cli.questions.read import ReadRequest, read_stream
 from idefics_cli.records import Document, DocumentPart, Job, Question
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Inputs:
     """What to tell the user before the start."""
     paths: list[Path]
     """The files that are read, none of which may be the output."""
+    is_batch: bool = False
+    """Whether the questions are requests in the form of OpenAI batch files."""
 
 
 def read_inputs(
@@ -183,10 +186,32 @@ def _pairing(given: list[Document], base: Path, settings: QuestionSettings) -> P
 def _from_file(path: Path, columns: ColumnNames, given: list[Document], settings: QuestionSettings) -> Inputs:
     from idefics_cli.questions.file import QuestionFile  # with numpy: not needed for questions of the command line
 
-    file = QuestionFile(path, columns, _pairing(given, path.parent, settings), allow_empty=settings.allow_empty)
+    file = QuestionFile(
+        path,
+        columns,
+        _pairing(given, path.parent, settings),
+        allow_empty=settings.allow_empty,
+        read_request=_request_reader(settings),
+    )
+    if file.is_batch:
+        _refuse_documents(given, str(path))
     notes = columns.notes(file.names) + _product(file.without_document, len(given))
     paths = [path, *(Path(document.path) for document in file.documents if document.path)]
-    return Inputs(file.jobs(), tuple(file.columns), file.total, notes, paths)
+    return Inputs(file.jobs(), tuple(file.columns), file.total, notes, paths, file.is_batch)
+
+
+def _request_reader(settings: QuestionSettings) -> ReadRequest:
+    def read(record: Record, location: str) -> Question:
+        from idefics_cli.openai_api.batch_file import read_line  # not needed for other questions
+
+        return read_line(record, location, allow_urls=settings.allow_urls)
+
+    return read
+
+
+def _refuse_documents(given: Sequence[Document], name: str) -> None:
+    if given:
+        raise UsageError(f"{name}: a batch file, whose requests bring their own documents: leave {given[0].name} out")
 
 
 def _from_stream(
@@ -194,20 +219,23 @@ def _from_stream(
 ) -> Inputs:
     waiting = stream.peek(1)  # type: ignore[attr-defined]  # blocks until the first bytes are there
     whole_lines = waiting[: waiting.rfind(b"\n") + 1]
-    questions = read_stream(stream, name, columns)
+    questions = read_stream(stream, name, columns, _request_reader(settings))
     first = next(questions, None)
     if first is None and not settings.allow_empty:
         raise InputError(f"{name}: no questions in it")
     seen = [] if first is None else [first]
     if whole_lines.strip():
-        seen += itertools.islice(read_stream(io.BytesIO(whole_lines), name, columns), _WAITING_LINES)
+        there = read_stream(io.BytesIO(whole_lines), name, columns, _request_reader(settings))
+        seen += itertools.islice(there, _WAITING_LINES)
+    if is_batch := first is not None and first.chat is not None:
+        _refuse_documents(given, name)
     own = tuple(dict.fromkeys(column for question in seen for column in question.extra))
     ours_there = [name for name in ("document", "page", "id") if any(getattr(question, name) for question in seen)]
-    notes = columns.notes([*own, "question", *ours_there])
+    notes = [] if is_batch else columns.notes([*own, "question", *ours_there])
     if len(given) > 1 and any(not (question.document or question.documents) for question in seen):
         notes.append(f"each question without a document is asked of {len(given)} documents")
     jobs = pair(itertools.chain(seen[:1], questions), _pairing(given, Path.cwd(), settings))
-    return Inputs(jobs, own, None, notes, _paths(given))
+    return Inputs(jobs, own, None, notes, _paths(given), is_batch)
 
 
 def _from_texts(texts: Sequence[str], given: list[Document], settings: QuestionSettings, *, together: bool) -> Inputs:

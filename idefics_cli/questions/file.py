@@ -22,20 +22,36 @@ from idefics_cli.questions.formats import open_records
 from idefics_cli.questions.lines import Record
 from idefics_cli.questions.messages import check_count
 from idefics_cli.questions.pair import Pairing, pair
-from idefics_cli.questions.read import id_text, to_question
+from idefics_cli.questions.read import ReadRequest, id_text, record_reader
 from idefics_cli.records import Document, Job, Question
 
 _HELD_WHOLE = 64 * 1024 * 1024
 _SHOWN_PROBLEMS = 10
 _JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _LONGEST_KEY = 200
+_NO_DOCUMENT = b"no document"
 
 
 class QuestionFile:
     """The questions of a file, each of which can be asked, or fails as a row."""
 
-    def __init__(self, path: Path, columns: ColumnNames, pairing: Pairing, *, allow_empty: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        columns: ColumnNames,
+        pairing: Pairing,
+        *,
+        allow_empty: bool = False,
+        read_request: ReadRequest | None = None,
+    ) -> None:
         """Read and check the file.
+
+        Args:
+            path: of the file.
+            columns: of questions.
+            pairing: finds documents.
+            allow_empty: whether there may be no question.
+            read_request: reads lines of batch files, of which those that can't be asked fail by themselves.
 
         Raises:
             InputError: it can't be read, a line of it can't be asked, or an id stands twice.
@@ -46,7 +62,7 @@ class QuestionFile:
         self.without_document = 0
         """Questions that are asked of every document of the command line."""
         self._name = str(path)
-        self._column_names = columns
+        self._column_names, self._read_request = columns, read_request
         self._pairing = pairing
         self._starts, self._lines, self._ids = array("Q"), array("Q"), array("q")
         self._targets = array("I")
@@ -73,25 +89,31 @@ class QuestionFile:
                 self._source = io.BytesIO(file.read())
         is_jsonl = path.suffix.lower() in _JSONL_SUFFIXES
         self._records = open_records(self._source, self._name, self._column_names, is_jsonl=is_jsonl)
+        self.is_batch = self._records.is_batch and self._read_request is not None
+        """Whether its lines are requests in the form of OpenAI batch files."""
+        self._to_question = record_reader(self._records, self._column_names, self._read_request)
         names: dict[str, None] = {}
         for record in self._records:
-            if not record.values.keys() <= names.keys():
+            if not self.is_batch and not record.values.keys() <= names.keys():
                 names.update(dict.fromkeys(record.values))
             self._add(record)
         self._starts.append(self._source.tell())
         self._target_of.clear()
         self.names = tuple(names)
-        """Every column of the file."""
+        """Every column of the file; none of a batch file."""
 
     def _add(self, record: Record) -> None:
-        question = to_question(record, self._name, self._column_names)
+        question = self._to_question(record, self._name)
         target, failure = self._target(question)
-        if failure and failure.kind is FailureKind.BAD_QUESTION:
+        if failure and self.is_batch:
+            target = self._numbered_target(None, [None])
+        elif failure and failure.kind is FailureKind.BAD_QUESTION:
             self._problem(f"{question.location}: {failure}")
             return
         if not question.extra.keys() <= self.columns.keys():
             self.columns.update(dict.fromkeys(question.extra))
-        self.without_document += question.document is None and not question.documents and failure is None
+        if question.document is None and not question.documents and failure is None and question.chat is None:
+            self.without_document += 1
         self._starts.append(record.start)
         self._lines.append(record.line)
         self._ids.append(hash(id_text(question.id)) if question.id != "" else 0)
@@ -103,6 +125,8 @@ class QuestionFile:
             return self._numbered_target(None, [None]), question.failure
         if question.documents:
             return self._target_of_several(question)
+        if question.chat is not None:
+            return self._numbered_target(_NO_DOCUMENT, [_NO_DOCUMENT]), None
         name = question.document or ""
         digest = hashlib.sha256(name.encode()).digest() if len(name) > _LONGEST_KEY else name.encode()
         key = (digest, question.password) if question.password or len(name) > _LONGEST_KEY else name
@@ -170,11 +194,15 @@ class QuestionFile:
             question = self._question(int(row))
             text = id_text(question.id)
             if text in first:
-                self._problem(f"{question.location}: duplicate id {question.id!r}, first in {first[text]}")
+                self._problem(f"{question.location}: duplicate {self._id_name} {question.id!r}, first in {first[text]}")
                 if self._problem_count > _SHOWN_PROBLEMS:
                     return
             else:
                 first[text] = question.location
+
+    @property
+    def _id_name(self) -> str:
+        return "custom_id" if self.is_batch else "id"
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -226,7 +254,7 @@ class QuestionFile:
         self._source.seek(start)
         content = self._source.read(self._starts[row + 1] - start)
         values, problem = self._records.parse(content.decode(errors="replace"))
-        return to_question(Record(self._lines[row], start, values, problem), self._name, self._column_names)
+        return self._to_question(Record(self._lines[row], start, values, problem), self._name)
 
 
 def _status(file: IO[bytes]) -> tuple[int, int]:
