@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import itertools
 import os
@@ -13,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 from idefics_cli.config import QuestionSettings, RunSettings
 from idefics_cli.documents import discover
+from idefics_cli.documents.given import STDIN, STDIN_NAME, find_given, open_descriptor
 from idefics_cli.errors import InputError, UsageError
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.lines import Record
@@ -24,9 +24,6 @@ from idefics_cli.records import Document, DocumentPart, Job, Question
 if TYPE_CHECKING:
     from idefics_cli.examples import Example, Examples
 
-STDIN = "-"
-STDIN_NAME = "<stdin>"
-_WAITING_BYTES = 64 * 1024
 _WAITING_LINES = 100
 
 
@@ -69,7 +66,7 @@ def read_inputs(
         raise UsageError("a document and the questions can't both come from stdin")
     if settings.questions.root is not None and not settings.questions.root.is_dir():
         raise UsageError(f"--root {settings.questions.root}: no folder; questions could name no document at all")
-    given, notes = _find(documents, settings.questions)
+    given, notes = find_given(documents, settings.questions)
     if isinstance(questions, str):
         inputs = _from_name(questions, columns, given, settings.questions)
     else:
@@ -123,51 +120,12 @@ def _from_name(questions: str, columns: ColumnNames, given: list[Document], sett
     try:
         if questions == STDIN:
             # A file object of its own: at exit Python flushes sys.stdin, which a thread that still reads from it holds.
-            return _from_stream(_opened(os.dup(0)), STDIN_NAME, columns, given, settings)
+            return _from_stream(open_descriptor(os.dup(0)), STDIN_NAME, columns, given, settings)
         if path.exists() and not path.is_file() and not path.is_dir():  # a FIFO, /dev/stdin, the shell's <(...)
-            return _from_stream(_opened(os.open(path, os.O_RDONLY)), questions, columns, given, settings)
+            return _from_stream(open_descriptor(os.open(path, os.O_RDONLY)), questions, columns, given, settings)
     except OSError as error:
         raise InputError(f"{questions}: {error.strerror or error}") from error
     return _from_file(path, columns, given, settings)
-
-
-def _opened(descriptor: int) -> IO[bytes]:
-    return os.fdopen(descriptor, "rb", buffering=_WAITING_BYTES)
-
-
-def _find(names: Sequence[str], settings: QuestionSettings) -> tuple[list[Document], list[str]]:
-    """Return the documents of the command line, each once, and a note on files that are no documents."""
-    found: dict[str, Document] = {}
-    passed_over = discover.PassedOver()
-    for name in names:
-        try:
-            documents = _named(name, settings, passed_over)
-        except InputError:
-            if settings.allow_empty and _holds_nothing(name):
-                continue
-            raise
-        for document in documents:
-            found.setdefault(os.path.realpath(document.path) if document.path else document.name, document)
-    if not passed_over.count:
-        return list(found.values()), []
-    files = "1 file" if passed_over.count == 1 else f"{passed_over.count:,} files"
-    return list(found.values()), [f"{files} passed over, for example {', '.join(passed_over.examples)}"]
-
-
-def _named(name: str, settings: QuestionSettings, passed_over: discover.PassedOver) -> list[Document]:
-    if name == STDIN:
-        with _opened(os.dup(0)) as stdin:
-            return [Document(STDIN_NAME, data=stdin.read())]
-    if name[:8].lower().startswith(("http://", "https://")):
-        if not settings.allow_urls:
-            raise InputError(f"{name}: addresses are fetched only with --allow-urls")
-        return [Document(name, url=name)]
-    return discover.find([name], passed_over)
-
-
-def _holds_nothing(name: str) -> bool:
-    """Whether a name is that of a folder that is there, or a glob."""
-    return Path(name).is_dir() or (glob.has_magic(name) and not Path(name).exists())
 
 
 def _pairing(given: list[Document], base: Path, settings: QuestionSettings) -> Pairing:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.formats import open_records
+from idefics_cli.questions.groups import rows_of_groups
 from idefics_cli.questions.lines import Record
 from idefics_cli.questions.messages import check_count
 from idefics_cli.questions.pair import Pairing, pair
@@ -194,15 +194,12 @@ class QuestionFile:
             question = self._question(int(row))
             text = id_text(question.id)
             if text in first:
-                self._problem(f"{question.location}: duplicate {self._id_name} {question.id!r}, first in {first[text]}")
+                name = "custom_id" if self.is_batch else "id"
+                self._problem(f"{question.location}: duplicate {name} {question.id!r}, first in {first[text]}")
                 if self._problem_count > _SHOWN_PROBLEMS:
                     return
             else:
                 first[text] = question.location
-
-    @property
-    def _id_name(self) -> str:
-        return "custom_id" if self.is_batch else "id"
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -225,26 +222,17 @@ class QuestionFile:
             InputError: the file was changed after it was checked.
 
         """
-        for group, rows in zip(self._groups, self._rows_of_groups(), strict=True):
+        for group, rows in zip(
+            self._groups,
+            rows_of_groups(self._targets, self._pairs, len(self._target_sizes), len(self._groups)),
+            strict=True,
+        ):
             for row in rows:
                 question = self._question(int(row))
                 if isinstance(group, Document):
                     yield Job(question, group)
                 else:
                     yield from pair([question], self._pairing)
-
-    def _rows_of_groups(self) -> Iterator[NDArray[np.int64]]:
-        """Yield the rows that are asked of each group, in the order of the file."""
-        targets = np.array(self._targets, np.uint32)
-        rows = np.argsort(targets, kind="stable")
-        ends = np.cumsum(np.bincount(targets, minlength=len(self._target_sizes)))
-        begins = np.concatenate(([0], ends))
-        groups, members = (np.array(numbers, np.uint32) for numbers in self._pairs)
-        by_group = members[np.argsort(groups, kind="stable")]
-        limits = np.concatenate(([0], np.cumsum(np.bincount(groups, minlength=len(self._groups)))))
-        for group in range(len(self._groups)):
-            parts = [rows[begins[t] : ends[t]] for t in by_group[limits[group] : limits[group + 1]]]
-            yield parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
 
     def _question(self, row: int) -> Question:
         """Read a question again."""
