@@ -35,7 +35,8 @@ class ExportForm(StrEnum):
 
 
 @from_settings(
-    without=("split", *_NOT_IN_THE_FORM), defaults={"across": Across.TOGETHER, "max_new_tokens": 64, "temperature": 0.0}
+    without=("split", "allow_empty", *_NOT_IN_THE_FORM),
+    defaults={"across": Across.TOGETHER, "max_new_tokens": 64, "temperature": 0.0},
 )
 def export(
     pages: PageSettings,
