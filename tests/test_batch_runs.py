@@ -271,7 +271,7 @@ def test_a_pipe_is_answered_line_by_line(cli_run: list[str]) -> None:
         got = json.loads(process.stdout.readline())
         check_form(got)
         assert got["custom_id"] == line["custom_id"]
-    assert "duplicate" in got["response"]["body"]["idefics_cli"]["error"]
+    assert "duplicate custom_id" in got["response"]["body"]["idefics_cli"]["error"]
     process.stdin.close()
     assert process.wait(30) == 6
     process.stdout.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -96,3 +98,15 @@ def test_a_folder_of_a_hundred_thousand_names(tmp_path: Path) -> None:
         peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
     print(f"1,000 names {peaks[0] / 1e6:.0f} MB, 100,000 names {peaks[1] / 1e6:.0f} MB")
     assert peaks[1] <= peaks[0] + 5 * GROWTH  # three kilobytes a name
+
+
+def test_a_batch_file_of_three_hundred_megabytes(tmp_path: Path) -> None:
+    letter = (SAMPLES / "documents" / "transparent.png").read_bytes()
+    with (tmp_path / "b.jsonl").open("w") as stream:
+        for number in range(1000):
+            data = base64.b64encode(letter + random.Random(number).randbytes(200_000)).decode()
+            image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+            messages = [{"role": "user", "content": [image, {"type": "text", "text": "What is the total?"}]}]
+            line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions"}
+            stream.write(json.dumps({**line, "body": {"messages": messages, "max_tokens": 2}}) + "\n")
+    check(watched([*RUN, "-q", str(tmp_path / "b.jsonl"), "--split", "never"], [], 1000))

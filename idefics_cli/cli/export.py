@@ -90,7 +90,12 @@ def export(
     if result.left_out > SHOWN:
         note(f"left out: ... and {result.left_out - SHOWN:,} more")
     names = ", ".join(map(str, result.paths)) or f"{output}: not written"
-    counts = [f"{result.lines:,} lines"] + [f"{result.left_out:,} questions left out"] * bool(result.left_out)
+    counts = [_counted(result.lines, "line")]
+    counts += [f"{_counted(result.left_out, 'question')} left out"] * bool(result.left_out)
     summary(f"{names}: {', '.join(counts)}", is_failure=bool(result.left_out))
     if result.left_out:
         raise typer.Exit(ROWS_FAILED)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'s' * (number != 1)}"

@@ -13,7 +13,7 @@ from idefics_cli.documents.pool import PageFuture, PagePool, result_of
 from idefics_cli.records import Document, PreparedPage
 
 _REMEMBERED = 512  # documents whose page count and hash are kept for the questions that follow
-_REMEMBERED_BYTES = 64_000_000  # of those that came as bytes, which are held with them
+_REMEMBERED_BYTES = 32_000_000  # of those that came as bytes, which are held with them
 
 
 @dataclass(slots=True)

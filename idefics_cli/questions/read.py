@@ -42,11 +42,12 @@ def read_stream(
     try:
         records = open_records(stream, name, columns)
         read = record_reader(records, columns, read_request)
+        id_name = "custom_id" if records.is_batch and read_request else "id"
         for record in records:
             question = read(record, name)
             earlier = None if question.failure else ids.add(question.id, record.line)
             if earlier is not None:
-                question = failed(question, f"duplicate id {question.id!r}, first in {name}:{earlier}")
+                question = failed(question, f"duplicate {id_name} {question.id!r}, first in {name}:{earlier}")
             yield question
     except OSError as error:
         raise InputError(f"{name}: {error.strerror or error}") from error
