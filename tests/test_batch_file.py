@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from idefics_cli.errors import Failure, FailureKind
 from idefics_cli.openai_api.batch_file import read_line, response_of
+from idefics_cli.questions.columns import ColumnNames
+from idefics_cli.questions.formats import open_records
 from idefics_cli.questions.lines import Record
 from idefics_cli.records import Answer, ChatOptions, DocumentPart, Generation, Question, Turn
 from tests.batch_lines import image, png_uri, request
@@ -124,3 +129,26 @@ def test_responses_say_what_the_model_answered_or_why_it_did_not() -> None:
         failed: Any = response_of(None, Failure(kind, "why"), None, "tiny")
         assert failed["status_code"] == status
         assert failed["body"]["error"]["message"] == f"{kind}: why"
+
+
+LINE = json.dumps(request("a", "?"))
+
+
+@pytest.mark.parametrize(
+    ("first", "columns", "is_batch"),
+    [
+        (LINE, (), True),
+        ("\n \n" + LINE, (), True),
+        ('{"custom_id": "a", "body": {', (), True),
+        ('{"method": "POST", "url": "/v1/chat/completions", "body": {}}', (), True),
+        (LINE, ("question=body",), False),
+        ('{"question": "?", "custom_id": "a", "url": "b.png"}', (), False),
+        ('{"messages": [], "custom_id": "a", "body": 1}', (), False),
+        ('{"id": "batch_req_1", "custom_id": "a", "response": {}, "error": null}', (), False),
+        ("question,custom_id,body\na,b,c", (), False),
+        ("", (), False),
+    ],
+)
+def test_a_batch_file_is_known_by_its_first_line(first: str, columns: Sequence[str], is_batch: bool) -> None:
+    given = ColumnNames(["document=doc", *columns] if columns else [])
+    assert open_records(io.BytesIO(first.encode()), "q", given).is_batch is is_batch

@@ -130,11 +130,11 @@ def test_documents_that_came_as_bytes_are_remembered_within_a_limit(pool: PagePo
     cache = PageCache(pool, TINY)
     letter = (SAMPLES / "notice.bmp").read_bytes()
     contents = [letter + bytes(8_000_000) + b"%d" % number for number in range(8)]
-    before = [sys.getrefcount(content) for content in contents]
+    before = [sys.getrefcount(contents[number]) for number in range(8)]
     infos = [cache.info(Document(f"{number}", data=content)) for number, content in enumerate(contents)]
     assert len({info.digest for info in infos}) == 8
     gc.collect()
-    held = [sys.getrefcount(content) > count for content, count in zip(contents, before, strict=True)]
+    held = [sys.getrefcount(contents[number]) > before[number] for number in range(8)]
     assert held[-1]
     assert not any(held[:4])
     assert cache.info(Document("0", data=contents[0])).digest == infos[0].digest
