@@ -300,7 +300,8 @@ class Row:
     line: bytes = field(default=b"", compare=False, repr=False)
     """The row as it stands in the output, where a worker has formatted it."""
     response: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
-    """Where the output has the OpenAI batch form: `status_code`, and the `body` of the completion or the error."""
+    """Where the output has the OpenAI batch form: `id` of the line, `status_code`, `request_id`, and the `body` of the
+    completion or the error."""
     custom_id: str = field(default="", compare=False, repr=False)
     """Likewise: that of the request; `key` of a question that came in another form."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import secrets
 from collections.abc import Mapping
 
 from idefics_cli.errors import Failure, FailureKind
@@ -86,7 +87,7 @@ def _generation(chat: ChatRequest, custom_id: str) -> Generation:
 def response_of(
     answer: Answer | None, failure: Failure | None, chat: ChatOptions | None, model: str
 ) -> dict[str, object]:
-    """Return the response to a request: its status and its body.
+    """Return the response to a request, as `Row.response`.
 
     Args:
         answer: None where there is none.
@@ -96,13 +97,18 @@ def response_of(
 
     """
     chat = chat or ChatOptions()
+    status, body = 400, dict(chat.error or {})
     if answer is not None:
-        body = Completion(chat.model or model).body(answer, logprobs=chat.logprobs)
-        return {"status_code": 200, "body": body}
-    if chat.error is not None:
-        return {"status_code": 400, "body": dict(chat.error)}
-    error = error_of(failure or Failure(FailureKind.MODEL_ERROR, "the engine gave no answer"))
-    return {"status_code": error.status, "body": error.body}
+        status, body = 200, Completion(chat.model or model).body(answer, logprobs=chat.logprobs)
+    elif not body:
+        error = error_of(failure or Failure(FailureKind.MODEL_ERROR, "the engine gave no answer"))
+        status, body = error.status, error.body
+    return {
+        "id": f"batch_req_{secrets.token_hex(12)}",
+        "status_code": status,
+        "request_id": f"req_{secrets.token_hex(12)}",
+        "body": body,
+    }
 
 
 def _shown(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ def batch_values(values: Mapping[str, object], response: Mapping[str, Any], cust
 
     Args:
         values: of the row, by column.
-        response: to the request: `status_code` and `body`.
+        response: see `Row.response`.
         custom_id: by which the answer is known.
 
     """
@@ -33,11 +32,11 @@ def batch_values(values: Mapping[str, object], response: Mapping[str, Any], cust
     own = {name: value for name, value in values.items() if name not in COLUMNS}
     body["idefics_cli"] = {**body.get("idefics_cli", {}), **here, **({_OWN: own} if own else {})}
     return {
-        "id": f"batch_req_{secrets.token_hex(12)}",
+        "id": response["id"],
         "custom_id": custom_id,
         "response": {
             "status_code": response["status_code"],
-            "request_id": f"req_{secrets.token_hex(12)}",
+            "request_id": response["request_id"],
             "body": body,
         },
         "error": body.get("error"),
