@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from idefics_cli.records import Document, Generation, Job, PreparedPage
 from idefics_cli.results.split_files import SplitFiles, split_files
 from idefics_cli.rows import PendingRow
 
+_PAGES_AHEAD = 4  # for each page process
+_KEPT_BYTES = 256_000_000  # of pages that the next question may be about too
 SHOWN = 20
 """Questions left out that are named."""
 
@@ -60,8 +62,7 @@ def export_batch(
     path: Path,
     settings: RunSettings,
     how: BatchExport,
-    *,
-    on_line: Callable[[ExportResult], None] = lambda _: None,
+    result: ExportResult | None = None,
 ) -> ExportResult:
     """Write questions with their pages as OpenAI batch files.
 
@@ -73,7 +74,7 @@ def export_batch(
         path: of the file; several, where the form's limits call for them, are numbered.
         settings: how questions and pages are chosen. Pages are not split.
         how: what stands in the bodies.
-        on_line: told of each question that was written or left out.
+        result: kept up to date.
 
     Raises:
         InputError: the questions can't be read, or nothing can be asked.
@@ -92,30 +93,32 @@ def export_batch(
     pages = replace(settings.pages, split=Split.NEVER)
     named = settings.questions.examples
     examples = read_examples(named, settings.questions) if named is not None else None
-    result = ExportResult(notes=inputs.notes)
+    result = result if result is not None else ExportResult()
+    result.notes += inputs.notes
     paths = inputs.paths + (examples.paths if examples else [])
     with PagePool(pages) as pool, split_files(path, how.most_lines, how.most_bytes, paths) as files:
-        cache = PageCache(pool, WholePage(how.longest_edge))
+        cache = PageCache(pool, WholePage(how.longest_edge), kept_bytes=_KEPT_BYTES)
         writer = _Writer(how, cache, examples.prepared(cache) if examples else None, files, result)
-        for row in _requested_rows(inputs, replace(settings, pages=pages), cache, pool.workers):
-            writer.take(row)
-            on_line(result)
+        for page in _requested_pages(inputs, replace(settings, pages=pages), cache, pool.workers):
+            writer.take(page)
     result.paths = files.paths
     return result
 
 
-@dataclass(slots=True)
-class _RequestedRow:
-    """A row whose pages are being rendered."""
+@dataclass(frozen=True, slots=True)
+class _RequestedPage:
+    """A page that is being rendered, of a row; without a place where there is none to render."""
 
     row: PendingRow
-    places: list[tuple[Document, int]] = field(default_factory=list)
-    page_ids: list[str] = field(default_factory=list)
+    place: tuple[Document, int] | None = None
+    page_id: str = ""
     failure: Failure | None = None
+    is_last: bool = False
+    """Of its row."""
 
 
-def _requested_rows(inputs: Inputs, settings: RunSettings, cache: PageCache, workers: int) -> Iterator[_RequestedRow]:
-    """Yield the rows that questions ask for; documents are opened ahead, and pages rendered ahead."""
+def _requested_pages(inputs: Inputs, settings: RunSettings, cache: PageCache, workers: int) -> Iterator[_RequestedPage]:
+    """Yield the pages of the rows that questions ask for; documents are opened ahead, and pages rendered ahead."""
 
     def opened() -> Iterator[Job]:
         for job in inputs.jobs:
@@ -123,24 +126,25 @@ def _requested_rows(inputs: Inputs, settings: RunSettings, cache: PageCache, wor
                 cache.expect(document)
             yield job
 
-    def requested() -> Iterator[_RequestedRow]:
+    def requested() -> Iterator[_RequestedPage]:
         jobs = prefetch(opened(), 2 * workers)
         rows = (row for job in jobs for row in rows_of(job, cache, settings.pages, settings.questions.shard))
         for row in itertools.islice(rows, settings.questions.limit):
-            one = _RequestedRow(row, failure=row.failure)
-            try:
-                for place in map(row.place, row.pages if row.failure is None else ()):
-                    one.page_ids.append(cache.request(*place))
-                    one.places.append(place)
-            except RowFailedError as error:
-                one.failure = error.failure
-            yield one
+            if row.failure is not None:
+                yield _RequestedPage(row, failure=row.failure, is_last=True)
+                continue
+            for page in row.pages:
+                place, is_last = row.place(page), page == row.pages[-1]
+                try:
+                    yield _RequestedPage(row, place, cache.request(*place), is_last=is_last)
+                except RowFailedError as error:
+                    yield _RequestedPage(row, failure=error.failure, is_last=is_last)
 
-    return prefetch(requested(), 2 * workers)
+    return prefetch(requested(), _PAGES_AHEAD * workers)
 
 
 class _Writer:
-    """Makes lines of rows."""
+    """Makes lines of pages."""
 
     def __init__(
         self,
@@ -155,56 +159,68 @@ class _Writer:
         self._generation = Generation(
             asked.max_new_tokens, asked.temperature or 0.0, asked.top_p, asked.seed, asked.stop
         )
-        self._uris: dict[str, str] = {}  # of the pages of the last row: the next is often about the same
+        self._shown = [data_uri(page.crops[0]) for page in examples.pages] if examples else []
+        self._images: list[str] = []
+        """Of the row whose pages come."""
+        self._failure: Failure | None = None
+        """Of that row."""
+        self._uris: dict[str, str] = {}
+        self._last_uris: dict[str, str] = {}
+        """Of that row and of the one before, which is often about the same pages."""
         self._keys = Counter[bytes]()
 
-    def take(self, one: _RequestedRow) -> None:
-        """Write the line of a row, or say why there is none."""
+    def take(self, page: _RequestedPage) -> None:
+        """Wait for a page; after the last of a row, write its line, or say why there is none."""
         try:
-            self._write(one)
+            if page.failure is not None:
+                raise RowFailedError(page.failure.kind, page.failure.detail)
+            if self._failure is None:
+                self._images.append(self._image(page))
+            if page.is_last and self._failure is None:
+                self._write(page.row)
         except RowFailedError as error:
-            self._result.left_out += 1
-            if len(self._result.left_out_names) < SHOWN:
-                job = one.row.job
-                name = job.document.name if job.document else job.question.document or job.question.location
-                self._result.left_out_names.append(f"{name}: {job.question.text}: {error.failure}")
+            self._failure = self._failure or error.failure
+        finally:
+            if page.place is not None:
+                self._cache.release(*page.place)
+        if page.is_last:
+            if self._failure is not None:
+                self._leave_out(page.row.job, self._failure)
+            self._images, self._failure = [], None
+            self._last_uris, self._uris = self._uris, {}
 
-    def _write(self, one: _RequestedRow) -> None:
-        pages = self._prepared(one)
-        question = one.row.job.question
-        request = request_of(question, one.row.page_counts, tuple(pages), tuple(one.page_ids), self._examples)
-        known, self._uris = self._uris, {}
-        for page_id, page in zip(request.page_ids, request.pages, strict=True):
-            self._uris[page_id] = known.get(page_id) or data_uri(page.crops[0])
-        images = [self._uris[page_id] for page_id in request.page_ids]
-        body = chat_body(request.conversation, images, self._generation, self._how.model)
-        line = {"custom_id": self._custom_id(one.row.key), "method": "POST", "url": URL, "body": body}
-        data = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-        if not self._files.fits(data):
-            words = (
-                f"a line of {len(data) / 1e6:,.0f} MB, and a batch file has {self._how.most_bytes / 1e6:,.0f} at most"
-            )
+    def _leave_out(self, job: Job, failure: Failure) -> None:
+        self._result.left_out += 1
+        if len(self._result.left_out_names) < SHOWN:
+            name = job.document.name if job.document else job.question.document or job.question.location
+            self._result.left_out_names.append(f"{name}: {job.question.text}: {failure}")
+
+    def _image(self, page: _RequestedPage) -> str:
+        """Return a page as a data URI; raises RowFailedError where it can't be rendered."""
+        uri = self._uris.get(page.page_id) or self._last_uris.get(page.page_id)
+        assert page.place is not None
+        self._uris[page.page_id] = uri = uri or data_uri(self._cache.prepared(*page.place).crops[0])
+        self._check_size(sum(map(len, self._images)) + len(uri))  # no more pages are held than a line may have
+        return uri
+
+    def _check_size(self, size: int) -> None:
+        if size > self._how.most_bytes:
+            words = f"its line would have more than the {self._how.most_bytes / 1e6:g} MB of a batch file"
             raise RowFailedError(FailureKind.TOO_LARGE, words)
+
+    def _write(self, row: PendingRow) -> None:
+        """Write the line of a row; raises RowFailedError where it is longer than a file may be."""
+        stand_ins = tuple(PreparedPage((), "", 0.0, 0.0) for _ in self._images)
+        request = request_of(row.job.question, row.page_counts, stand_ins, ("",) * len(stand_ins), self._examples)
+        body = chat_body(request.conversation, self._shown + self._images, self._generation, self._how.model)
+        line = {"custom_id": self._custom_id(row.key), "method": "POST", "url": URL, "body": body}
+        data = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        self._check_size(len(data))
         self._files.write(data)
-        self._keys[bytes.fromhex(one.row.key)] += 1
+        self._keys[bytes.fromhex(row.key)] += 1
         self._result.lines += 1
 
     def _custom_id(self, key: str) -> str:
         """Return the key of a row; rows with equal keys, such as those of two copies of a document, are counted."""
         earlier = self._keys[bytes.fromhex(key)]
         return f"{key}-{earlier + 1}" if earlier else key
-
-    def _prepared(self, one: _RequestedRow) -> list[PreparedPage]:
-        """Wait for the pages of a row.
-
-        Raises:
-            RowFailedError: one can't be rendered, or the row can't be asked.
-
-        """
-        try:
-            if one.failure is not None:
-                raise RowFailedError(one.failure.kind, one.failure.detail)
-            return [self._cache.prepared(*place) for place in one.places]
-        finally:
-            for place in one.places:
-                self._cache.release(*place)

@@ -36,11 +36,11 @@ def test_a_new_file_begins_at_the_lines_and_at_the_bytes(tmp_path: Path) -> None
     assert [path.stat().st_size for path in paths] == [80, 80, 40]
 
 
-def test_a_line_may_fill_a_file_and_no_more(tmp_path: Path) -> None:
-    with split_files(tmp_path / "b.jsonl", 10, 100) as files:
-        assert files.fits(b"x" * 100)
-        assert not files.fits(b"x" * 101)
-    assert names(tmp_path) == []  # nothing was written
+def test_a_line_may_fill_a_file_and_no_line_is_no_file(tmp_path: Path) -> None:
+    assert len(write(tmp_path / "b.jsonl", [b"x" * 99 + b"\n"] * 2)) == 2
+    (tmp_path / "none").mkdir()
+    assert write(tmp_path / "none" / "b.jsonl", []) == []
+    assert names(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize("taken", ["b.jsonl", "b-00007.jsonl"])

@@ -11,6 +11,7 @@ import typer
 
 from idefics_cli.cli.console import note, one_line, set_up_messages, summary
 from idefics_cli.cli.options import PasswordFile, checked_pages, from_settings
+from idefics_cli.cli.progress import progress_line
 from idefics_cli.cli.run import AskedTexts, Documents, QuestionsFile, one_of
 from idefics_cli.config import (
     Across,
@@ -78,11 +79,13 @@ def export(
         )
     check_above_zero("--longest-edge", longest_edge)
     given = one_of(questions, ask or [])
-    from idefics_cli.export import SHOWN, BatchExport, export_batch
+    from idefics_cli.export import SHOWN, BatchExport, ExportResult, export_batch
 
     settings = RunSettings(checked_pages(pages, password_file), questions=asked, messages=messages)
     how = BatchExport(model.strip(), generation, longest_edge)
-    result = export_batch(documents or [], given, output, settings, how)
+    result = ExportResult()
+    with progress_line(lambda: f"{_counted(result.lines, 'line')} written", quiet=messages.quiet):
+        export_batch(documents or [], given, output, settings, how, result)
     for words in result.notes:
         note(words)
     for words in result.left_out_names:

@@ -28,12 +28,8 @@ class SplitFiles:
         self.paths: list[Path] = []
         """The files, once all is written."""
 
-    def fits(self, line: bytes) -> bool:
-        """Whether a line fits a file at all."""
-        return len(line) <= self._most_bytes
-
     def write(self, line: bytes) -> None:
-        """Write a line, its end included.
+        """Write a line, its end included, that fits a file.
 
         Raises:
             OutputError: it can't be written.
