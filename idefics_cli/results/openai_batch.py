@@ -60,12 +60,13 @@ def row_values_of(line: Mapping[str, Any]) -> dict[str, Any]:
     here = body.get("idefics_cli") if isinstance(body, dict) else None
     if not isinstance(body, dict) or not isinstance(here, dict) or not here.keys() >= set(_COLUMNS_HERE):
         return {}
-    usage, choices = body.get("usage") or {}, body.get("choices") or [{}]
-    try:
-        answer = (choices[0].get("message") or {}).get("content") or ""
-        elsewhere = (answer, usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    except (AttributeError, IndexError, KeyError, TypeError):
-        return {}
+    elsewhere: tuple[object, ...] = ("", None, None)
+    if here["status"] == "ok":
+        try:
+            usage = body["usage"]
+            elsewhere = body["choices"][0]["message"]["content"], usage["prompt_tokens"], usage["completion_tokens"]
+        except (IndexError, KeyError, TypeError):
+            return {}
     known = {**here, **dict(zip(_ELSEWHERE, elsewhere, strict=True))}
     own = here.get(_OWN)
     return {
