@@ -8,7 +8,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from idefics_cli.documents import discover
 from idefics_cli.errors import Failure, FailureKind
+from idefics_cli.openai_api.batch_file import response_of
 from idefics_cli.questions.pages import format_pages
 from idefics_cli.records import Answer, Document, Job, PreparedPage, Row
 
@@ -114,7 +116,7 @@ def is_abstention(text: str) -> bool:
     return text.strip().rstrip(".").lower() in _ABSTENTIONS
 
 
-def finished_row(row: PendingRow, model: str, settings: str) -> Row:
+def finished_row(row: PendingRow, model: str, settings: str, *, with_response: bool = False) -> Row:
     """Reduce what came of a row to the row: of several pages, the page with the most certain answer.
 
     An abstention ranks behind every answer. Answers of different lengths are compared by the mean log-probability of
@@ -124,6 +126,7 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         row: all of whose answers are there; waits for them otherwise.
         model: for the column of that name.
         settings: likewise.
+        with_response: whether it is to be written in the OpenAI batch form.
 
     Raises:
         ModelError: the engine can't go on.
@@ -172,6 +175,8 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         model=model,
         settings=settings,
         key=row.key,
+        response=response_of(answer, next(iter(failures), None), question.chat, model) if with_response else None,
+        custom_id=str(question.id) if question.chat else row.key,
     )
 
 
@@ -180,7 +185,7 @@ def _document_names(job: Job) -> str:
     if job.documents:
         return _SEPARATOR.join(document.name for document in job.documents)
     if job.question.documents:
-        return _SEPARATOR.join(part.document for part in job.question.documents)
+        return _SEPARATOR.join(discover.short_name(part.document) for part in job.question.documents)
     return job.document.name if job.document else job.question.document or ""
 
 

@@ -19,7 +19,7 @@ from tests.conftest import ROOT, SAMPLES
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 FAILURES = DOCS[ROOT / "docs" / "failures.md"]
-COMMANDS = ("ask", "run", "status", "merge", "eval", "demo", "bench", "doctor", "prepare", "serve")
+COMMANDS = ("ask", "run", "status", "merge", "eval", "demo", "bench", "doctor", "prepare", "serve", "export")
 EXIT_CODES = ("0", "1", "2", "3", "4", "5", "6", "75", "130, 143")
 OTHERS_OPTIONS = {"--version", "--array", "--gres", "--requeue"}
 

@@ -24,6 +24,7 @@ class Format(StrEnum):
 
     CSV = "csv"
     JSONL = "jsonl"
+    OPENAI_BATCH = "openai-batch"
 
 
 class RetryFailed(StrEnum):

@@ -13,6 +13,7 @@ from idefics_cli.documents.pool import PageFuture, PagePool, result_of
 from idefics_cli.records import Document, PreparedPage
 
 _REMEMBERED = 512  # documents whose page count and hash are kept for the questions that follow
+_REMEMBERED_BYTES = 32_000_000  # of those that came as bytes, which are held with them
 
 
 @dataclass(slots=True)
@@ -77,6 +78,7 @@ class PageCache:
         self._kept = _KeptPages(kept_bytes)
         self._lock = threading.Lock()
         self._infos: OrderedDict[Document, Future[DocumentInfo]] = OrderedDict()
+        self._held_bytes = 0
         self._pages: dict[tuple[Document, int], _Page] = {}
 
     def expect(self, document: Document) -> None:
@@ -142,7 +144,9 @@ class PageCache:
             future = self._infos.get(document)
             if future is None:
                 future = self._infos[document] = self._pool.open(document)
+                self._held_bytes += len(document.data or b"")
             self._infos.move_to_end(document)
-            while len(self._infos) > _REMEMBERED:
-                self._infos.popitem(last=False)
+            while len(self._infos) > _REMEMBERED or (self._held_bytes > _REMEMBERED_BYTES and len(self._infos) > 1):
+                oldest, _ = self._infos.popitem(last=False)
+                self._held_bytes -= len(oldest.data or b"")
             return future
