@@ -78,29 +78,19 @@ def status(
 def _missing(
     documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings, found: OutputStatus
 ) -> _Missing:
-    """Look for the rows that a run with these questions would add; only the pages of those named are rendered."""
-    from idefics_cli.batch import NullEngine
-    from idefics_cli.engine.base import EngineInfo
-    from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
+    """Look for the rows that a run with these questions would add."""
+    from idefics_cli.asked import asked_rows
     from idefics_cli.inputs import read_inputs
-    from idefics_cli.session import Session
 
     missing = _Missing()
-
-    def take(key: str) -> bool:
-        if found.answered.take(key):
-            return True
-        missing.count += 1
-        return missing.count > _SHOWN
-
     inputs = read_inputs(documents, questions, settings)
     for words in inputs.notes:
         note(words)
-    engine = NullEngine(EngineInfo("", {}, 1, Idefics2ImageProcessor(64, 64)))  # nothing is asked: any size will do
-    with Session(settings=settings, engine=engine) as session:
-        for row in session.rows(inputs, take_answered=take):
-            page = f", page {row.page}" if row.page else ""
-            missing.names.append(one_line(f"{row.document}{page}: {row.question}"))
+    for row in asked_rows(inputs, settings):
+        if not found.answered.take(row.key):
+            missing.count += 1
+            if missing.count <= _SHOWN:
+                missing.names.append(one_line(row.words))
     missing.unasked = found.answered.left
     return missing
 
