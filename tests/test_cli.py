@@ -107,15 +107,25 @@ def test_run_answers_the_good_rows_and_says_what_is_wrong_with_the_others(
     assert {name: row["error"].partition(":")[0] for name, row in found.items() if row["error"]} == kinds
     assert "blank page" in found["blank.png"]["warning"]
     assert {(row["note"], row["status_input"]) for row in found.values()} == {("a\nb", "theirs")}
-    # One dated line that names the output, the failures by kind and the first of them.
+    # A dated line that names the output and the failures by kind, and one for each document that failed.
     (line,) = (line for line in done.stderr.splitlines() if str(output) in line)
     assert re.match(DATED + re.escape(f"{output}: 5 rows, 3 failed (1 "), line)
-    assert "first failure: " in line
-    assert "empty.pdf: unreadable" in line
+    for name, kind in kinds.items():
+        assert re.search(f"^{DATED}failed: .*{re.escape(name)}: {kind}: ", done.stderr, re.MULTILINE)
 
     status = cli("status", output, "--json")
     assert status.returncode == 6
     assert json.loads(status.stdout)["failed_by_kind"] == {"unreadable": 1, "unsupported": 1, "encrypted": 1}
+    status = cli("status", output, "--failed")
+    assert status.returncode == 6
+    assert [line.split(": ")[1:3] for line in status.stdout.splitlines()] == [
+        ["What, now?", kind] for kind in kinds.values()
+    ]
+    status = cli("status", output, "--failed", "--json")
+    assert [json.loads(line)["error"].partition(":")[0] for line in status.stdout.splitlines()] == list(kinds.values())
+    refused = cli("status", output, "--failed", "-q", mixed / "questions.csv")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "takes neither documents nor questions" in refused.stderr
 
     # The output is there: refused, gone on with, and gone on with for the failed rows.
     before = output.read_bytes()
@@ -128,7 +138,7 @@ def test_run_answers_the_good_rows_and_says_what_is_wrong_with_the_others(
     assert not re.search(r"\| +(torch|transformers|pandas)$", idle.stderr, re.MULTILINE)
     retried = cli(*command, "--resume", "--retry-failed", "all", "--quiet")
     assert retried.returncode == 6
-    assert retried.stderr.count("\n") == 1
+    assert retried.stderr.count("\n") == 1 + len(kinds)
     assert "3 rows, 2 already answered, 3 failed" in retried.stderr
     assert sorted(row["key"] for row in rows_of(output)) == sorted(row["key"] for row in found.values())
     other = cli(*command, "--resume", "--split", "never")
@@ -253,7 +263,7 @@ def test_signals_end_the_run_with_the_rows_that_are_done(number: signal.Signals,
     assert alive == []
 
 
-def test_under_cron_a_good_night_is_silent_and_a_bad_one_is_a_line(mixed: Path, tmp_path: Path) -> None:
+def test_under_cron_a_good_night_is_silent_and_a_bad_one_is_told_in_lines(mixed: Path, tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     command = [
         "run",
@@ -281,7 +291,7 @@ def test_under_cron_a_good_night_is_silent_and_a_bad_one_is_a_line(mixed: Path, 
         )
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
         assert words in done.stderr
-        assert done.stderr.count("\n") == bool(words)
+        assert done.stderr.count("\n") == (2 if code == 6 else bool(words))  # what failed is named
         assert not words or re.match(DATED, done.stderr)
 
 

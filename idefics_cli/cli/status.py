@@ -14,8 +14,8 @@ from idefics_cli.cli.console import note, one_line, print_table, set_up_messages
 from idefics_cli.cli.options import AsJson, PasswordFile, checked_pages, from_settings
 from idefics_cli.cli.run import AskedTexts, Documents, QuestionsFile, one_of
 from idefics_cli.cli.streams import results_on_stdout
-from idefics_cli.config import MessageSettings, PageSettings, QuestionSettings, RunSettings
-from idefics_cli.errors import ROWS_FAILED, InputError
+from idefics_cli.config import MessageSettings, Option, PageSettings, Panel, QuestionSettings, RunSettings
+from idefics_cli.errors import ROWS_FAILED, InputError, UsageError
 
 if TYPE_CHECKING:
     from idefics_cli.results.status import OutputStatus
@@ -43,6 +43,12 @@ def status(
     documents: Documents = None,
     questions: QuestionsFile = None,
     ask: AskedTexts = None,
+    list_failed: Annotated[
+        bool,
+        Option(
+            "List the failed rows instead, a line each; with --json the rows themselves.", Panel.COMMON, ("--failed",)
+        ),
+    ] = False,
     as_json: AsJson = False,
     password_file: PasswordFile = None,
 ) -> None:
@@ -55,13 +61,21 @@ def status(
 
     [bold]idefics-cli status answers.csv inbox/ -q questions.csv[/bold]
 
+    [bold]idefics-cli status answers.csv --failed[/bold]
+
     """
     set_up_messages(messages)
+    if list_failed and (documents or questions or ask):
+        raise UsageError("--failed lists rows of the output: it takes neither documents nor questions")
     with results_on_stdout() as stdout:
         from idefics_cli.results.status import read_status
 
         if not output.is_file():
             raise InputError(f"{output}: no such file")
+        if list_failed:
+            if _list_failed(output, stdout, as_json=as_json):
+                raise typer.Exit(ROWS_FAILED)
+            return
         found = read_status(output)
         missing = None
         if documents or questions or ask:
@@ -73,6 +87,23 @@ def status(
             _print(output, found, missing, stdout)
         if found.failed or (missing and missing.count):
             raise typer.Exit(ROWS_FAILED)
+
+
+def _list_failed(output: Path, stdout: IO[str], *, as_json: bool) -> int:
+    """Print the failed rows of an output; returns how many they are."""
+    from idefics_cli.results.read import OutputReader
+
+    count = 0
+    for row in OutputReader(output):
+        if not row.is_failed:
+            continue
+        count += 1
+        if as_json:
+            print(json.dumps(row.values, ensure_ascii=False), file=stdout)
+        else:
+            page = f", page {row.text('page')}" if row.text("page") else ""
+            print(one_line(f"{row.text('document')}{page}: {row.text('question')}: {row.text('error')}"), file=stdout)
+    return count
 
 
 def _missing(
