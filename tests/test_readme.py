@@ -91,6 +91,9 @@ def test_several_documents_give_a_line_for_each_question(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = [line.partition(":")[0] for line in done.stdout.splitlines()]
     assert names == [f"samples/documents/{name}" for name in ("letter.pdf", "archive/letter.pdf") for _ in range(2)]
+    assert [line.partition(": ")[2].partition("? ")[0] for line in done.stdout.splitlines()] == [
+        *("To whom is the letter addressed", "Who signed the letter")
+    ] * 2
     assert "not found" not in done.stdout
 
 
@@ -133,6 +136,7 @@ def test_doctor_sees_the_tiny_model_and_its_image_check_passes(folder: Path) -> 
     assert done.returncode == 0, done.stderr
     assert "model tiny" in done.stdout
     assert done.stdout.count("passed") == 2
+    assert "the answer changes with the image: What is the total? '418.20'" in done.stdout
     assert "failed" not in done.stdout
 
 
