@@ -133,7 +133,7 @@ def _facts(output: Path, found: OutputStatus, missing: _Missing | None) -> dict[
         "failed": found.failed,
         "failed_by_kind": dict(found.failures.most_common()),
         "last_answered_at": found.last_answered_at or None,
-        "settings": dict(found.fingerprints),
+        "settings": dict(found.settings),
     }
     if missing is not None:
         facts |= {"missing": missing.count, "first_missing": missing.names, "not_asked": missing.unasked}
@@ -151,8 +151,8 @@ def _print(output: Path, found: OutputStatus, missing: _Missing | None, stdout: 
     for kind, count in found.failures.most_common():
         table.add_row("", Text(f"{count:,} {kind}"))
     table.add_row("last answered", found.last_answered_at or "never")
-    if len(found.fingerprints) > 1:
-        table.add_row("settings", f"{len(found.fingerprints)} different ones")
+    if len(found.settings) > 1:
+        table.add_row("settings", f"{len(found.settings)} different ones")
     if missing is not None:
         table.add_row("missing", f"{missing.count:,}")
         for name in missing.names:
