@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from idefics_cli.config import Across, PageSettings, Shard
-from idefics_cli.documents.page_cache import PageCache
+from idefics_cli.documents.document_cache import DocumentCache
 from idefics_cli.errors import Failure, FailureKind, RowFailedError
 from idefics_cli.questions.messages import MOST_TOGETHER
 from idefics_cli.questions.pages import format_pages, select_pages
@@ -15,7 +15,7 @@ from idefics_cli.results.fingerprint import row_key
 from idefics_cli.rows import PendingRow
 
 
-def rows_of(job: Job, cache: PageCache, settings: PageSettings, shard: Shard | None = None) -> Iterator[PendingRow]:
+def rows_of(job: Job, cache: DocumentCache, settings: PageSettings, shard: Shard | None = None) -> Iterator[PendingRow]:
     """Yield the rows that a job asks for: one, or one for each page; waits for its documents.
 
     With a shard, those whose document belongs to it.
@@ -25,7 +25,7 @@ def rows_of(job: Job, cache: PageCache, settings: PageSettings, shard: Shard | N
             yield row
 
 
-def _rows_of(job: Job, cache: PageCache, settings: PageSettings) -> Iterator[PendingRow]:
+def _rows_of(job: Job, cache: DocumentCache, settings: PageSettings) -> Iterator[PendingRow]:
     question, document = job.question, job.document
     asked = asked_words(question)
     if job.is_text:
@@ -75,7 +75,7 @@ def asked_words(question: Question) -> str | list[object]:
     return [turns, given, *["logprobs"] * chat.logprobs]
 
 
-def _row_of_several(job: Job, cache: PageCache, settings: PageSettings) -> PendingRow:
+def _row_of_several(job: Job, cache: DocumentCache, settings: PageSettings) -> PendingRow:
     """Return the row of a question about several documents, all of whose pages are read in one prompt."""
     question, failure = job.question, None
     digests: list[str] = []

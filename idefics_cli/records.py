@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # programs that only pass jobs and rows on start without nump
     from numpy.typing import NDArray
 
 Crop: TypeAlias = "NDArray[np.uint8]"
-"""One image as the vision tower takes it, before normalization: (height, width, 3) in sRGB."""
+"""One image as the vision encoder takes it, before normalization: (height, width, 3) in sRGB."""
 
 
 @pickled_fast

@@ -71,6 +71,13 @@ class PendingRow:
         return self.job.document, page
 
     @property
+    def words(self) -> str:
+        """What it asks of what, for messages."""
+        page = _page_words(self, self.pages) or self.job.question.page
+        place = document_names(self.job) or self.job.question.location
+        return f"{place}{f', page {page}' if page else ''}: {self.job.question.text}"
+
+    @property
     def page_counts(self) -> tuple[int, ...]:
         """How many pages are read of each document; for one document, those that are read together."""
         if not self.places:
@@ -149,7 +156,7 @@ def finished_row(row: PendingRow, model: str, settings: str, *, with_response: b
         warnings.append(f"{len(failures)} of {len(row.pages)} pages failed: {failures[0]}")
     question = row.job.question
     return Row(
-        document=_document_names(row.job),
+        document=document_names(row.job),
         page=_page_words(row, read if answer is not None else row.pages) or question.page or "",
         question=question.text,
         answer=answer.text if answer else "",
@@ -180,7 +187,7 @@ def finished_row(row: PendingRow, model: str, settings: str, *, with_response: b
     )
 
 
-def _document_names(job: Job) -> str:
+def document_names(job: Job) -> str:
     """Name the document of a row; several in their order."""
     if job.documents:
         return _SEPARATOR.join(document.name for document in job.documents)

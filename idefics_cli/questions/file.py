@@ -19,6 +19,7 @@ from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.formats import open_records
 from idefics_cli.questions.groups import rows_of_groups
+from idefics_cli.questions.jsonl import JsonLines
 from idefics_cli.questions.lines import Record
 from idefics_cli.questions.messages import check_count
 from idefics_cli.questions.pair import Pairing, pair
@@ -87,8 +88,8 @@ class QuestionFile:
         if self._is_held:
             with self._source as file:
                 self._source = io.BytesIO(file.read())
-        is_jsonl = path.suffix.lower() in _JSONL_SUFFIXES
-        self._records = open_records(self._source, self._name, self._column_names, is_jsonl=is_jsonl)
+        self._is_jsonl = path.suffix.lower() in _JSONL_SUFFIXES
+        self._records = open_records(self._source, self._name, self._column_names, is_jsonl=self._is_jsonl)
         self.is_batch = self._records.is_batch and self._read_request is not None
         """Whether its lines are requests in the form of OpenAI batch files."""
         self._to_question = record_reader(self._records, self._column_names, self._read_request)
@@ -181,7 +182,12 @@ class QuestionFile:
             more = self._problem_count - len(self._problems)
             raise InputError("\n".join(self._problems) + (f"\n... and {more} more" if more else ""))
         if not len(self) and not allow_empty:
-            raise InputError(f"{self._name}: no questions in it")
+            raise InputError(f"{self._name}: no questions in it; --allow-empty lets a run have none")
+        if not len(self) and not self._is_jsonl and isinstance(self._records, JsonLines):  # CSV is told by its header
+            raise InputError(
+                f"{self._name}: empty, without even a header: --allow-empty takes CSV with a header and no lines, or "
+                "an empty .jsonl"
+            )
         if len(self) and (missing := self._column_names.missing(self.names)):
             raise InputError(f"{self._name}: {missing} (found: {', '.join(self.names)[:500]})")
 
