@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO
 
 from idefics_cli.config import RunSettings
@@ -16,6 +16,7 @@ from idefics_cli.engine.base import Engine, EngineInfo, OpenEngine
 from idefics_cli.errors import TooManyFailuresError
 from idefics_cli.inputs import Inputs, read_inputs
 from idefics_cli.local_socket.pool import server_for_run
+from idefics_cli.openai_api.batch_file import LONGEST_ANSWER
 from idefics_cli.pipeline import Progress
 from idefics_cli.questions.read import accepted_answers
 from idefics_cli.records import Answer, Request, Row
@@ -94,6 +95,7 @@ def run(
 
     """
     inputs = read_inputs(documents, questions, settings)
+    settings = _for_requests(settings) if inputs.is_batch else settings
     result = BatchResult()
     with contextlib.ExitStack() as stack:
         workers = open_workers(settings, inputs.columns, open_with, on_note)
@@ -127,6 +129,12 @@ def run(
         result.kept_failed -= output.dropped_failed
         result.notes += output.notes
     return result
+
+
+def _for_requests(settings: RunSettings) -> RunSettings:
+    """Return the settings of a run whose questions may want longer answers than the others."""
+    longest = max(LONGEST_ANSWER, settings.model.max_new_tokens or 0)
+    return replace(settings, model=replace(settings.model, most_new_tokens=longest))
 
 
 def _server(settings: RunSettings, on_detail: Callable[[str], None]) -> Workers | None:
@@ -186,6 +194,7 @@ def dry_run(
 
     """
     inputs = read_inputs(documents, questions, settings)
+    settings = _for_requests(settings) if inputs.is_batch else settings
     workers = open_workers(settings, inputs.columns, open_with, on_note, is_dry=True)
     if workers is not None:
         workers.pool.close(is_done=False)

@@ -10,22 +10,16 @@ from io import FileIO
 from pathlib import Path
 from typing import IO
 
+from idefics_cli.asked import asked_rows
 from idefics_cli.config import Format, OutputSettings, RunSettings
 from idefics_cli.config.shard import shard_of
-from idefics_cli.documents.page_cache import PageCache
-from idefics_cli.documents.pool import PagePool
-from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
 from idefics_cli.errors import OutputError
 from idefics_cli.inputs import Inputs, read_inputs
-from idefics_cli.jobs import rows_of
-from idefics_cli.prefetch import prefetch
-from idefics_cli.records import Job
 from idefics_cli.results.check import check_inputs, is_stdout, output_file
 from idefics_cli.results.lock import is_held, locked
 from idefics_cli.results.merged import MergedOutputs
 from idefics_cli.results.read import OutputReader
 from idefics_cli.results.replace import open_unbuffered, replacing
-from idefics_cli.rows import PendingRow
 
 _BUFFER = 1 << 20
 SHOWN = 20
@@ -105,9 +99,10 @@ def merge(
     result.notes += [f"{path}: its last row is cut off, and left out: its run was killed; --resume it" for path in cut]
     read = [*outputs, *(inputs.paths if inputs else [])]
     if merged.form is not None and settings.output.format is not merged.form:
+        ending = "csv" if merged.form is Format.CSV else "jsonl"
         raise OutputError(
             f"the outputs are {merged.form}, and are not written as {settings.output.format}: name the "
-            f"merged one .{merged.form}"
+            f"merged one .{ending}"
         )
     with merged, _writing(settings.output, stdout, read) as write:
         write(merged.header)
@@ -137,34 +132,17 @@ def _in_order(
     shards: int | None,
 ) -> None:
     """Go through the rows that the questions ask for; put those that are there, and note those that are not."""
-    with PagePool(settings.pages) as pool:
-        for row in _rows_asked(inputs, settings, pool):
-            number = merged.answered.take_row(row.key)
-            shard = shard_of(row.digest, shards) if shards else 0
-            result.rows_by_shard[shard] += 1
-            if number is not None:
-                put(number)
-                continue
-            result.missing += 1
-            result.missing_by_shard[shard] += 1
-            if len(result.missing_names) < SHOWN:
-                question = row.job.question
-                document = row.job.document.name if row.job.document else question.document or question.location
-                result.missing_names.append(f"{document}: {question.text}")
-
-
-def _rows_asked(inputs: Inputs, settings: RunSettings, pool: PagePool) -> Iterator[PendingRow]:
-    """Yield the rows that questions ask for; documents are opened for their content, no page is rendered."""
-    cache = PageCache(pool, Idefics2ImageProcessor(64, 64))  # any size will do
-
-    def opened() -> Iterator[Job]:
-        for job in inputs.jobs:
-            for document in job.documents or filter(None, [job.document]):
-                cache.expect(document)
-            yield job
-
-    for job in prefetch(opened(), 2 * pool.workers):
-        yield from rows_of(job, cache, settings.pages, settings.questions.shard)
+    for row in asked_rows(inputs, settings):
+        number = merged.answered.take_row(row.key)
+        shard = shard_of(row.digest, shards) if shards else 0
+        result.rows_by_shard[shard] += 1
+        if number is not None:
+            put(number)
+            continue
+        result.missing += 1
+        result.missing_by_shard[shard] += 1
+        if len(result.missing_names) < SHOWN:
+            result.missing_names.append(row.words)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from idefics_cli.errors import Failure
 from idefics_cli.pickling import pickled_fast
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # programs that only pass jobs and rows on start without nump
     from numpy.typing import NDArray
 
 Crop: TypeAlias = "NDArray[np.uint8]"
-"""One image as the vision tower takes it, before normalization: (height, width, 3) in sRGB."""
+"""One image as the vision encoder takes it, before normalization: (height, width, 3) in sRGB."""
 
 
 @pickled_fast
@@ -90,6 +90,8 @@ class Question:
     turns: tuple[Turn, ...] = ()
     """The conversation that ends with the question; its document parts are `documents`, or there are none, and the
     pages stand at its beginning. Empty for a question by itself."""
+    chat: ChatOptions | None = None
+    """What else a line of a batch file asks for; it is about the documents in its turns alone, which may be none."""
 
 
 @pickled_fast
@@ -102,6 +104,12 @@ class Job:
     """None where the line's document could not be found; `question.failure` says why."""
     documents: tuple[Document, ...] = ()
     """Those of `question.documents`, one for each, of which `document` is the first."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a conversation without a document."""
+        question = self.question
+        return question.chat is not None and not question.failure and not question.documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +143,26 @@ class Generation:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     """Beside those of the engine."""
+
+    def over(self, base: Generation | None) -> Generation:
+        """Return these settings, with those of `base` where they leave one to the engine."""
+        if base is None:
+            return self
+        given = {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
+        return replace(base, **given | {"stop": self.stop + base.stop})
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """What a line of a batch file asks for beside its conversation."""
+
+    model: str = ""
+    """As the line names it; it comes back."""
+    generation: Generation = Generation()
+    logprobs: bool = False
+    """Whether the log-probabilities of the answer's tokens are wanted."""
+    error: Mapping[str, object] | None = None
+    """The body of the error that a refused line is answered with (400)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +304,16 @@ class Row:
     hex digits."""
     line: bytes = field(default=b"", compare=False, repr=False)
     """The row as it stands in the output, where a worker has formatted it."""
+    response: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    """Where the output has the OpenAI batch form: `id` of the line, `status_code`, `request_id`, and the `body` of the
+    completion or the error."""
+    custom_id: str = field(default="", compare=False, repr=False)
+    """Likewise: that of the request; `key` of a question that came in another form."""
 
 
-COLUMNS: tuple[str, ...] = tuple(name for name in Row.__dataclass_fields__ if name not in ("extra", "line"))
+COLUMNS: tuple[str, ...] = tuple(
+    name for name in Row.__dataclass_fields__ if name not in ("extra", "line", "response", "custom_id")
+)
 """The output's own columns; the user's are inserted after `id`."""
 COST_COLUMNS: tuple[str, ...] = tuple(Timing.__dataclass_fields__)
 """Those that share out what a run spent, in milliseconds."""

@@ -9,7 +9,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from idefics_cli.documents import discover
 from idefics_cli.errors import Failure, FailureKind
+from idefics_cli.openai_api.batch_file import response_of
 from idefics_cli.questions.pages import format_pages
 from idefics_cli.records import Answer, Document, Job, PreparedPage, Row
 
@@ -70,6 +72,13 @@ class PendingRow:
         return self.job.document, page
 
     @property
+    def words(self) -> str:
+        """What it asks of what, for messages."""
+        page = _page_words(self, self.pages) or self.job.question.page
+        place = document_names(self.job) or self.job.question.location
+        return f"{place}{f', page {page}' if page else ''}: {self.job.question.text}"
+
+    @property
     def page_counts(self) -> tuple[int, ...]:
         """How many pages are read of each document; for one document, those that are read together."""
         if not self.places:
@@ -115,7 +124,7 @@ def is_abstention(text: str) -> bool:
     return text.strip().rstrip(".").lower() in _ABSTENTIONS
 
 
-def finished_row(row: PendingRow, model: str, settings: str) -> Row:
+def finished_row(row: PendingRow, model: str, settings: str, *, with_response: bool = False) -> Row:
     """Reduce what came of a row to the row: of several pages, the page with the most certain answer.
 
     An abstention ranks behind every answer. Answers of different lengths are compared by the mean log-probability of
@@ -125,6 +134,7 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         row: all of whose answers are there; waits for them otherwise.
         model: for the column of that name.
         settings: likewise.
+        with_response: whether it is to be written in the OpenAI batch form.
 
     Raises:
         ModelError: the engine can't go on.
@@ -150,7 +160,7 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         )
     question = row.job.question
     return Row(
-        document=_document_names(row.job),
+        document=document_names(row.job),
         page=_page_words(row, read if answer is not None else row.pages) or question.page or "",
         question=question.text,
         answer=answer.text if answer else "",
@@ -176,6 +186,8 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         model=model,
         settings=settings,
         key=row.key,
+        response=response_of(answer, next(iter(failures), None), question.chat, model) if with_response else None,
+        custom_id=str(question.id) if question.chat else row.key,
     )
 
 
@@ -184,12 +196,12 @@ def _rank(answer: Answer) -> tuple[bool, float]:
     return not is_abstention(answer.text), answer.mean_logprob if answer.is_scored else -math.inf
 
 
-def _document_names(job: Job) -> str:
+def document_names(job: Job) -> str:
     """Name the document of a row; several in their order."""
     if job.documents:
         return _SEPARATOR.join(document.name for document in job.documents)
     if job.question.documents:
-        return _SEPARATOR.join(part.document for part in job.question.documents)
+        return _SEPARATOR.join(discover.short_name(part.document) for part in job.question.documents)
     return job.document.name if job.document else job.question.document or ""
 
 

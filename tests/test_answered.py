@@ -48,3 +48,25 @@ def test_a_hundred_thousand_equal_keys_take_no_long_time() -> None:
 def test_what_is_no_key_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=r"key|hexadecimal"):
         KeyList().add(key)
+
+
+def test_rows_of_a_key_that_were_not_all_taken_can_be_chosen_anew() -> None:
+    rng = random.Random(2)
+    keys = [f"{rng.randrange(3):016x}{rng.randrange(4) * (2**62):016x}" for _ in range(200)]
+    there, counts = answered(keys), Counter(keys)
+    assert list(there.contested()) == []
+    wanted = {key: rng.randrange(count + 1) for key, count in counts.items()}
+    for key, count in wanted.items():
+        for _ in range(count):
+            there.take(key)
+    groups = [rows.tolist() for rows in there.contested()]
+    some = {key for key, count in wanted.items() if 0 < count < counts[key]}
+    assert len(some) > 2
+    assert sorted(groups) == sorted([row for row, key in enumerate(keys) if key == one] for one in some)
+    for rows in there.contested():
+        there.retake(rows, rows >= rows[-2])
+        count = wanted[keys[rows[0]]]
+        chosen = ([*rows[-2:], *rows[:-2]])[:count]
+        assert [there.is_taken(row) for row in rows] == [row in chosen for row in rows]
+    assert there.left == len(keys) - sum(wanted.values())
+    assert list(Answered().contested()) == []

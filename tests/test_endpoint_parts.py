@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import random
 from email.utils import formatdate
@@ -19,7 +17,7 @@ from idefics_cli.endpoint.address import read_address
 from idefics_cli.endpoint.concurrency import AdaptiveLimit, Outcome
 from idefics_cli.endpoint.dialect import Dialect
 from idefics_cli.endpoint.errors import RefusedError
-from idefics_cli.endpoint.images import WholePageProcessor, data_uri
+from idefics_cli.endpoint.images import WholePageProcessor
 from idefics_cli.endpoint.retry import Health, RetryBudget, backoff, retry_after
 from idefics_cli.errors import UsageError
 
@@ -208,17 +206,6 @@ def test_a_page_stays_whole_and_is_twice_as_large_where_its_text_is_small() -> N
     small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     (crop,) = processor.crops(small, split=False)
     assert np.array_equal(crop, np.asarray(small))
-
-
-def test_images_are_png_without_loss_and_jpeg_where_that_is_too_large() -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
-    for image, kind in ((noise[:100, :100], "PNG"), (noise, "JPEG")):
-        head, _, data = data_uri(image).partition(",")
-        assert head == f"data:image/{kind.lower()};base64"
-        with Image.open(io.BytesIO(base64.b64decode(data))) as read:
-            assert read.format == kind
-            assert np.array_equal(np.asarray(read), image) == (kind == "PNG")
-            assert read.size == image.shape[1::-1]
 
 
 def test_settings_of_an_endpoint_go_with_one() -> None:

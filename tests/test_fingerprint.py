@@ -2,8 +2,15 @@ from __future__ import annotations
 
 import re
 
-from idefics_cli.config import Across, PageSettings, Rasterizer, RunSettings, Split
-from idefics_cli.results.fingerprint import differing_settings, row_key, settings_fingerprint, settings_values
+from idefics_cli.config import Across, PageSettings, QuestionSettings, Rasterizer, RunSettings, Shard, Split
+from idefics_cli.results.fingerprint import (
+    differing_settings,
+    other_shards,
+    row_key,
+    settings_fingerprint,
+    settings_values,
+    without_shard,
+)
 
 ENGINE = {"model": "m 1 sha", "--prompt": "{question}"}
 
@@ -80,3 +87,21 @@ def test_a_key_says_what_a_row_answers() -> None:
     assert len(keys) == 7
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in keys)
     assert row_key("sha", "1", "q", "7") in keys
+
+
+def test_a_shard_stands_behind_the_settings_and_changes_none() -> None:
+    def of(shard: Shard | None, split: Split = Split.AUTO) -> dict[str, str]:
+        given = RunSettings(PageSettings(split=split), questions=QuestionSettings(shard=shard))
+        return settings_values({}, given)
+
+    whole, first, second = of(None), of(Shard(1, 4)), of(Shard(2, 4))
+    assert settings_fingerprint(first) == f"{settings_fingerprint(whole)} 1/4"
+    for one in (whole, first, second):
+        assert without_shard(settings_fingerprint(one)) == settings_fingerprint(whole)
+        for other in (whole, first, second):
+            assert differing_settings(settings_fingerprint(one), other) == []
+    assert differing_settings(settings_fingerprint(of(Shard(1, 4), Split.NEVER)), second) == ["--split"]
+    found = [settings_fingerprint(one) for one in (whole, first, second)]
+    assert other_shards(found, first) == ["", "2/4"]
+    assert other_shards(found[1:2], first) == []
+    assert other_shards(found, whole) == []

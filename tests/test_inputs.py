@@ -162,11 +162,24 @@ def test_a_root_that_is_no_folder_is_refused(name: str, tmp_path: Path, inbox: P
         read_inputs([str(inbox)], ["what?"], settings)
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "question\n", "question,id\n,\n"])
+@pytest.mark.parametrize("content", ["question\n", "question,id\n,\n"])
 def test_no_questions_are_an_error_unless_that_is_allowed(tmp_path: Path, inbox: Path, content: str) -> None:
     with pytest.raises(InputError, match="no questions in it"):
         read(tmp_path, content, inbox)
     inputs = read(tmp_path, content, inbox, allow_empty=True)
+    assert (list(inputs.jobs), inputs.total) == ([], 0)
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_a_file_without_a_header_is_one_that_was_cut_off(tmp_path: Path, inbox: Path, content: str) -> None:
+    """A producer that failed is not a night without questions; nothing tells the two apart in JSONL."""
+    with pytest.raises(InputError, match="no questions in it; --allow-empty"):
+        read(tmp_path, content, inbox)
+    with pytest.raises(InputError, match="empty, without even a header"):
+        read(tmp_path, content, inbox, allow_empty=True)
+    lines = tmp_path / "q.jsonl"
+    lines.write_text(content)
+    inputs = read_inputs([str(inbox)], str(lines), settings(allow_empty=True))
     assert (list(inputs.jobs), inputs.total) == ([], 0)
 
 

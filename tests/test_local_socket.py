@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from idefics_cli.config import Dtype, Kernels, ModelSettings, RunSettings
+from idefics_cli.local_socket.client import find_server
 from idefics_cli.local_socket.folder import connect, listen, make_folder, socket_folder, sockets
 from tests.servers import SAMPLES, ServerProcess, until
 
@@ -90,9 +92,17 @@ def test_rows_are_those_without_a_server(
     assert through.returncode == here.returncode
     assert f"answered through the server at {runtime}" in through.stderr
     assert without_times(through.stdout) == without_times(here.stdout) != []
-    plain = [command("ask", *more, *asked, runtime=runtime) for more in ([], ["--no-server"])]
-    assert plain[0].stdout == plain[1].stdout
-    assert plain[0].stderr == plain[1].stderr
+
+
+@pytest.mark.parametrize("asked", [*ASKED[1:3], ASKED[-1]], ids=["several", "each page", "failed"])
+def test_what_is_printed_is_that_without_a_server(
+    asked: list[str], server: ServerProcess, runtime: Path, tmp_path: Path
+) -> None:
+    if "no-pages" in asked[0]:
+        asked = [str(tmp_path / "no-pages.pdf"), *asked[1:]]
+        Path(asked[0]).write_bytes(b"%PDF-1.4 nothing")
+    through, here = (command("ask", *more, *asked, runtime=runtime) for more in ([], ["--no-server"]))
+    assert (through.stdout, through.stderr, through.returncode) == (here.stdout, here.stderr, here.returncode)
 
 
 def test_a_run_writes_the_rows_that_it_writes_without_a_server(
@@ -101,7 +111,7 @@ def test_a_run_writes_the_rows_that_it_writes_without_a_server(
     found = []
     for name, more in (("through", ["-v"]), ("here", ["--no-server"])):
         output = tmp_path / f"{name}.jsonl"
-        asked = ("run", "samples/documents", "-q", "samples/questions.csv", "-o", output)
+        asked = ("run", "samples/documents", "-q", "samples/questions.csv", "-o", output, "--split", "never")
         done = command(*asked, *more, "--limit", "20", runtime=runtime)
         assert done.returncode == 0, done.stderr
         assert ("answered through the server" in done.stderr) == (name == "through")
@@ -155,24 +165,36 @@ def test_who_only_asks_imports_neither_torch_nor_what_opens_documents(server: Se
 
 
 @pytest.mark.parametrize(
-    ("more", "why"),
+    ("changed", "why"),
     [
-        (["--dtype", "bfloat16"], "--dtype"),
-        (["--prompt", "{question} Now."], "--prompt"),
-        (["--longest-edge", "300"], "--longest-edge"),
-        (["--choices", "Yes,No"], "--choices"),
-        (["--repetition-penalty", "1.2"], "--repetition-penalty"),
-        (["--max-new-tokens", "2000"], "--max-new-tokens"),
-        (["--kernels", "off"], "--kernels"),
+        ({"dtype": Dtype.BFLOAT16}, "--dtype"),
+        ({"prompt": "{question} Now."}, "--prompt"),
+        ({"longest_edge": 300}, "--longest-edge"),
+        ({"choices": ("Yes", "No")}, "--choices"),
+        ({"repetition_penalty": 1.2}, "--repetition-penalty"),
+        ({"max_new_tokens": 2000}, "--max-new-tokens"),
+        ({"kernels": Kernels.OFF}, "--kernels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_server_that_would_answer_otherwise_is_not_used(
-    more: list[str], why: str, server: ServerProcess, runtime: Path
+    changed: dict[str, Any], why: str, server: ServerProcess, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = command("ask", "-v", LETTER, TO_WHOM, *more, runtime=runtime)
-    assert why in done.stderr.split("is not used: ")[1].splitlines()[0]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    said: list[str] = []
+    assert find_server(RunSettings(model=ModelSettings("tiny", **changed)), said.append) is None
+    (words,) = said
+    assert why in words.split("is not used: ")[1]
+    same = find_server(RunSettings(model=ModelSettings("tiny")), said.append)
+    assert same is not None
+    same.close()
+
+
+def test_ask_answers_itself_where_a_server_would_answer_otherwise(server: ServerProcess, runtime: Path) -> None:
+    done = command("ask", "-v", LETTER, TO_WHOM, "--choices", "Yes,No", runtime=runtime)
+    assert "--choices" in done.stderr.split("is not used: ")[1].splitlines()[0]
     assert "answered here" in done.stderr
+    assert done.stdout in ("Yes\n", "No\n")
 
 
 def test_other_weights_under_the_same_name_are_noticed(runtime: Path, tmp_path: Path) -> None:
@@ -246,7 +268,7 @@ def test_a_run_whose_server_is_killed_says_so_and_goes_on_with_resume(tmp_path: 
     folder.mkdir(mode=0o700)
     process = ServerProcess("--socket", runtime=folder)
     output = tmp_path / "rows.jsonl"
-    asked = ["run", "samples/documents", "-q", "samples/questions.csv", "-o", str(output)]
+    asked = ["run", "samples/documents", "-q", "samples/questions.csv", "-o", str(output), "--split", "never"]
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "IDEFICS_CLI_MODEL": "tiny"}
     with subprocess.Popen(
         [sys.executable, "-m", "idefics_cli", *asked],

@@ -76,12 +76,30 @@ def test_shards_merged_are_the_run_that_was_not_sharded(
     result = merged(parts, tmp_path / f"all.{ending}", questions, shards=count)
     assert rows_of(tmp_path / f"all.{ending}") == rows_of(whole)
     assert (result.rows, result.failed, result.missing, result.conflicts, result.not_asked) == (total, 3, 0, 0, 0)
+    run(questions, tmp_path / f"all.{ending}")  # gone on with: nothing is asked
+    assert rows_of(tmp_path / f"all.{ending}") == rows_of(whole)
     unordered = merged(parts, tmp_path / f"unordered.{ending}")
     assert unordered.rows == total
-    in_order = [row for part in parts for row in rows_of(part)]
+    in_order = [{**row, "settings": rows_of(whole)[0]["settings"]} for part in parts for row in rows_of(part)]
     assert rows_of(tmp_path / f"unordered.{ending}") == in_order
     present = [part for part in parts if rows_of(part)]
     assert len(present) == min(count, len(present))
+
+
+def test_an_output_takes_the_rows_of_one_shard(questions: Path, tmp_path: Path) -> None:
+    part, whole = tmp_path / "part.csv", tmp_path / "whole.csv"
+    run(questions, part, Shard(1, 2))
+    run(questions, whole)
+    before = part.read_bytes(), whole.read_bytes()
+    for workers in (None, 2):
+        with pytest.raises(OutputError, match=r"part.csv: holds rows of shard 1/2, and this run is shard 2/2: .*merge"):
+            run(questions, part, Shard(2, 2), workers)
+        with pytest.raises(OutputError, match=r"whole.csv: holds rows of a run without --shard, .* is shard 1/2"):
+            run(questions, whole, Shard(1, 2), workers)
+    assert (part.read_bytes(), whole.read_bytes()) == before
+    given = dataclasses.replace(settings(part, None, resume=True), questions=QuestionSettings(shard=Shard(1, 4)))
+    with pytest.raises(OutputError, match="rows of shard 1/2, and this run is shard 1/4"):
+        batch.dry_run([], str(questions), given, open_with=open_fake)
 
 
 def test_workers_do_a_shard_too(questions: Path, tmp_path: Path) -> None:

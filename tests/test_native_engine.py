@@ -148,8 +148,9 @@ def test_neither_threads_nor_company_change_a_bit(case: tuple[ModelSettings, lis
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        alone = comparable(shuffled(dataclasses.replace(settings, batch_size=1), requests[:40], 0))
-        together = comparable(shuffled(dataclasses.replace(settings, batch_size=16), requests[:40], 1))
+        some = requests[:40] if len(requests) == 200 else requests[:6]  # the trained one takes seconds a request
+        alone = comparable(shuffled(dataclasses.replace(settings, batch_size=1), some, 0))
+        together = comparable(shuffled(dataclasses.replace(settings, batch_size=16), some, 1))
     finally:
         torch.set_num_threads(before)
     assert together == alone

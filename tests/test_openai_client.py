@@ -89,6 +89,13 @@ def test_an_answer_of_our_own_server_is_read_with_its_confidence() -> None:
     assert (read.prompt_tokens, read.new_tokens, read.is_complete, read.warning) == (100, 3, True, "")
 
 
+def test_what_is_not_known_is_null_in_a_body_of_ours() -> None:
+    own = Completion("m").body(Answer("Erik", is_scored=False, is_timed=False), logprobs=False)["idefics_cli"]
+    assert own == dict.fromkeys(("confidence", "mean_logprob", "vision_ms", "prefill_ms", "decode_ms"), None) | {
+        "warning": ""
+    }
+
+
 def test_the_confidence_of_others_is_made_of_their_logprobs() -> None:
     listed = {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -0.25}, {"logprob": 1e-9}]}
     read = read_completion(completion(" Erik\n", logprobs=listed))

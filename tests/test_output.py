@@ -232,6 +232,24 @@ def test_only_as_many_equal_rows_are_dropped_as_are_too_many(tmp_path: Path) -> 
     assert [one["n"] for one in read_all(path)] == ["0", "1", "2"]
 
 
+def test_of_equal_rows_those_stay_whose_documents_are_there(tmp_path: Path) -> None:
+    """A copy whose original has gone keeps its own row, and a name that is there stands for one that is not."""
+    path, there, also = tmp_path / "out.csv", tmp_path / "there.pdf", tmp_path / "also.pdf"
+    names = [str(tmp_path / "gone.pdf"), str(there), f"{also}; {there}", f"{also}; {tmp_path / 'gone.pdf'}"]
+    write_output(path, [row(document=name) for name in names])
+    there.touch()
+    also.touch()
+    same = [row(document=str(there)), row(document="copy.pdf")]
+    (words,) = write_output(path, same, resume=True)
+    assert words == "2 earlier rows answer no question of this run; --prune drops them"
+    write_output(path, same, resume=True, prune=True)
+    assert [one["document"] for one in read_all(path)] == names[1:3]
+    # A row more than is there: one that has another name now stays.
+    there.unlink()
+    write_output(path, same[:1], resume=True, prune=True)
+    assert [one["document"] for one in read_all(path)] == names[1:2]
+
+
 def test_renamed_columns_are_noted(tmp_path: Path) -> None:
     notes = write_output(tmp_path / "out.csv", [row(extra={"status": "x"})], ["status"])
     assert notes == ["column 'status' is 'status_input' in the output, since 'status' is one of its own"]

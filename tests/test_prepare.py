@@ -326,7 +326,7 @@ def test_a_stored_shape_that_contradicts_the_words_is_refused(shape: list[int], 
 def test_the_command(small: Path, tmp_path: Path, cli: Run) -> None:
     done = cli("prepare", small, "-o", tmp_path / "made", "--quantize", "int8")
     assert done.returncode == 0, done.stderr
-    assert "GB of weights in bfloat16, products in int8; use it with --model" in done.stdout
+    assert "GB of weights in bfloat16, linear layers in int8; use it with --model" in done.stdout
     assert cli("prepare", small, "-o", tmp_path / "made").returncode == 5
     assert cli("prepare", small).returncode == 2
     checked = cli("doctor", "--model", tmp_path / "made", "--warm")

@@ -19,9 +19,9 @@ from tests.conftest import ROOT, SAMPLES
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 FAILURES = DOCS[ROOT / "docs" / "failures.md"]
-COMMANDS = ("ask", "run", "status", "merge", "eval", "demo", "bench", "doctor", "prepare", "serve")
+COMMANDS = ("ask", "run", "status", "merge", "eval", "demo", "bench", "doctor", "prepare", "serve", "export")
 EXIT_CODES = ("0", "1", "2", "3", "4", "5", "6", "75", "130, 143")
-OTHERS_OPTIONS = {"--version", "--array", "--gres", "--requeue"}
+OTHERS_OPTIONS = {"--version", "--array", "--gres", "--requeue", "--dist"}
 
 
 def block(name: str) -> str:
@@ -91,6 +91,9 @@ def test_several_documents_give_a_line_for_each_question(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = [line.partition(":")[0] for line in done.stdout.splitlines()]
     assert names == [f"samples/documents/{name}" for name in ("letter.pdf", "archive/letter.pdf") for _ in range(2)]
+    assert [line.partition(": ")[2].partition("? ")[0] for line in done.stdout.splitlines()] == [
+        *("To whom is the letter addressed", "Who signed the letter")
+    ] * 2
     assert "not found" not in done.stdout
 
 
@@ -132,8 +135,10 @@ def test_doctor_sees_the_tiny_model_and_its_image_check_passes(folder: Path) -> 
     done = shell(folder, line_with("doctor"))
     assert done.returncode == 0, done.stderr
     assert "model tiny" in done.stdout
+    assert all(words in done.stdout for words in ("pypdfium2", "rasterizers", "engine", "loaded in", "yes: "))
     assert done.stdout.count("passed") == 2
-    assert "failed" not in done.stdout
+    assert re.search(r"the answer changes with the image: What is the total\? .* and of another '97\.35'", done.stdout)
+    assert "failed" not in done.stdout.lower()
 
 
 def test_the_questions_are_a_file_whose_answer_is_true(folder: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -9,7 +10,7 @@ from rich.cells import cell_len
 from idefics_cli.batch import BatchResult
 from idefics_cli.cli.console import set_up_messages
 from idefics_cli.cli.report import RowTable, report_run
-from idefics_cli.config import RunSettings
+from idefics_cli.config import MessageSettings, OutputSettings, RunSettings
 from idefics_cli.errors import Failure, FailureKind
 from idefics_cli.pipeline import Progress
 from idefics_cli.records import Document, Job, Question, Row
@@ -43,15 +44,36 @@ def test_a_run_is_one_line_off_the_terminal(capsys: pytest.CaptureFixture[str]) 
     settings = RunSettings()
     set_up_messages(settings.messages)
     result = BatchResult(progress=Progress(skipped=1200), seconds=3.21)
-    report_run(result, "", settings)
+    report_run(result, settings)
     assert capsys.readouterr().err == "stdout: 0 rows, 1,200 already answered, 0 failed, 3.2 s\n"
     result.kept_failed = 3
-    report_run(result, "", settings)
+    report_run(result, settings)
     assert "0 rows, 1,200 kept (3 failed), 0 failed" in capsys.readouterr().err
-    result.kept_failed = 0
-    for document in ("a.pdf", "b.pdf"):
-        result.stats.add(failed_row(document, "q"))
-    report_run(result, "a.pdf: encrypted: needs a password", settings)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "2 rows, 1,200 already answered, 2 failed (2 encrypted), 3.2 s" in line
-    assert line.endswith("; first failure: a.pdf: encrypted: needs a password")
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_a_run_names_what_failed_and_says_how_the_rest_is_listed(
+    is_quiet: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = RunSettings(output=OutputSettings(Path("my answers.csv")), messages=MessageSettings(quiet=is_quiet))
+    set_up_messages(settings.messages)
+    result = BatchResult(seconds=3.21)
+    for number in range(5):
+        for question in ("one", "two")[: 1 + number % 2]:
+            result.stats.add(failed_row(f"{number}.pdf", question))
+    report_run(result, settings)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "my answers.csv: 7 rows, 7 failed (7 encrypted), 3.2 s"
+    assert lines[1:3] == [
+        "failed: 0.pdf: encrypted: needs a password",
+        "failed: 1.pdf: encrypted: needs a password (2 rows)",
+    ]
+    assert len(lines) == 6
+    for name in ("5.pdf", "6.pdf"):
+        result.stats.add(failed_row(name, "one"))
+    report_run(result, settings)
+    *named, last = capsys.readouterr().err.splitlines()[1:]
+    assert named == lines[1:]
+    assert last == "failed: 2 more rows; idefics-cli status 'my answers.csv' --failed lists all"
+    report_run(result, dataclasses.replace(settings, output=OutputSettings()))
+    assert capsys.readouterr().err.splitlines()[-1] == "failed: 2 more rows"

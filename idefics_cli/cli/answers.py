@@ -24,16 +24,18 @@ def is_file(name: str) -> bool:
 class AnswerPrinter:
     """Prints answers for people, and for `$(...)` of a shell."""
 
-    def __init__(self, answers: Answers, *, is_named: bool, is_together: bool) -> None:
+    def __init__(self, answers: Answers, *, is_named: bool, is_together: bool, asks_several: bool = False) -> None:
         """Take how answers are told apart.
 
         Args:
             answers: where they come from.
             is_named: whether each begins with its document.
             is_together: whether each is about all documents, which then need no name.
+            asks_several: whether there are several questions, so that each answer begins with its own.
 
         """
         self._answers, self._is_named, self._is_together = answers, is_named, is_together
+        self._asks_several = asks_several
         self._pages: tuple[str, int] = "", 0
 
     def line(self, row: Row) -> str:
@@ -44,12 +46,14 @@ class AnswerPrinter:
         is_each = self._answers.settings.pages.across == "each"
         if (self._is_named or is_each) and self._has_several_pages(row):
             place.append(f"page {row.page}")
-        return f"{', '.join(place)}: {one_line(row.answer)}\n" if place else f"{one_line(row.answer)}\n"
+        question = f"{_as_name(row.question)} " if self._asks_several else ""
+        return f"{', '.join(place)}: " * bool(place) + f"{question}{one_line(row.answer)}\n"
 
     def messages(self, row: Row, *, is_whole: bool) -> None:
         """Say on stderr why a row failed, and what its answer should be read with."""
         if row.status == "failed":
-            log.error("%s: %s", row.document, row.error)
+            question = f"{_as_name(row.question)} " if self._asks_several else ""
+            log.error("%s: %s%s", row.document, question, row.error)
         elif row.warning and not is_whole:
             log.warning("%s: %s", row.document, row.warning)
         if row.status == "ok":
@@ -64,3 +68,9 @@ class AnswerPrinter:
         if self._pages[0] != row.document:
             self._pages = row.document, self._answers.page_count(row.document) if is_file(row.document) else 1
         return self._pages[1] > 1
+
+
+def _as_name(question: str) -> str:
+    """Return a question as it stands before its answer."""
+    line = one_line(question)
+    return line if line.endswith(("?", ":", ".", "!")) else f"{line}:"

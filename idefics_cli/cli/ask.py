@@ -73,7 +73,8 @@ def ask(
 ) -> None:
     """Ask questions of documents, and print each answer on a line of its own.
 
-    The answers of several documents begin with the document's name. With --json a line is the whole row.
+    The answers of several documents begin with the document's name, those of several questions with the
+    question. With --json a line is the whole row.
     With --chat questions and answers are a conversation about the same pages.
 
     Examples:
@@ -155,7 +156,7 @@ def _answer(
         for setting, value in answers.engine_settings.items():
             log.info("%s: %s", setting, value)
         is_named = (inputs.total or 0) > len(texts)
-        printer = AnswerPrinter(answers, is_named=is_named, is_together=together)
+        printer = AnswerPrinter(answers, is_named=is_named, is_together=together, asks_several=len(texts) > 1)
         quiet = settings.messages.quiet
         with progress_line(state.words, state=state, delay=_SILENT_SECONDS, quiet=quiet) as line:
             for row in answers.rows(inputs, progress=state.progress):

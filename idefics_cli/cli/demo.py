@@ -60,10 +60,9 @@ def _answer(output: Path, messages: MessageSettings, stdout: IO[str]) -> int:
         output=OutputSettings(output, format_of(output), overwrite=True),
         messages=messages,
     )
-    watch = RunWatch(settings)
-    result = watch.run([str(samples / "documents")], str(samples / "questions.csv"), stdout)
+    result = RunWatch(settings).run([str(samples / "documents")], str(samples / "questions.csv"), stdout)
     print_table(_answers(output, samples / "documents"), stdout)
-    report_run(result, watch.first_failure, settings)
+    report_run(result, settings)
     note(f"all columns, with the time each answer took: {output}")
     return result.stats.failed
 

@@ -28,7 +28,8 @@ def doctor(
 ) -> None:
     """Say what is installed, what `run` would choose and why, and check that the model sees its images.
 
-    Nothing is downloaded: a model that is not on this machine is not asked. A Ray cluster is looked at only where its
+    Nothing is downloaded: of a model that is not on this machine it says what fetches it, and whether it would run
+    here. A Ray cluster is looked at only where its
     address is given. Exit code 4 if something is wrong.
 
     Example: [bold]idefics-cli doctor --model tiny[/bold]
@@ -49,10 +50,9 @@ def doctor(
             if workers.ray is not None:
                 _print(f"Ray cluster {workers.ray}", environment.ray_nodes(workers.ray), stdout)
         if location is None:
-            words = "the first run downloads it"
             if warm:
-                raise ModelError(f"{model.model}: not on this machine; {words}")
-            print(f"model {model.model}: not on this machine; {words}. It was not checked.", file=stdout)
+                raise ModelError(f"{model.model}: not on this machine; hf download {model.model} fetches it")
+            _print(f"model {model.model}", {**environment.missing(model), "image check": "not without weights"}, stdout)
             return
         if not warm:
             digests = environment.verified_digests(model)

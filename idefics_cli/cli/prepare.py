@@ -42,5 +42,5 @@ def prepare(
 
     with results_on_stdout() as stdout:
         done = engine.prepare(settings, output, overwrite=overwrite)
-        form = done.dtype if done.quantize == "none" else f"{done.dtype}, products in {done.quantize}"
+        form = done.dtype if done.quantize == "none" else f"{done.dtype}, linear layers in {done.quantize}"
         print(f"{output}: {done.weights / 1e9:.3g} GB of weights in {form}; use it with --model {output}", file=stdout)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
+from shlex import quote
 from typing import IO, TYPE_CHECKING
 
 from idefics_cli.cli.console import note, one_line, print_table, summary
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from idefics_cli.batch import BatchResult
     from idefics_cli.config import RunSettings
     from idefics_cli.records import Row
+    from idefics_cli.results.stats import RunStats
     from idefics_cli.workers.state import WorkerShare
 
 _SHOWN = 20  # failing documents
@@ -70,17 +73,23 @@ class RowTable:
         print(" ".join(texts).rstrip(), file=self._stdout, flush=True)
 
 
-def report_run(result: BatchResult, first_failure: str, settings: RunSettings) -> None:
-    """Say what a run has come to: one line for a log, several figures on a terminal."""
-    stats, progress = result.stats, result.progress
+def report_run(result: BatchResult, settings: RunSettings) -> None:
+    """Say what a run has come to: one line for a log, several figures on a terminal; then name what failed."""
+    stats = result.stats
     for words in [*result.notes, *map(share_words, result.workers)]:
         note(words)
-    if not sys.stderr.isatty():
-        summary(_log_line(result, first_failure, settings), is_failure=bool(stats.failed))
-        return
-    if settings.messages.quiet:
-        return
+    if settings.messages.quiet or not sys.stderr.isatty():
+        summary(_log_line(result, settings), is_failure=bool(stats.failed))
+    else:
+        _print_figures(result)
+    for words in _failed_words(stats, settings.output.path):
+        summary(words, is_failure=True)
+
+
+def _print_figures(result: BatchResult) -> None:
     from rich.table import Table
+
+    stats, progress = result.stats, result.progress
 
     table = Table(show_header=False, box=None, padding=(0, 2))
     rows = [("rows", ", ".join([f"{stats.rows:,}", *_kept(result)]))]
@@ -112,15 +121,24 @@ def share_words(share: WorkerShare) -> str:
     return f"{share.name}: {', '.join(words)}"
 
 
-def _log_line(result: BatchResult, first_failure: str, settings: RunSettings) -> str:
+def _failed_words(stats: RunStats, output: Path | None) -> Iterator[str]:
+    """Name the first few documents that failed, and say how all failed rows are listed."""
+    for name, document in stats.failed_documents.items():
+        rows = f" ({document.rows:,} rows)" if document.rows > 1 else ""
+        yield f"failed: {one_line(f'{name}: {document.error}' if name else document.error)}{rows}"
+    if more := stats.failed_unnamed:
+        words = f"failed: {more:,} more row{'s' * (more > 1)}"
+        yield words if output is None else f"{words}; idefics-cli status {quote(str(output))} --failed lists all"
+
+
+def _log_line(result: BatchResult, settings: RunSettings) -> str:
     stats, path = result.stats, settings.output.path
     words = [f"{stats.rows:,} row{'s' * (stats.rows != 1)}", *_kept(result)]
     words.append(f"{stats.failed:,} failed ({_kinds(stats.failures)})" if stats.failed else "0 failed")
     words.append(f"{result.seconds:.1f} s")
     if stats.scores.count:
         words.append(f"exact {stats.scores.means['exact']:.1%} of {stats.scores.count:,}")
-    line = f"{path if path is not None else 'stdout'}: {', '.join(words)}"
-    return f"{line}; first failure: {one_line(first_failure)}" if first_failure else line
+    return f"{path if path is not None else 'stdout'}: {', '.join(words)}"
 
 
 def _kept(result: BatchResult) -> list[str]:

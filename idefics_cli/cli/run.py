@@ -155,23 +155,20 @@ def _run(
     from idefics_cli.cli.report import RowTable, report_run
 
     if not show_table:
-        watch = RunWatch(settings)
-        result = watch.run(documents, questions, stdout)
+        result = RunWatch(settings).run(documents, questions, stdout)
     else:
         table = RowTable(stdout)
         with Path(os.devnull).open("w") as nowhere:
-            watch = RunWatch(settings, table.print)
-            result = watch.run(documents, questions, nowhere)
+            result = RunWatch(settings, table.print).run(documents, questions, nowhere)
         note("whole rows: -o FILE writes them to a file, --format csv or jsonl to the terminal")
-    report_run(result, watch.first_failure, settings)
+    report_run(result, settings)
     return result.stats.failed
 
 
 class RunWatch:
-    """Follows a batch on the terminal, and keeps what is said of it at its end."""
+    """Follows a batch on the terminal."""
 
     def __init__(self, settings: RunSettings, on_row: Callable[[Row], None] | None = None) -> None:
-        self.first_failure = ""
         self._settings, self._on_row = settings, on_row
         self._state = RunState(limit=settings.questions.limit)
         self._failures: Counter[str] = Counter()
@@ -215,7 +212,6 @@ class RunWatch:
     def _show(self, row: Row, progress: Progress) -> None:
         self._state.progress = progress
         if row.status == "failed":
-            self.first_failure = self.first_failure or f"{row.document}: {row.error}"
             log.info("%s: %s", row.document, row.error)
         else:
             log.info("%s, page %s: answered in %.0f ms", row.document, row.page, row.latency_ms or 0.0)

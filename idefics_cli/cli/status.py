@@ -14,8 +14,8 @@ from idefics_cli.cli.console import note, one_line, print_table, set_up_messages
 from idefics_cli.cli.options import AsJson, PasswordFile, checked_pages, from_settings
 from idefics_cli.cli.run import AskedTexts, Documents, QuestionsFile, one_of
 from idefics_cli.cli.streams import results_on_stdout
-from idefics_cli.config import MessageSettings, PageSettings, QuestionSettings, RunSettings
-from idefics_cli.errors import ROWS_FAILED, InputError
+from idefics_cli.config import MessageSettings, Option, PageSettings, Panel, QuestionSettings, RunSettings
+from idefics_cli.errors import ROWS_FAILED, InputError, UsageError
 
 if TYPE_CHECKING:
     from idefics_cli.results.status import OutputStatus
@@ -43,6 +43,12 @@ def status(
     documents: Documents = None,
     questions: QuestionsFile = None,
     ask: AskedTexts = None,
+    list_failed: Annotated[
+        bool,
+        Option(
+            "List the failed rows instead, a line each; with --json the rows themselves.", Panel.COMMON, ("--failed",)
+        ),
+    ] = False,
     as_json: AsJson = False,
     password_file: PasswordFile = None,
 ) -> None:
@@ -55,13 +61,21 @@ def status(
 
     [bold]idefics-cli status answers.csv inbox/ -q questions.csv[/bold]
 
+    [bold]idefics-cli status answers.csv --failed[/bold]
+
     """
     set_up_messages(messages)
+    if list_failed and (documents or questions or ask):
+        raise UsageError("--failed lists rows of the output: it takes neither documents nor questions")
     with results_on_stdout() as stdout:
         from idefics_cli.results.status import read_status
 
         if not output.is_file():
             raise InputError(f"{output}: no such file")
+        if list_failed:
+            if _list_failed(output, stdout, as_json=as_json):
+                raise typer.Exit(ROWS_FAILED)
+            return
         found = read_status(output)
         missing = None
         if documents or questions or ask:
@@ -75,32 +89,39 @@ def status(
             raise typer.Exit(ROWS_FAILED)
 
 
+def _list_failed(output: Path, stdout: IO[str], *, as_json: bool) -> int:
+    """Print the failed rows of an output; returns how many they are."""
+    from idefics_cli.results.read import OutputReader
+
+    count = 0
+    for row in OutputReader(output):
+        if not row.is_failed:
+            continue
+        count += 1
+        if as_json:
+            print(json.dumps(row.values, ensure_ascii=False), file=stdout)
+        else:
+            page = f", page {row.text('page')}" if row.text("page") else ""
+            print(one_line(f"{row.text('document')}{page}: {row.text('question')}: {row.text('error')}"), file=stdout)
+    return count
+
+
 def _missing(
     documents: Sequence[str], questions: str | Sequence[str], settings: RunSettings, found: OutputStatus
 ) -> _Missing:
-    """Look for the rows that a run with these questions would add; only the pages of those named are rendered."""
-    from idefics_cli.batch import NullEngine
-    from idefics_cli.engine.base import EngineInfo
-    from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
+    """Look for the rows that a run with these questions would add."""
+    from idefics_cli.asked import asked_rows
     from idefics_cli.inputs import read_inputs
-    from idefics_cli.session import Session
 
     missing = _Missing()
-
-    def take(key: str) -> bool:
-        if found.answered.take(key):
-            return True
-        missing.count += 1
-        return missing.count > _SHOWN
-
     inputs = read_inputs(documents, questions, settings)
     for words in inputs.notes:
         note(words)
-    engine = NullEngine(EngineInfo("", {}, 1, Idefics2ImageProcessor(64, 64)))  # nothing is asked: any size will do
-    with Session(settings=settings, engine=engine) as session:
-        for row in session.rows(inputs, take_answered=take):
-            page = f", page {row.page}" if row.page else ""
-            missing.names.append(one_line(f"{row.document}{page}: {row.question}"))
+    for row in asked_rows(inputs, settings):
+        if not found.answered.take(row.key):
+            missing.count += 1
+            if missing.count <= _SHOWN:
+                missing.names.append(one_line(row.words))
     missing.unasked = found.answered.left
     return missing
 
@@ -112,7 +133,7 @@ def _facts(output: Path, found: OutputStatus, missing: _Missing | None) -> dict[
         "failed": found.failed,
         "failed_by_kind": dict(found.failures.most_common()),
         "last_answered_at": found.last_answered_at or None,
-        "settings": dict(found.fingerprints),
+        "settings": dict(found.settings),
     }
     if missing is not None:
         facts |= {"missing": missing.count, "first_missing": missing.names, "not_asked": missing.unasked}
@@ -130,8 +151,8 @@ def _print(output: Path, found: OutputStatus, missing: _Missing | None, stdout: 
     for kind, count in found.failures.most_common():
         table.add_row("", Text(f"{count:,} {kind}"))
     table.add_row("last answered", found.last_answered_at or "never")
-    if len(found.fingerprints) > 1:
-        table.add_row("settings", f"{len(found.fingerprints)} different ones")
+    if len(found.settings) > 1:
+        table.add_row("settings", f"{len(found.settings)} different ones")
     if missing is not None:
         table.add_row("missing", f"{missing.count:,}")
         for name in missing.names:

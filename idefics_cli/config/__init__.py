@@ -16,7 +16,7 @@ from idefics_cli.config.model import (
     ModelSettings,
     Quantize,
 )
-from idefics_cli.config.option import Option, Panel, flag_of, option_of, positive_or_auto
+from idefics_cli.config.option import Option, Panel, check_above_zero, flag_of, option_of, positive_or_auto
 from idefics_cli.config.pages import Across, PageSettings, Rasterizer, Split, available_cores
 from idefics_cli.config.run import (
     Format,
@@ -64,6 +64,7 @@ __all__ = [
     "Split",
     "WorkerSettings",
     "available_cores",
+    "check_above_zero",
     "flag_of",
     "option_of",
     "parse_choices",

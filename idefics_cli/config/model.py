@@ -59,7 +59,7 @@ class Dtype(StrEnum):
 
 
 class Quantize(StrEnum):
-    """How the weights of matrix products are stored."""
+    """How the weights of linear layers are stored."""
 
     NONE = "none"
     FP8 = "fp8"

@@ -25,6 +25,7 @@ class Format(StrEnum):
 
     CSV = "csv"
     JSONL = "jsonl"
+    OPENAI_BATCH = "openai-batch"
 
 
 class RetryFailed(StrEnum):
@@ -73,7 +74,12 @@ class QuestionSettings:
     ] = None
     allow_urls: Annotated[bool, Option("Questions may name http(s) addresses on public hosts.", Panel.LIMITS)] = False
     allow_empty: Annotated[
-        bool, Option("Write an empty output, not an error, if there is no document or no question.", Panel.COMMON)
+        bool,
+        Option(
+            "Write an empty output, not an error, if a folder or glob has no document, or questions no line; CSV still "
+            "needs its header.",
+            Panel.COMMON,
+        ),
     ] = False
 
     def __post_init__(self) -> None:

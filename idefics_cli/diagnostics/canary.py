@@ -18,7 +18,7 @@ _PAGES = (
     ("Invoice", "Total: 97.35", "Customer: Ivo Stone", "Date: 2021-11-17"),
     ("Letter", "Reference: 7731", "Date: 2019-06-28"),
 )
-_REPEATS = 3  # of each page in the mixed batch
+_REPEATS = 2  # of each page in the mixed batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import platform
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from idefics_cli.config import Gpus, Kernels, ModelSettings, Quantize, RunSettings
+from idefics_cli.config import AdapterBase, Gpus, Kernels, ModelSettings, Quantize, RunSettings
+from idefics_cli.diagnostics.random_model import full_shape_checkpoint
 from idefics_cli.engine.attention import check_attention, implementation
-from idefics_cli.engine.checkpoint import find_locally, open_checkpoint
-from idefics_cli.engine.device import choose_device, compute_capability, free_host_memory, has_bfloat16
+from idefics_cli.engine.checkpoint import Checkpoint, find_locally, open_checkpoint
+from idefics_cli.engine.device import DeviceChoice, choose_device, compute_capability, free_host_memory, has_bfloat16
 from idefics_cli.engine.digests import MARK, verify
 from idefics_cli.engine.families import family_of
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.families.idefics3 import Idefics3Family
+from idefics_cli.engine.families.published import PUBLISHED
+from idefics_cli.engine.hardware import free_gpu_memory
 from idefics_cli.engine.native.memory_plan import weight_bytes
 from idefics_cli.engine.quantization import effective_quantize
 from idefics_cli.errors import ModelError
@@ -28,6 +32,7 @@ _PACKAGES = (
     *("idefics-cli", "torch", "transformers", "tokenizers", "safetensors", "pillow", "pypdfium2", "pdf2image"),
     *("triton", _FLASH_ATTENTION),
 )
+_LARGE = 4_000_000_000  # bytes of weights
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -96,14 +101,39 @@ def verified_digests(settings: ModelSettings) -> dict[str, str]:
     return {"digests": f"{verify(folder)} files are as prepare has written them"}
 
 
-def choices(settings: ModelSettings) -> dict[str, str]:
-    """Return what a run would choose for a checkpoint that is here.
+def missing(settings: ModelSettings) -> dict[str, str]:
+    """Say of a model that is not here how large it is, what fetches it, and whether this machine could run it.
+
+    Nothing is asked of the hub: sizes are known of published shapes only.
+
+    Raises:
+        ModelError: this machine can't run any model as the settings want.
+
+    """
+    revision = f" --revision {settings.revision}" if settings.revision else ""
+    facts = {
+        "weights": "not on this machine, or not all of its files",
+        "fetched by": f"hf download {settings.model}{revision} (otherwise by the first run)",
+    }
+    if settings.model not in PUBLISHED:
+        return {**facts, "size": "not known here: its page on the hub says"}
+    plain = dataclasses.replace(settings, revision=None, adapter=None, adapter_base=AdapterBase.SAME, processor=None)
+    checkpoint = full_shape_checkpoint(plain)
+    family = family_of(checkpoint)
+    assert isinstance(family, Idefics2Family | Idefics3Family)
+    count = sum(map(math.prod, family.config.weight_shapes().values())) / 1e9
+    download = f"{2 * count:.2g} GB where they are stored in bfloat16, {4 * count:.2g} GB in float32"
+    return {**facts, "size": f"{count:.2g} billion weights: {download}", **choices(plain, checkpoint)}
+
+
+def choices(settings: ModelSettings, checkpoint: Checkpoint | None = None) -> dict[str, str]:
+    """Return what a run would choose for a checkpoint, and whether it fits; by default that of the settings.
 
     Raises:
         ModelError: it can't be run.
 
     """
-    checkpoint, choice = open_checkpoint(settings), choose_device(settings)
+    checkpoint, choice = checkpoint or open_checkpoint(settings), choose_device(settings)
     family = family_of(checkpoint)
     quantize = effective_quantize(settings.quantize, checkpoint.stored, settings.model)
     capability = compute_capability(choice.index) if choice.device == "cuda" else None
@@ -129,5 +159,22 @@ def choices(settings: ModelSettings) -> dict[str, str]:
         "host memory": "unknown" if free is None else f"{free / 1e9:.1f} GB free",
         "attention": flash if has_kernels or gaps else "torch",
         "kernels": "Triton" if has_kernels else "none on this device",
+        "fits": _verdict(choice, weights, free),
         "batch size": str(settings.batch_size or f"auto: {batch}"),
     }
+
+
+def _verdict(choice: DeviceChoice, weights: int, free_host: int | None) -> str:
+    """Say whether there is room for weights of so many bytes, and what takes less."""
+    free = free_gpu_memory(choice) if choice.device == "cuda" else free_host
+    of = "the GPU" if choice.device == "cuda" else "the host"
+    if free is None:
+        return f"unknown: it needs {weights / 1e9:.2g} GB for its weights alone"
+    if weights > free:
+        less = "--quantize fp8, int8 or int4" if choice.device == "cuda" else "--dtype bfloat16, a GPU"
+        return (
+            f"no: its weights take {weights / 1e9:.2g} GB, and {free / 1e9:.2g} GB of {of} are free; less is needed "
+            f"with {less} or a smaller --model"
+        )
+    slow = "; without a GPU an 8B model takes minutes a page" if choice.device == "cpu" and weights > _LARGE else ""
+    return f"yes: {(free - weights) / 1e9:.2g} GB of {of} stay free beside its weights{slow}"

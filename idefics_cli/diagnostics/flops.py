@@ -8,7 +8,7 @@ from idefics_cli.engine.families.base import ModelConfig
 
 
 def page_flops(config: ModelConfig, patches: Iterable[int]) -> float:
-    """Count the operations of vision tower and connector for crops of so many patches."""
+    """Count the operations of vision encoder and connector for crops of so many patches."""
     vision, width = config.vision, config.vision.hidden_size
     tower_layer = 4 * width * width + 2 * width * vision.intermediate_size
     total = 0.0

@@ -1,18 +1,15 @@
-"""Documents and pages that are being opened and prepared, shared by the questions that ask for them."""
+"""Pages that are being prepared, shared by the questions that ask for them."""
 
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections import OrderedDict
-from concurrent.futures import Future
 from dataclasses import dataclass
 
-from idefics_cli.documents.page import DocumentInfo, ImageProcessor
+from idefics_cli.documents.document_cache import DocumentCache
+from idefics_cli.documents.page import ImageProcessor
 from idefics_cli.documents.pool import PageFuture, PagePool, result_of
 from idefics_cli.records import Document, PreparedPage
-
-_REMEMBERED = 512  # documents whose page count and hash are kept for the questions that follow
 
 
 @dataclass(slots=True)
@@ -61,8 +58,8 @@ def _bytes_of(page: PreparedPage) -> int:
     return sum(crop.nbytes for crop in page.crops)
 
 
-class PageCache:
-    """Opens each document and prepares each page once for all who ask while it is needed; thread-safe."""
+class PageCache(DocumentCache):
+    """Prepares each page once, too, for all who ask while it is needed; thread-safe."""
 
     def __init__(self, pool: PagePool, processor: ImageProcessor, *, kept_bytes: int = 0) -> None:
         """Take what prepares pages.
@@ -73,24 +70,10 @@ class PageCache:
             kept_bytes: of pages that nobody needs now and somebody may soon; the least recently used go first.
 
         """
-        self._pool, self._processor = pool, processor
+        super().__init__(pool)
+        self._processor = processor
         self._kept = _KeptPages(kept_bytes)
-        self._lock = threading.Lock()
-        self._infos: OrderedDict[Document, Future[DocumentInfo]] = OrderedDict()
         self._pages: dict[tuple[Document, int], _Page] = {}
-
-    def expect(self, document: Document) -> None:
-        """Start to open a document."""
-        self._opening(document)
-
-    def info(self, document: Document) -> DocumentInfo:
-        """Wait for a document.
-
-        Raises:
-            RowFailedError: it can't be opened.
-
-        """
-        return result_of(self._opening(document), DocumentInfo)
 
     def request(self, document: Document, page: int) -> str:
         """Start to prepare a page for one more row; return its id, by content: equal for copies of a document.
@@ -136,13 +119,3 @@ class PageCache:
             if entry.rows == 0:
                 del self._pages[document, page]
                 self._kept.put(entry)
-
-    def _opening(self, document: Document) -> Future[DocumentInfo]:
-        with self._lock:
-            future = self._infos.get(document)
-            if future is None:
-                future = self._infos[document] = self._pool.open(document)
-            self._infos.move_to_end(document)
-            while len(self._infos) > _REMEMBERED:
-                self._infos.popitem(last=False)
-            return future

@@ -6,10 +6,10 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from idefics_cli.documents.whole_page import data_uri
 from idefics_cli.endpoint.client import Client
 from idefics_cli.endpoint.dialect import Dialect
 from idefics_cli.endpoint.errors import RefusedError, TransientError
-from idefics_cli.endpoint.images import data_uri
 from idefics_cli.openai_api.completion import NoTextError, read_completion
 from idefics_cli.openai_api.write import write_messages, write_request
 from idefics_cli.records import Answer, Generation, PreparedPage, Request

@@ -1,9 +1,7 @@
-"""Pages as a server takes them: whole images, in data URIs."""
+"""Pages as a server takes them: whole images."""
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +11,6 @@ from idefics_cli.records import Crop
 
 DEFAULT_EDGE = 980
 """Pixels of the longest edge of one image of Idefics2."""
-_MOST_PNG_BYTES = 1_500_000
-_JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +40,3 @@ class WholePageProcessor:
     def columns(self, width: int, height: int, *, split: bool) -> int:  # noqa: ARG002 - the signature of the protocol
         """Return 0: there are no sub-images."""
         return 0
-
-
-def data_uri(image: Crop) -> str:
-    """Return an image as a data URI: PNG, which loses nothing, but JPEG where that would be larger than 1.5 MB."""
-    picture = Image.fromarray(image)
-    stream, kind = io.BytesIO(), "png"
-    picture.save(stream, "PNG")
-    if stream.tell() > _MOST_PNG_BYTES:
-        stream, kind = io.BytesIO(), "jpeg"
-        picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

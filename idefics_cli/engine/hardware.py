@@ -22,6 +22,11 @@ def gpus() -> list[str]:
     return found
 
 
+def free_gpu_memory(choice: DeviceChoice) -> int:
+    """Return the free bytes of a CUDA GPU."""
+    return int(torch.cuda.mem_get_info(choice.index)[0])
+
+
 def device_name(choice: DeviceChoice) -> str:
     """Return the name of the GPU, or of the processor."""
     if choice.device == "cuda":

@@ -34,7 +34,7 @@ from idefics_cli.errors import ModelError, OutputError, UsageError
 _COPIED = ("*.json", "*.jinja", "tokenizer.model")
 _NOT_COPIED = ("config.json", GENERATION_CONFIG, MARK, "adapter_config.json", "model.safetensors.index.json")
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-# Their products with the context are joined with a norm's weight when they are loaded, which packed words can't be.
+# Their products with the context are joined with a norm's weight when they are loaded, which packed weights can't be.
 _JOINED_WITH_NORM = tuple(f"self_attn.{part}_proj" for part in "kv")
 
 

@@ -12,7 +12,7 @@ QUESTION = "{question}"
 def write_messages(turns: Sequence[Turn], images: Sequence[str], template: str = QUESTION) -> list[dict[str, object]]:
     """Return the messages of a conversation.
 
-    A turn without an image is a text, as some servers want it; an image is a part of the type `image_url`.
+    A turn of one text is that text, as some servers want it; an image is a part of the type `image_url`.
 
     Args:
         turns: of texts and pages, the last of which is the user's.
@@ -55,6 +55,19 @@ def write_request(
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def chat_body(turns: Sequence[Turn], images: Sequence[str], generation: Generation, model: str) -> dict[str, object]:
+    """Return the body that asks for an answer to a conversation.
+
+    Args:
+        turns: of texts and pages.
+        images: a data URI for each page, in their order.
+        generation: what is None or empty is left to the server.
+        model: as the server calls it.
+
+    """
+    return write_request(model, write_messages(turns, images), generation)
+
+
 def _content(turn: Turn, images: Iterator[str], template: str) -> str | list[dict[str, object]]:
     texts = [at for at, part in enumerate(turn.content) if isinstance(part, str)]
     asked = texts[-1] if texts and turn.role == "user" else None
@@ -65,6 +78,6 @@ def _content(turn: Turn, images: Iterator[str], template: str) -> str | list[dic
             parts.append({"type": "text", "text": text})
         else:
             parts.append({"type": "image_url", "image_url": {"url": next(images)}})
-    if len(texts) == len(parts):
-        return "".join(str(part["text"]) for part in parts)
+    if len(parts) == len(texts) == 1:
+        return str(parts[0]["text"])
     return parts

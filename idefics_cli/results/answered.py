@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,3 +85,25 @@ class Answered:
     def is_taken(self, row: int) -> bool:
         """Whether the key of the row with this number, from 0, was taken."""
         return bool(self._taken[row])
+
+    def contested(self) -> Iterator[NDArray[np.uint32]]:
+        """Yield the rows of each key that was taken for some of its rows and not for others, in their order."""
+        if not len(self):
+            return
+        is_first = np.ones(len(self), bool)
+        is_first[1:] = (self._upper[1:] != self._upper[:-1]) | (self._lower[1:] != self._lower[:-1])
+        starts = np.flatnonzero(is_first)
+        ends = np.append(starts[1:], len(self))
+        taken = np.add.reduceat(self._taken[self._rows].astype(np.int64), starts)
+        for group in np.flatnonzero((taken > 0) & (taken < ends - starts)).tolist():
+            yield self._rows[starts[group] : ends[group]]
+
+    def retake(self, rows: NDArray[np.uint32], preferred: NDArray[np.bool_]) -> None:
+        """Of rows with an equal key, let the preferred ones be those that are taken, as many as were.
+
+        Nothing may be taken afterwards.
+        """
+        count = int(np.count_nonzero(self._taken[rows]))
+        order = np.argsort(~preferred, kind="stable")
+        self._taken[rows] = False
+        self._taken[rows[order[:count]]] = True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from idefics_cli.config import Format, OutputSettings
 from idefics_cli.errors import InputError, OutputError, UsageError
-from idefics_cli.results.fingerprint import differing_settings
+from idefics_cli.results.fingerprint import differing_settings, other_shards
 from idefics_cli.results.lines import csv_header
 from idefics_cli.results.lock import locked
 from idefics_cli.results.read import OutputReader
@@ -153,6 +153,12 @@ def _check_earlier(
             f"{path}: its columns differ from this run's ({', '.join(differing)}); use --overwrite or another output"
         )
     if values is not None:
+        if others := other_shards(earlier.fingerprints, values):
+            of = ", ".join(f"shard {shard}" if shard else "a run without --shard" for shard in others)
+            raise OutputError(
+                f"{path}: holds rows of {of}, and this run is shard {values['--shard']}: give each shard an output of "
+                "its own, which merge joins; a merged output is gone on with without --shard"
+            )
         differ = {name for fingerprint in earlier.fingerprints for name in differing_settings(fingerprint, values)}
         if differ:
             names = ", ".join([*(name for name in values if name in differ), *sorted(differ - values.keys())])

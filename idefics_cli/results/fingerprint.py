@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 
 from idefics_cli.config import Rasterizer, RunSettings
@@ -12,6 +12,7 @@ from idefics_cli.config import Rasterizer, RunSettings
 _WHOLE = 16  # digits
 _EACH = 2
 _NAME = 3
+_SHARD = "--shard"
 _OPTIONAL = frozenset(
     (
         *("--min-new-tokens", "--temperature", "--top-p", "--seed", "--repetition-penalty", "--num-beams"),
@@ -24,7 +25,7 @@ _OPTIONAL = frozenset(
 def settings_values(
     engine: Mapping[str, str], settings: RunSettings, *, examples: str = "", rasterizer_version: str | None = None
 ) -> dict[str, str]:
-    """Return every setting that can change an answer, by the name that a user knows it by.
+    """Return every setting that can change an answer, by the name that a user knows it by, and the shard.
 
     Args:
         engine: `EngineInfo.settings`.
@@ -43,6 +44,7 @@ def settings_values(
         "--split": f"{pages.split} {pages.split_em:g}",
         "--rasterizer or its version": f"{pages.rasterizer} {rasterizer_version}".strip(),
         **({"--examples": examples} if examples else {}),
+        **({_SHARD: str(settings.questions.shard)} if settings.questions.shard else {}),
     }
 
 
@@ -50,21 +52,40 @@ def settings_fingerprint(values: Mapping[str, str]) -> str:
     """Return the `settings` column: 16 digits of all settings, a point, and 2 digits for each.
 
     Behind another point stand those that are optional, 3 digits of the name and 2 of the value. A fingerprint is
-    compared whole; the digits for each setting let a message name those that differ.
+    compared whole; the digits for each setting let a message name those that differ. A shard changes no answer: it
+    stands behind a space, so that its output takes no rows of another.
     """
+    shard = f" {values[_SHARD]}" if _SHARD in values else ""
+    values = {name: value for name, value in values.items() if name != _SHARD}
     each = "".join(_digits(value)[:_EACH] for name, value in values.items() if name not in _OPTIONAL)
     optional = "".join(
         _digits(name)[:_NAME] + _digits(value)[:_EACH] for name, value in values.items() if name in _OPTIONAL
     )
-    return f"{_digits(list(map(list, values.items())))[:_WHOLE]}.{each}{'.' if optional else ''}{optional}"
+    return f"{_digits(list(map(list, values.items())))[:_WHOLE]}.{each}{'.' if optional else ''}{optional}{shard}"
+
+
+def without_shard(fingerprint: str) -> str:
+    """Return the part of a fingerprint that is equal for all shards of a run."""
+    return fingerprint.partition(" ")[0]
+
+
+def other_shards(fingerprints: Iterable[str], values: Mapping[str, str]) -> list[str]:
+    """Return the shards of rows that are of another than this run's, `I/N` each; empty for rows of a whole run.
+
+    A run that is no shard may go on with rows of any: those of a merged output.
+    """
+    if _SHARD not in values:
+        return []
+    return sorted({fingerprint.partition(" ")[2] for fingerprint in fingerprints} - {values[_SHARD]})
 
 
 def differing_settings(fingerprint: str, values: Mapping[str, str]) -> list[str]:
-    """Return the names of the settings that a row with this fingerprint was not answered with.
+    """Return the names of the settings that a row with this fingerprint was not answered with, the shard apart.
 
     They are all named where the fingerprint can't tell which differ.
     """
-    here = settings_fingerprint(values)
+    values = {name: value for name, value in values.items() if name != _SHARD}
+    fingerprint, here = without_shard(fingerprint), settings_fingerprint(values)
     if fingerprint == here:
         return []
     theirs, their_optional = _parts(fingerprint)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from idefics_cli.config import Format
 from idefics_cli.errors import InputError
 from idefics_cli.results.answered import Answered
+from idefics_cli.results.fingerprint import without_shard
 from idefics_cli.results.read import OutputReader, StoredRow
 
 
@@ -67,9 +68,10 @@ class MergedOutputs:
         return len(self._chosen)
 
     def raw(self, number: int) -> bytes:
-        """Return a row as it stands in its output; the block of `with` must be open."""
+        """Return a row as it stands in its output, but for its shard; the block of `with` must be open."""
         index = int(self._chosen[number])
-        return os.pread(self._descriptors[self._output_of(index)], self._lengths[index], self._offsets[index])
+        row = os.pread(self._descriptors[self._output_of(index)], self._lengths[index], self._offsets[index])
+        return row if self._settings is None else _without_shard(row, self._settings[0].encode())
 
     def is_failed(self, number: int) -> bool:
         """Whether a row has no answer."""
@@ -120,7 +122,7 @@ class MergedOutputs:
             raise InputError(f"{path}: its columns differ from those of {first} ({', '.join(differing)})")
 
     def _check_settings(self, path: Path, row: StoredRow) -> None:
-        settings = row.text("settings")
+        settings = without_shard(row.text("settings"))
         if self._settings is None:
             self._settings = settings, path
         elif self._settings[0] != settings:
@@ -156,6 +158,12 @@ class MergedOutputs:
         wanted = index - self._starts[self._output_of(index)]
         with contextlib.closing(iter(reader)) as rows:  # type: ignore[type-var]
             return next(row for number, row in enumerate(rows) if number == wanted)
+
+
+def _without_shard(row: bytes, settings: bytes) -> bytes:
+    """Return a line of an output with these settings without the shard behind them; only the key comes after."""
+    end = row.rfind(settings) + len(settings)
+    return row if row[end : end + 1] != b" " else row[:end] + row[end:].lstrip(b" /0123456789")
 
 
 def _position_in_group(*columns: NDArray[np.generic]) -> NDArray[np.int64]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ from idefics_cli.results.status import OutputStatus, is_to_retry
 from idefics_cli.results.sync import Sink, sync_folder
 from idefics_cli.results.write import RowWriter
 
+_REMEMBERED = 10_000  # documents of rows that follow one another
 _SAME_QUESTION = ("document", "question", "id")  # a document that failed has no page yet
 
 
@@ -158,9 +161,11 @@ def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
     A failed row whose document has been mended since, so that a new row stands beside it, goes with --retry-failed.
     """
     answered = output.answered
+    _prefer_those_present(path, answered)
     numbers, failed, old, new = array("q"), bytearray(), array("q"), array("q")  # there may be millions
     for index, row in enumerate(OutputReader(path)):
-        asked = hash(tuple(row.text(name) for name in _SAME_QUESTION))
+        is_request = row.custom_id and row.custom_id == row.text("id")  # whose id is its own, whatever it asked
+        asked = hash(row.custom_id if is_request else tuple(row.text(name) for name in _SAME_QUESTION))
         if index >= len(answered):
             new.append(asked)
         elif not answered.is_taken(index):
@@ -184,6 +189,21 @@ def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
         if changed := int((is_changed & ~is_mended).sum()):
             words += f" ({changed} beside a new row, since the document has changed)"
         output.later_notes.append(f"{words}{': dropped' if settings.prune else '; --prune drops them'}")
+
+
+def _prefer_those_present(path: Path, answered: Answered) -> None:
+    """Of rows with an equal key, more than were asked for, keep those whose documents are still where they say."""
+    is_contested, is_present = np.zeros((2, len(answered)), bool)  # there may be millions
+    for rows in answered.contested():
+        is_contested[rows] = True
+    if not is_contested.any():
+        return
+    exists = functools.lru_cache(_REMEMBERED)(os.path.exists)
+    for index, row in enumerate(itertools.islice(OutputReader(path), len(answered))):
+        if is_contested[index]:
+            is_present[index] = all(map(exists, row.text("document").split("; ")))
+    for rows in answered.contested():
+        answered.retake(rows, is_present[rows])
 
 
 class _TextSink:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from idefics_cli.records import COST_COLUMNS, Row
 from idefics_cli.results.metrics import METRICS, FullStop, Scores, score
 
+_MOST_NAMED = 5
+
 
 @dataclass(slots=True)
 class ScoreSum:
@@ -31,6 +33,15 @@ class ScoreSum:
 
 
 @dataclass(slots=True)
+class FailedDocument:
+    """A document whose rows failed."""
+
+    error: str
+    """Of its first failed row."""
+    rows: int = 0
+
+
+@dataclass(slots=True)
 class RunStats:
     """Counts, costs and scores of a run's rows."""
 
@@ -39,6 +50,8 @@ class RunStats:
     rows: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     """Failed rows by kind."""
+    failed_documents: dict[str, FailedDocument] = field(default_factory=dict)
+    """The first few, by name."""
     costs: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COST_COLUMNS, 0.0))
     """Milliseconds by cost column."""
     scores: ScoreSum = field(default_factory=ScoreSum)
@@ -56,8 +69,18 @@ class RunStats:
         is_failed = row.status == "failed"
         if is_failed:
             self.failures[row.error.partition(":")[0]] += 1
+            self._name(row)
         if accepted:
             self.scores.add(None if is_failed else score(row.answer, accepted, self.full_stop))
+
+    def _name(self, row: Row) -> None:
+        if row.document in self.failed_documents or len(self.failed_documents) < _MOST_NAMED:
+            self.failed_documents.setdefault(row.document, FailedDocument(row.error)).rows += 1
+
+    @property
+    def failed_unnamed(self) -> int:
+        """Failed rows of documents that are not among `failed_documents`."""
+        return self.failed - sum(document.rows for document in self.failed_documents.values())
 
     def cost_shares(self) -> dict[str, float]:
         """Return each cost's share of what was spent, by name without `_ms`; empty where nothing was spent."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from idefics_cli.config import Format, RetryFailed
 from idefics_cli.errors import FailureKind, InputError
 from idefics_cli.results.answered import Answered, KeyList
+from idefics_cli.results.fingerprint import without_shard
 from idefics_cli.results.read import OutputReader, StoredRow
 
 
@@ -28,12 +29,20 @@ class OutputStatus:
     cost_ms: float = 0.0
     """The sum of the cost columns over the answered rows."""
     fingerprints: Counter[str] = field(default_factory=Counter)
-    """Rows by the fingerprint of their settings."""
+    """Rows by the fingerprint of their settings, with their shard."""
     end: int = 0
     """Bytes that are whole: up to the end of the last whole row."""
     to_retry: int = 0
     """Failed rows that are to be asked again; their keys are not among the answered."""
     answered: Answered = field(default_factory=Answered)
+
+    @property
+    def settings(self) -> Counter[str]:
+        """Rows by the fingerprint of their settings, of whatever shard."""
+        found = Counter[str]()
+        for fingerprint, rows in self.fingerprints.items():
+            found[without_shard(fingerprint)] += rows
+        return found
 
     @property
     def failed(self) -> int:

@@ -169,7 +169,7 @@ def sine_cosine_positions(side: int, width: int) -> Tensor:
 class Reader(nn.Module):
     """The model with two extra heads, dropped afterwards, that name the characters of a patch.
 
-    One names them from the patch itself and teaches the vision tower to read; the other names them from the latents
+    One names them from the patch itself and teaches the vision encoder to read; the other names them from the latents
     and the patch's position, and teaches the resampler to keep what was read.
     """
 

@@ -1,4 +1,4 @@
-"""What an engine asks of a family of checkpoints; the shapes of transformers and towers that families share."""
+"""What an engine asks of a family of checkpoints; shapes of transformers and vision encoders that families share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from idefics_cli.records import Turn
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """From uint8 to what the vision tower takes: (value * scale - mean) / std, channel by channel."""
+    """From uint8 to what the vision encoder takes: (value * scale - mean) / std, channel by channel."""
 
     scale: float
     mean: tuple[float, ...]
@@ -24,7 +24,7 @@ class Normalization:
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """A SigLIP tower."""
+    """A SigLIP encoder."""
 
     hidden_size: int
     intermediate_size: int
@@ -179,11 +179,11 @@ class PromptFamily(Family, Protocol):
 
 
 class ModelConfig(Protocol):
-    """Sizes of a model of the native engine: a SigLIP tower, a connector, a text model of the Llama kind."""
+    """Sizes of a model of the native engine: a SigLIP encoder, a connector, a text model of the Llama kind."""
 
     @property
     def vision(self) -> VisionConfig:
-        """The vision tower."""
+        """The vision encoder."""
 
     @property
     def text(self) -> DecoderConfig:

@@ -23,7 +23,7 @@ _PERCEIVER_MLP = 4  # times its width
 
 @dataclass(frozen=True, slots=True)
 class Idefics2Config:
-    """Sizes of the vision tower, the perceiver and the text model."""
+    """Sizes of the vision encoder, the perceiver and the text model."""
 
     vision: VisionConfig
     perceiver: PerceiverConfig

@@ -16,7 +16,7 @@ MAX_CROPS = 5
 
 
 def check_edges(longest: int, shortest: int, vision: VisionConfig) -> None:
-    """Refuse edges, in pixels, that the tower has no patches or no positions for; raises UsageError."""
+    """Refuse edges, in pixels, that the vision encoder has no patches or no positions for; raises UsageError."""
     most = vision.patch_size * vision.positions
     if longest > most:
         raise UsageError(

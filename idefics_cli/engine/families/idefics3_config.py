@@ -13,7 +13,7 @@ from idefics_cli.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class Idefics3Config:
-    """Sizes of the vision tower, the connector and the text model."""
+    """Sizes of the vision encoder, the connector and the text model."""
 
     vision: VisionConfig
     text: DecoderConfig

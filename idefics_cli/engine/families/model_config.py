@@ -1,4 +1,4 @@
-"""The sizes of text models and vision towers, read from config.json, and the shapes of their weights."""
+"""The sizes of text models and vision encoders, read from config.json, and the shapes of their weights."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling:
 
 
 def vision_config(values: Mapping[str, Any], **defaults: int) -> VisionConfig:
-    """Read a tower's settings.
+    """Read a vision encoder's settings.
 
     Args:
         values: `vision_config` of config.json.

@@ -120,7 +120,7 @@ class _Lane:
             return
         self.drop_graphs()
         torch.cuda.empty_cache()
-        _log.warning("no memory for a CUDA graph of the vision tower: pages are launched kernel by kernel")
+        _log.warning("no memory for a CUDA graph of the vision encoder: pages are launched kernel by kernel")
 
 
 class _Graph:

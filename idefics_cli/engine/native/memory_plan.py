@@ -31,7 +31,7 @@ class WorkSizes:
     slot: int
     """Keys and values of one position, all layers."""
     page: int
-    """Activations of one page, of as many crops of the largest size as there may be, in the vision tower."""
+    """Activations of one page, of as many crops of the largest size as there may be, in the vision encoder."""
     patch: int
     """Activations of one patch in the connector's projection."""
     token: int
@@ -56,9 +56,9 @@ class WorkSizes:
         Args:
             config: of the checkpoint.
             item: bytes of one number in the dtype of the model.
-            quantize: the format of products.
+            quantize: the format of linear layers.
             wide_item: bytes of one number in the connector's projection; None is `item`.
-            edge: longest edge of an image in pixels; None is the longest that the tower takes.
+            edge: longest edge of an image in pixels; None is the longest that the encoder takes.
 
         """
         vision, text, context = config.vision, config.text, config.context_width
@@ -107,7 +107,7 @@ def weight_bytes(config: ModelConfig, quantize: Quantize, item: int, *, wide_ite
 
     Args:
         config: of the checkpoint.
-        quantize: the format of products.
+        quantize: the format of linear layers.
         item: bytes of one number in the dtype of the model.
         wide_item: bytes of one number in the connector's projection; None is `item`.
 
@@ -127,7 +127,7 @@ def layers_at_once(config: ModelConfig, quantize: Quantize, item: int, spare: in
 
     Args:
         config: of the checkpoint.
-        quantize: the format of products.
+        quantize: the format of linear layers.
         item: bytes of one number in the dtype of the model.
         spare: bytes that the weights leave; None where memory is no matter.
 

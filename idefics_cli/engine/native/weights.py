@@ -41,7 +41,7 @@ class Weights:
 
         Args:
             source: of the tensors.
-            quantize: the format of products.
+            quantize: the format of linear layers.
             dtype: of the model.
             device: of the model.
             readers: layers that are read at once, each of which takes memory on its way to its format.

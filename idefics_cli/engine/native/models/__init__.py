@@ -1,1 +1,1 @@
-"""The models: vision towers, connectors, decoders."""
+"""The models: vision encoders, connectors, decoders."""

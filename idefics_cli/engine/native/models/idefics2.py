@@ -1,4 +1,4 @@
-"""The eyes of Idefics2: a SigLIP tower, and the connector that turns patches to latents."""
+"""The vision side of Idefics2: a SigLIP encoder, and the connector that turns patches to latents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from idefics_cli.engine.native.weights import Weights
 
 
 class Idefics2Encoder:
-    """Vision tower and connector: from pixels to image features in the width of the text model."""
+    """Vision encoder and connector: from pixels to image features in the width of the text model."""
 
     def __init__(self, weights: Weights, config: Idefics2Config, normalization: Normalization) -> None:
         self._tower = VisionTower(weights, config.vision, normalization)

@@ -1,4 +1,4 @@
-"""The eyes of Idefics3 and SmolVLM: a SigLIP tower, and a connector that joins squares of patches into image tokens."""
+"""The vision side of Idefics3 and SmolVLM: a SigLIP encoder, and a connector that joins patches into image tokens."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from idefics_cli.engine.native.weights import Weights
 
 
 class Idefics3Encoder:
-    """Vision tower and connector: from tiles to image features in the width of the text model."""
+    """Vision encoder and connector: from tiles to image features in the width of the text model."""
 
     def __init__(self, weights: Weights, config: Idefics3Config, normalization: Normalization) -> None:
         self._tower = VisionTower(weights, config.vision, normalization)
-        # A hundredth of the tower's work: it is never quantized.
+        # A hundredth of the encoder's work: it is never quantized.
         self._projection = Linear(weights.tensor("model.connector.modality_projection.proj.weight"))
         self._scale = config.scale_factor
 
@@ -26,7 +26,7 @@ class Idefics3Encoder:
     def encode(self, crops: Tensor, ops: Ops, *, max_projected_patches: int) -> Tensor:  # noqa: ARG002
         """Encode uint8 tiles (n, side, side, 3) to image features (n, image tokens, text width).
 
-        The projection needs less memory than the tower: all patches go through it at once.
+        The projection needs less memory than the encoder: all patches go through it at once.
         """
         patches, scale = self._tower(crops, ops), self._scale
         # 1. pixel shuffle: (n * rows * columns, width) -> (n * image tokens, scale * scale * width); in a token a

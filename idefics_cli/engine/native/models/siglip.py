@@ -1,4 +1,4 @@
-"""The vision tower of Idefics2 and Idefics3: SigLIP at native aspect ratio.
+"""The vision encoder of Idefics2 and Idefics3: SigLIP at native aspect ratio.
 
 Crops of one shape go through together and without padding, so that no mask is needed. Activations are
 (crops * patches, width).
@@ -23,7 +23,7 @@ _CACHED_SHAPES = 64
 
 
 class VisionEncoder(Protocol):
-    """Vision tower and connector: from pixels to image features in the width of the text model."""
+    """Vision encoder and connector: from pixels to image features in the width of the text model."""
 
     def encode(self, crops: Tensor, ops: Ops, *, max_projected_patches: int) -> Tensor:
         """Encode uint8 crops (n, height, width, 3) to image features (n, image tokens, text width).
@@ -82,7 +82,7 @@ class VisionTower:
 
 
 class _TowerLayer:
-    """Attention and MLP of the vision tower; the residual that it returns is added by the next norm."""
+    """Attention and MLP of the vision encoder; the residual that it returns is added by the next norm."""
 
     def __init__(self, weights: Weights, prefix: str, config: VisionConfig) -> None:
         self._heads = config.num_heads

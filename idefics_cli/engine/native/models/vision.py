@@ -12,7 +12,7 @@ from idefics_cli.engine.native.weights import Weights
 
 
 def vision_encoder(weights: Weights, config: ModelConfig, normalization: Normalization) -> VisionEncoder:
-    """Build the vision tower and the connector of a model."""
+    """Build the vision encoder and the connector of a model."""
     if isinstance(config, Idefics3Config):
         return Idefics3Encoder(weights, config, normalization)
     assert isinstance(config, Idefics2Config)

@@ -1,1 +1,1 @@
-"""What is computed between the matrix products, in torch and as Triton kernels, and the products themselves."""
+"""What is computed between the linear layers, in torch and as Triton kernels, and the products themselves."""

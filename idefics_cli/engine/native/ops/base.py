@@ -1,4 +1,4 @@
-"""The operations between the matrix products: what they compute, and which of two implementations runs.
+"""The operations between the linear layers: what they compute, and which of two implementations runs.
 
 `torch_ops` is the reference, for any device. `triton_ops` computes the same in Triton kernels, for GPUs.
 """
@@ -17,7 +17,7 @@ from idefics_cli.engine.native.ops.groupwise import GroupedWeight
 
 
 class InputFormat(Enum):
-    """What a matrix product takes; norms and activations write their results so."""
+    """What a linear layer takes; norms and activations write their results so."""
 
     PLAIN = "plain"
     """The dtype of the model."""
@@ -54,7 +54,7 @@ class ScaledRows:
 
 
 Rows = Tensor | ScaledRows
-"""What a matrix product takes: (tokens, width)."""
+"""What a linear layer takes: (tokens, width)."""
 
 
 class Ops(Protocol):

@@ -121,7 +121,7 @@ class GroupedLinear(QuantizedLinear):
     def __call__(self, rows: Rows, ops: Ops) -> Tensor:
         """Return rows (tokens, in) times the weight: (tokens, out).
 
-        A few rows, such as a decoding step has, read the packed words. Many are worth writing the weight out in the
+        A few rows, such as a decoding step has, read the packed weights. Many are worth writing the weight out in the
         dtype of the model for a plain product.
         """
         assert isinstance(rows, Tensor)

@@ -1,4 +1,4 @@
-"""Products with group-wise quantized weights in Triton: the packed words are all that is read of a weight.
+"""Products with group-wise quantized weights in Triton: the packed weights are all that is read of a weight.
 
 A row's result does not depend on how many rows there are: tiles have one shape, and a sum over the inputs is cut into
 a number of parts that goes by the weight alone, which are added in their order.
