@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -425,13 +426,12 @@ def test_without_logprobs_the_first_page_with_an_answer_is_taken(grey_png: Png, 
     pages = [Image.open(grey_png(f"{grey}.png", grey)) for grey in (10, 90, 200)]
     path = tmp_path / "pages.tiff"
     pages[0].save(path, save_all=True, append_images=pages[1:])
-    given: dict[str, str] = {}
 
     def behave(number: int, body: dict[str, Any]) -> Reply:
         uri = body["messages"][0]["content"][0]["image_url"]["url"]
-        return Reply(
-            200, completion(["not found", "second", "third"][list(given.setdefault(uri, uri) and given).index(uri)])
-        )
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as page:
+            grey = page.convert("L").getpixel((9, 9))
+        return Reply(200, completion({10: "not found", 90: "second", 200: "third"}[grey]))  # type: ignore[index]
 
     with misbehaving(behave) as server:
         (row,) = rows_of(server, path, ["Who?"], concurrency=1, pages=PageSettings(workers=1, across=Across.BEST))

@@ -116,6 +116,7 @@ def test_failures_become_errors_that_say_whether_to_try_again() -> None:
     found = {kind: error_of(Failure(kind, "why")).status for kind in FailureKind}
     assert found.pop(FailureKind.MODEL_ERROR) == 500
     assert found.pop(FailureKind.OUT_OF_MEMORY) == 503
+    assert found.pop(FailureKind.ENDPOINT) == 503
     assert set(found.values()) == {400}
     assert error_of(Failure(FailureKind.NO_SUCH_PAGE, "why")).code == "no_such_page"
 

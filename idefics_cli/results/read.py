@@ -58,7 +58,7 @@ class StoredRow(NamedTuple):
             ValueError or TypeError: one is no number.
 
         """
-        if self.values["decode_ms"] in ("", None):
+        if all(self.values[name] in ("", None) for name in ("vision_ms", "prefill_ms", "decode_ms")):
             return 0.0
         return sum([float(cost) for name in COST_COLUMNS if (cost := self.values[name])])
 
