@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from email.utils import formatdate
@@ -17,6 +18,7 @@ from idefics_cli.endpoint.address import read_address
 from idefics_cli.endpoint.concurrency import AdaptiveLimit, Outcome
 from idefics_cli.endpoint.dialect import Dialect
 from idefics_cli.endpoint.errors import RefusedError
+from idefics_cli.endpoint.gate import Gate
 from idefics_cli.endpoint.images import WholePageProcessor
 from idefics_cli.endpoint.retry import Health, RetryBudget, backoff, retry_after
 from idefics_cli.errors import UsageError
@@ -233,3 +235,37 @@ def test_settings_of_an_endpoint_go_with_one() -> None:
         RunSettings(workers=WorkerSettings(ray="auto"), endpoint=plain)
     with pytest.raises(UsageError, match="--keep and --endpoint"):
         RunSettings(server=ClientSettings(keep=Duration(1.0)), endpoint=plain)
+
+
+def test_requests_go_through_the_gate_in_the_order_in_which_they_come() -> None:
+    async def scenario() -> list[int]:
+        gate, entered = Gate(AdaptiveLimit(1)), []
+
+        async def one(number: int) -> None:
+            ticket = await gate.enter()
+            entered.append(number)
+            await asyncio.sleep(0)
+            gate.leave(ticket, Outcome.PASSED)
+            if number < 3:  # asks at once again, while others wait
+                ticket = await gate.enter()
+                entered.append(number + 10)
+                gate.leave(ticket, Outcome.PASSED)
+
+        await asyncio.gather(*(one(number) for number in range(5)))
+        return entered
+
+    assert asyncio.run(scenario()) == [0, 1, 2, 3, 4, 10, 11, 12]
+
+
+def test_a_request_that_is_withdrawn_at_the_gate_holds_up_no_other() -> None:
+    async def scenario() -> None:
+        gate = Gate(AdaptiveLimit(1))
+        ticket = await gate.enter()
+        first, second = asyncio.ensure_future(gate.enter()), asyncio.ensure_future(gate.enter())
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)
+        gate.leave(ticket, Outcome.PASSED)
+        await asyncio.wait_for(second, 30)
+
+    asyncio.run(scenario())
