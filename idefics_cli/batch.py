@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO
 
 from idefics_cli.config import RunSettings
@@ -16,6 +16,7 @@ from idefics_cli.engine.base import Engine, EngineInfo, OpenEngine
 from idefics_cli.errors import TooManyFailuresError
 from idefics_cli.inputs import Inputs, read_inputs
 from idefics_cli.local_socket.pool import server_for_run
+from idefics_cli.openai_api.batch_file import LONGEST_ANSWER
 from idefics_cli.pipeline import Progress
 from idefics_cli.questions.read import accepted_answers
 from idefics_cli.records import Answer, Request, Row
@@ -23,7 +24,7 @@ from idefics_cli.results.answered import Answered
 from idefics_cli.results.check import check_output, read_state
 from idefics_cli.results.output import open_output
 from idefics_cli.results.stats import RunStats
-from idefics_cli.session import Session
+from idefics_cli.session import Session, open_engine_of
 from idefics_cli.workers.dispatch import Dispatcher
 from idefics_cli.workers.start import Workers, open_workers
 from idefics_cli.workers.state import WorkerShare
@@ -94,13 +95,14 @@ def run(
 
     """
     inputs = read_inputs(documents, questions, settings)
+    settings = _for_requests(settings) if inputs.is_batch else settings
     result = BatchResult()
     with contextlib.ExitStack() as stack:
         workers = open_workers(settings, inputs.columns, open_with, on_note)
         if workers is not None:
             stack.callback(workers.pool.close, is_done=False)
             engine = engine or (NullEngine(workers.info) if workers.info else None)
-        session = stack.enter_context(Session(settings=settings, engine=engine or open_with(settings.model)))
+        session = stack.enter_context(Session(settings=settings, engine=engine or open_engine_of(settings, open_with)))
         values = session.setting_values
         paths = inputs.paths + (session.examples.paths if session.examples else [])
         check_output(settings.output, inputs.columns, values, paths)
@@ -108,7 +110,8 @@ def run(
         started = time.monotonic()
         with open_output(settings.output, inputs.columns, stdout, values, paths) as output:
             result.kept_failed = output.earlier.failed - output.earlier.to_retry
-            if workers is None and engine is None and open_with is open_engine and not settings.server.no_server:
+            is_local = engine is None and open_with is open_engine and settings.endpoint.url is None
+            if workers is None and is_local and not settings.server.no_server:
                 workers = _server(settings, on_detail)
             answering = _Answering(session, workers, output.answered, result.progress, on_note, on_shares)
             try:
@@ -126,6 +129,12 @@ def run(
         result.kept_failed -= output.dropped_failed
         result.notes += output.notes
     return result
+
+
+def _for_requests(settings: RunSettings) -> RunSettings:
+    """Return the settings of a run whose questions may want longer answers than the others."""
+    longest = max(LONGEST_ANSWER, settings.model.max_new_tokens or 0)
+    return replace(settings, model=replace(settings.model, most_new_tokens=longest))
 
 
 def _server(settings: RunSettings, on_detail: Callable[[str], None]) -> Workers | None:
@@ -185,11 +194,12 @@ def dry_run(
 
     """
     inputs = read_inputs(documents, questions, settings)
+    settings = _for_requests(settings) if inputs.is_batch else settings
     workers = open_workers(settings, inputs.columns, open_with, on_note, is_dry=True)
     if workers is not None:
         workers.pool.close(is_done=False)
     info = workers.info if workers is not None else None
-    engine = NullEngine(info or open_with(settings.model).info)
+    engine = NullEngine(info or open_engine_of(settings, open_with).info)
     progress, failures = Progress(), Counter[str]()
     with Session(settings=settings, engine=engine) as session:
         paths = inputs.paths + (session.examples.paths if session.examples else [])

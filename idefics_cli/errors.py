@@ -69,6 +69,7 @@ class FailureKind(StrEnum):
     OUT_OF_MEMORY = "out-of-memory"
     MODEL_ERROR = "model-error"
     BAD_QUESTION = "bad-question"
+    ENDPOINT = "endpoint"
 
     @property
     def is_transient(self) -> bool:
@@ -83,6 +84,7 @@ _TRANSIENT = frozenset(
         FailureKind.UNREACHABLE,
         FailureKind.OUT_OF_MEMORY,
         FailureKind.MODEL_ERROR,
+        FailureKind.ENDPOINT,
     )
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import itertools
 import os
@@ -13,19 +12,18 @@ from typing import IO, TYPE_CHECKING
 
 from idefics_cli.config import QuestionSettings, RunSettings
 from idefics_cli.documents import discover
+from idefics_cli.documents.given import STDIN, STDIN_NAME, find_given, open_descriptor
 from idefics_cli.errors import InputError, UsageError
 from idefics_cli.questions.columns import ColumnNames
+from idefics_cli.questions.lines import Record
 from idefics_cli.questions.messages import MOST_TOGETHER
 from idefics_cli.questions.pair import Pairing, pair
-from idefics_cli.questions.read import read_stream
+from idefics_cli.questions.read import ReadRequest, read_stream
 from idefics_cli.records import Document, DocumentPart, Job, Question
 
 if TYPE_CHECKING:
     from idefics_cli.examples import Example, Examples
 
-STDIN = "-"
-STDIN_NAME = "<stdin>"
-_WAITING_BYTES = 64 * 1024
 _WAITING_LINES = 100
 
 
@@ -43,6 +41,8 @@ class Inputs:
     """What to tell the user before the start."""
     paths: list[Path]
     """The files that are read, none of which may be the output."""
+    is_batch: bool = False
+    """Whether the questions are requests in the form of OpenAI batch files."""
 
 
 def read_inputs(
@@ -66,7 +66,7 @@ def read_inputs(
         raise UsageError("a document and the questions can't both come from stdin")
     if settings.questions.root is not None and not settings.questions.root.is_dir():
         raise UsageError(f"--root {settings.questions.root}: no folder; questions could name no document at all")
-    given, notes = _find(documents, settings.questions)
+    given, notes = find_given(documents, settings.questions)
     if isinstance(questions, str):
         inputs = _from_name(questions, columns, given, settings.questions)
     else:
@@ -120,51 +120,12 @@ def _from_name(questions: str, columns: ColumnNames, given: list[Document], sett
     try:
         if questions == STDIN:
             # A file object of its own: at exit Python flushes sys.stdin, which a thread that still reads from it holds.
-            return _from_stream(_opened(os.dup(0)), STDIN_NAME, columns, given, settings)
+            return _from_stream(open_descriptor(os.dup(0)), STDIN_NAME, columns, given, settings)
         if path.exists() and not path.is_file() and not path.is_dir():  # a FIFO, /dev/stdin, the shell's <(...)
-            return _from_stream(_opened(os.open(path, os.O_RDONLY)), questions, columns, given, settings)
+            return _from_stream(open_descriptor(os.open(path, os.O_RDONLY)), questions, columns, given, settings)
     except OSError as error:
         raise InputError(f"{questions}: {error.strerror or error}") from error
     return _from_file(path, columns, given, settings)
-
-
-def _opened(descriptor: int) -> IO[bytes]:
-    return os.fdopen(descriptor, "rb", buffering=_WAITING_BYTES)
-
-
-def _find(names: Sequence[str], settings: QuestionSettings) -> tuple[list[Document], list[str]]:
-    """Return the documents of the command line, each once, and a note on files that are no documents."""
-    found: dict[str, Document] = {}
-    passed_over = discover.PassedOver()
-    for name in names:
-        try:
-            documents = _named(name, settings, passed_over)
-        except InputError:
-            if settings.allow_empty and _holds_nothing(name):
-                continue
-            raise
-        for document in documents:
-            found.setdefault(os.path.realpath(document.path) if document.path else document.name, document)
-    if not passed_over.count:
-        return list(found.values()), []
-    files = "1 file" if passed_over.count == 1 else f"{passed_over.count:,} files"
-    return list(found.values()), [f"{files} passed over, for example {', '.join(passed_over.examples)}"]
-
-
-def _named(name: str, settings: QuestionSettings, passed_over: discover.PassedOver) -> list[Document]:
-    if name == STDIN:
-        with _opened(os.dup(0)) as stdin:
-            return [Document(STDIN_NAME, data=stdin.read())]
-    if name[:8].lower().startswith(("http://", "https://")):
-        if not settings.allow_urls:
-            raise InputError(f"{name}: addresses are fetched only with --allow-urls")
-        return [Document(name, url=name)]
-    return discover.find([name], passed_over)
-
-
-def _holds_nothing(name: str) -> bool:
-    """Whether a name is that of a folder that is there, or a glob."""
-    return Path(name).is_dir() or (glob.has_magic(name) and not Path(name).exists())
 
 
 def _pairing(given: list[Document], base: Path, settings: QuestionSettings) -> Pairing:
@@ -183,10 +144,32 @@ def _pairing(given: list[Document], base: Path, settings: QuestionSettings) -> P
 def _from_file(path: Path, columns: ColumnNames, given: list[Document], settings: QuestionSettings) -> Inputs:
     from idefics_cli.questions.file import QuestionFile  # with numpy: not needed for questions of the command line
 
-    file = QuestionFile(path, columns, _pairing(given, path.parent, settings), allow_empty=settings.allow_empty)
+    file = QuestionFile(
+        path,
+        columns,
+        _pairing(given, path.parent, settings),
+        allow_empty=settings.allow_empty,
+        read_request=_request_reader(settings),
+    )
+    if file.is_batch:
+        _refuse_documents(given, str(path))
     notes = columns.notes(file.names) + _product(file.without_document, len(given))
     paths = [path, *(Path(document.path) for document in file.documents if document.path)]
-    return Inputs(file.jobs(), tuple(file.columns), file.total, notes, paths)
+    return Inputs(file.jobs(), tuple(file.columns), file.total, notes, paths, file.is_batch)
+
+
+def _request_reader(settings: QuestionSettings) -> ReadRequest:
+    def read(record: Record, location: str) -> Question:
+        from idefics_cli.openai_api.batch_file import read_line  # not needed for other questions
+
+        return read_line(record, location, allow_urls=settings.allow_urls)
+
+    return read
+
+
+def _refuse_documents(given: Sequence[Document], name: str) -> None:
+    if given:
+        raise UsageError(f"{name}: a batch file, whose requests bring their own documents: leave {given[0].name} out")
 
 
 def _from_stream(
@@ -194,20 +177,23 @@ def _from_stream(
 ) -> Inputs:
     waiting = stream.peek(1)  # type: ignore[attr-defined]  # blocks until the first bytes are there
     whole_lines = waiting[: waiting.rfind(b"\n") + 1]
-    questions = read_stream(stream, name, columns)
+    questions = read_stream(stream, name, columns, _request_reader(settings))
     first = next(questions, None)
     if first is None and not settings.allow_empty:
         raise InputError(f"{name}: no questions in it")
     seen = [] if first is None else [first]
     if whole_lines.strip():
-        seen += itertools.islice(read_stream(io.BytesIO(whole_lines), name, columns), _WAITING_LINES)
+        there = read_stream(io.BytesIO(whole_lines), name, columns, _request_reader(settings))
+        seen += itertools.islice(there, _WAITING_LINES)
+    if is_batch := first is not None and first.chat is not None:
+        _refuse_documents(given, name)
     own = tuple(dict.fromkeys(column for question in seen for column in question.extra))
     ours_there = [name for name in ("document", "page", "id") if any(getattr(question, name) for question in seen)]
-    notes = columns.notes([*own, "question", *ours_there])
+    notes = [] if is_batch else columns.notes([*own, "question", *ours_there])
     if len(given) > 1 and any(not (question.document or question.documents) for question in seen):
         notes.append(f"each question without a document is asked of {len(given)} documents")
     jobs = pair(itertools.chain(seen[:1], questions), _pairing(given, Path.cwd(), settings))
-    return Inputs(jobs, own, None, notes, _paths(given))
+    return Inputs(jobs, own, None, notes, _paths(given), is_batch)
 
 
 def _from_texts(texts: Sequence[str], given: list[Document], settings: QuestionSettings, *, together: bool) -> Inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from idefics_cli.config import Across, PageSettings, Shard
 from idefics_cli.documents.document_cache import DocumentCache
@@ -27,6 +28,10 @@ def rows_of(job: Job, cache: DocumentCache, settings: PageSettings, shard: Shard
 def _rows_of(job: Job, cache: DocumentCache, settings: PageSettings) -> Iterator[PendingRow]:
     question, document = job.question, job.document
     asked = asked_words(question)
+    if job.is_text:
+        key = row_key("", "", asked, question.id)
+        yield PendingRow(job, key, is_together=True, digest=key)  # so that shards share such rows
+        return
     if document is None or question.failure:
         failure = question.failure or Failure(FailureKind.BAD_QUESTION, "it has no document")
         if not question.text:  # nothing else in the row tells which line it was
@@ -55,10 +60,19 @@ def _rows_of(job: Job, cache: DocumentCache, settings: PageSettings) -> Iterator
 
 
 def asked_words(question: Question) -> str | list[object]:
-    """Return what is asked, as it stands in a key: the question, or its turns with None for each document."""
-    if not question.turns:
-        return question.text
-    return [[turn.role, [part if isinstance(part, str) else None for part in turn.content]] for turn in question.turns]
+    """Return what is asked, as it stands in a key: the question, or its turns with None for each document.
+
+    Of a request, what it wants beside its turns is part of it: another temperature asks for another answer.
+    """
+    turns: list[object] = [
+        [turn.role, [part if isinstance(part, str) else None for part in turn.content]] for turn in question.turns
+    ]
+    if (chat := question.chat) is None:
+        return turns or question.text
+    if question.failure:
+        return ["refused", question.failure.detail]
+    given = {name: value for name, value in asdict(chat.generation).items() if value not in (None, ())}
+    return [turns, given, *["logprobs"] * chat.logprobs]
 
 
 def _row_of_several(job: Job, cache: DocumentCache, settings: PageSettings) -> PendingRow:

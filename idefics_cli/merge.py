@@ -99,9 +99,10 @@ def merge(
     result.notes += [f"{path}: its last row is cut off, and left out: its run was killed; --resume it" for path in cut]
     read = [*outputs, *(inputs.paths if inputs else [])]
     if merged.form is not None and settings.output.format is not merged.form:
+        ending = "csv" if merged.form is Format.CSV else "jsonl"
         raise OutputError(
             f"the outputs are {merged.form}, and are not written as {settings.output.format}: name the "
-            f"merged one .{merged.form}"
+            f"merged one .{ending}"
         )
     with merged, _writing(settings.output, stdout, read) as write:
         write(merged.header)

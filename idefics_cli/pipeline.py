@@ -10,8 +10,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 
-from idefics_cli.config import RunSettings
+from idefics_cli.config import Format, RunSettings
 from idefics_cli.conversation import PreparedExamples, request_of
 from idefics_cli.documents.page_cache import PageCache
 from idefics_cli.documents.pool import PagePool
@@ -21,7 +22,7 @@ from idefics_cli.examples import Examples
 from idefics_cli.jobs import rows_of
 from idefics_cli.prefetch import prefetch
 from idefics_cli.progress import Progress as Progress
-from idefics_cli.records import Job, PreparedPage, Row
+from idefics_cli.records import ChatOptions, Generation, Job, PreparedPage, Request, Row
 from idefics_cli.results.fingerprint import settings_fingerprint, settings_values
 from idefics_cli.rows import PageFacts, PageRequest, PendingRow, finished_row
 
@@ -70,9 +71,10 @@ def run(
         digest = examples.digest() if examples else ""
         fingerprint = settings_fingerprint(settings_values(engine.info.settings, settings, examples=digest))
     in_flight: deque[PendingRow] = deque()
+    with_response = settings.output.format is Format.OPENAI_BATCH
 
     def finish(row: PendingRow) -> Row:
-        finished = finished_row(row, engine.info.name, fingerprint)
+        finished = finished_row(row, engine.info.name, fingerprint, with_response=with_response)
         progress.rows += 1
         progress.failed += finished.status == "failed"
         on_row(row.job, finished)
@@ -178,7 +180,7 @@ class _Stages:
             if not in_flight or in_flight[-1] is not row:
                 in_flight.append(row)
             pages = self._prepared(request)
-            if pages and not (row.is_together and row.page_failures):
+            if (pages or row.job.is_text) and not (row.is_together and row.page_failures):
                 self._room.acquire()
                 if self._is_stopped.is_set():
                     return
@@ -187,14 +189,25 @@ class _Stages:
                     self._prepare_examples(self._examples, row)
                 counts, prepared = row.page_counts, tuple(pages.values())
                 asked = request_of(row.job.question, counts, prepared, page_ids, self._prepared_examples)
-                answer = self._engine.submit(asked)
+                answer = self._engine.submit(self._with_generation(asked, row.job.question.chat))
                 if row.submitted_at is None:  # by now the weights are loaded
                     row.submitted_at = time.perf_counter()
                 answer.add_done_callback(lambda _: self._room.release())
-                row.expect(next(iter(pages)), answer)
+                row.expect(next(iter(pages), 0), answer)
             if request.is_last:
                 row.is_submitted = True
                 yield row
+
+    def _with_generation(self, request: Request, chat: ChatOptions | None) -> Request:
+        """Let a request have the settings that a line of a batch file wants, up to the longest answer there is."""
+        if chat is None or chat.generation == Generation():
+            return request
+        generation = chat.generation
+        if generation.max_new_tokens is not None:
+            own = int(self._engine.info.settings.get("--max-new-tokens", 1))
+            longest = max(own, self._settings.model.most_new_tokens)
+            generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, longest))
+        return replace(request, generation=generation)
 
     def _prepare_examples(self, examples: Examples, row: PendingRow) -> None:
         """Prepare the pages of the examples, once; the row that first needs them bears their cost.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from idefics_cli.errors import Failure
 from idefics_cli.pickling import pickled_fast
@@ -90,6 +90,8 @@ class Question:
     turns: tuple[Turn, ...] = ()
     """The conversation that ends with the question; its document parts are `documents`, or there are none, and the
     pages stand at its beginning. Empty for a question by itself."""
+    chat: ChatOptions | None = None
+    """What else a line of a batch file asks for; it is about the documents in its turns alone, which may be none."""
 
 
 @pickled_fast
@@ -102,6 +104,12 @@ class Job:
     """None where the line's document could not be found; `question.failure` says why."""
     documents: tuple[Document, ...] = ()
     """Those of `question.documents`, one for each, of which `document` is the first."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a conversation without a document."""
+        question = self.question
+        return question.chat is not None and not question.failure and not question.documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +143,26 @@ class Generation:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     """Beside those of the engine."""
+
+    def over(self, base: Generation | None) -> Generation:
+        """Return these settings, with those of `base` where they leave one to the engine."""
+        if base is None:
+            return self
+        given = {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
+        return replace(base, **given | {"stop": self.stop + base.stop})
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """What a line of a batch file asks for beside its conversation."""
+
+    model: str = ""
+    """As the line names it; it comes back."""
+    generation: Generation = Generation()
+    logprobs: bool = False
+    """Whether the log-probabilities of the answer's tokens are wanted."""
+    error: Mapping[str, object] | None = None
+    """The body of the error that a refused line is answered with (400)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +239,7 @@ class Answer:
     mean_logprob: float = 0.0
     """Mean log-probability of the same tokens: comparable between answers of different lengths."""
     prompt_tokens: int = 0
+    """0, here and in what follows, where the engine does not say."""
     new_tokens: int = 0
     batch_size: int = 0
     """The most sequences that were decoded together with it, itself included."""
@@ -223,6 +252,10 @@ class Answer:
     """Why there is no answer."""
     is_complete: bool = True
     """Whether the model ended the answer itself, or a stop string did; False where it was cut at its limit."""
+    is_scored: bool = True
+    """Whether `confidence` and `mean_logprob` are known."""
+    is_timed: bool = True
+    """Whether what it cost in milliseconds is known."""
     tokens: GeneratedTokens | None = field(default=None, repr=False, compare=False)
     """None where the engine does not say."""
 
@@ -271,9 +304,16 @@ class Row:
     hex digits."""
     line: bytes = field(default=b"", compare=False, repr=False)
     """The row as it stands in the output, where a worker has formatted it."""
+    response: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    """Where the output has the OpenAI batch form: `id` of the line, `status_code`, `request_id`, and the `body` of the
+    completion or the error."""
+    custom_id: str = field(default="", compare=False, repr=False)
+    """Likewise: that of the request; `key` of a question that came in another form."""
 
 
-COLUMNS: tuple[str, ...] = tuple(name for name in Row.__dataclass_fields__ if name not in ("extra", "line"))
+COLUMNS: tuple[str, ...] = tuple(
+    name for name in Row.__dataclass_fields__ if name not in ("extra", "line", "response", "custom_id")
+)
 """The output's own columns; the user's are inserted after `id`."""
 COST_COLUMNS: tuple[str, ...] = tuple(Timing.__dataclass_fields__)
 """Those that share out what a run spent, in milliseconds."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from idefics_cli.documents import discover
 from idefics_cli.errors import Failure, FailureKind
+from idefics_cli.openai_api.batch_file import response_of
 from idefics_cli.questions.pages import format_pages
 from idefics_cli.records import Answer, Document, Job, PreparedPage, Row
 
@@ -121,7 +124,7 @@ def is_abstention(text: str) -> bool:
     return text.strip().rstrip(".").lower() in _ABSTENTIONS
 
 
-def finished_row(row: PendingRow, model: str, settings: str) -> Row:
+def finished_row(row: PendingRow, model: str, settings: str, *, with_response: bool = False) -> Row:
     """Reduce what came of a row to the row: of several pages, the page with the most certain answer.
 
     An abstention ranks behind every answer. Answers of different lengths are compared by the mean log-probability of
@@ -131,6 +134,7 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         row: all of whose answers are there; waits for them otherwise.
         model: for the column of that name.
         settings: likewise.
+        with_response: whether it is to be written in the OpenAI batch form.
 
     Raises:
         ModelError: the engine can't go on.
@@ -138,10 +142,9 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
     """
     answers = {page: answer.result() for page, answer in row.answers.items()}
     answered = {page: answer for page, answer in answers.items() if answer.failure is None}
-    best = max(
-        answered, key=lambda page: (not is_abstention(answered[page].text), answered[page].mean_logprob), default=None
-    )
+    best = max(answered, key=lambda page: _rank(answered[page]), default=None)
     answer = answered[best] if best is not None else None
+    is_timed = answer is None or answer.is_timed
     read = tuple(row.facts) if row.is_together else (best,) if best is not None else tuple(row.facts)[:1]
     facts = [row.facts[page] for page in read]
     failures = [row.failure] if row.failure else []
@@ -151,13 +154,17 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
     warnings = [page.warning for page in facts] + [answer.warning if answer else ""]
     if answer is not None and failures:
         warnings.append(f"{len(failures)} of {len(row.pages)} pages failed: {failures[0]}")
+    if answer is not None and not answer.is_scored and len(answered) > 1:
+        warnings.append(
+            f"no log-probabilities: of {len(answered)} pages the first with an answer, not the most certain"
+        )
     question = row.job.question
     return Row(
         document=document_names(row.job),
         page=_page_words(row, read if answer is not None else row.pages) or question.page or "",
         question=question.text,
         answer=answer.text if answer else "",
-        confidence=answer.confidence if answer else None,
+        confidence=answer.confidence if answer and answer.is_scored else None,
         status="ok" if answer else "failed",
         error="" if answer else str(failures[0]),
         warning="; ".join(dict.fromkeys(filter(None, warnings))),
@@ -166,20 +173,27 @@ def finished_row(row: PendingRow, model: str, settings: str) -> Row:
         rasterizer=facts[0].rasterizer if facts else "",
         split=any(page.crops > 1 for page in facts) if facts else None,
         crops=sum(page.crops for page in facts) if facts else None,
-        prompt_tokens=answer.prompt_tokens if answer else None,
-        new_tokens=answer.new_tokens if answer else None,
-        batch_size=answer.batch_size if answer else None,
+        prompt_tokens=(answer.prompt_tokens or None) if answer else None,
+        new_tokens=(answer.new_tokens or None) if answer else None,
+        batch_size=(answer.batch_size or None) if answer else None,
         raster_ms=row.raster_ms,
         prepare_ms=row.prepare_ms,
-        vision_ms=_sum(answers.values(), "vision_ms"),
-        prefill_ms=_sum(answers.values(), "prefill_ms"),
-        decode_ms=_sum(answers.values(), "decode_ms"),
+        vision_ms=_sum(answers.values(), "vision_ms") if is_timed else None,
+        prefill_ms=_sum(answers.values(), "prefill_ms") if is_timed else None,
+        decode_ms=_sum(answers.values(), "decode_ms") if is_timed else None,
         latency_ms=row.latency_ms,
         answered_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         model=model,
         settings=settings,
         key=row.key,
+        response=response_of(answer, next(iter(failures), None), question.chat, model) if with_response else None,
+        custom_id=str(question.id) if question.chat else row.key,
     )
+
+
+def _rank(answer: Answer) -> tuple[bool, float]:
+    """Return what answers are compared by; without log-probabilities the first page with an answer is taken."""
+    return not is_abstention(answer.text), answer.mean_logprob if answer.is_scored else -math.inf
 
 
 def document_names(job: Job) -> str:
@@ -187,7 +201,7 @@ def document_names(job: Job) -> str:
     if job.documents:
         return _SEPARATOR.join(document.name for document in job.documents)
     if job.question.documents:
-        return _SEPARATOR.join(part.document for part in job.question.documents)
+        return _SEPARATOR.join(discover.short_name(part.document) for part in job.question.documents)
     return job.document.name if job.document else job.question.document or ""
 
 

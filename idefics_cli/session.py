@@ -10,13 +10,24 @@ from types import TracebackType
 from idefics_cli.config import RunSettings, Split
 from idefics_cli.documents.page import DocumentInfo
 from idefics_cli.documents.pool import PagePool, result_of
+from idefics_cli.endpoint import open_endpoint
 from idefics_cli.engine import open_engine
-from idefics_cli.engine.base import Engine
+from idefics_cli.engine.base import Engine, OpenEngine
 from idefics_cli.errors import ModelError, RowFailedError, UsageError
 from idefics_cli.inputs import Inputs, read_examples, read_inputs
 from idefics_cli.pipeline import Progress, run
 from idefics_cli.records import Document, Row
 from idefics_cli.results.fingerprint import settings_fingerprint, settings_values
+
+
+def open_engine_of(settings: RunSettings, open_with: OpenEngine = open_engine) -> Engine:
+    """Open what answers a run: a server that the settings name, else the checkpoint.
+
+    Raises:
+        IdeficsCliError: as `open_endpoint`, or `open_engine`.
+
+    """
+    return open_with(settings.model) if settings.endpoint.url is None else open_endpoint(settings)
 
 
 class Session:
@@ -58,7 +69,7 @@ class Session:
         self.examples = read_examples(path, settings.questions) if path is not None else None
         """What stands in front of every question."""
         examples_digest = self.examples.digest() if self.examples else ""
-        self.engine = engine or open_engine(settings.model)
+        self.engine = engine or open_engine_of(settings)
         if self.examples and (refusal := self.engine.info.examples_refusal):
             raise ModelError(f"--examples: {refusal}")
         refusal, split = self.engine.info.split_refusal, settings.pages.split

@@ -26,7 +26,19 @@ def row(**changes: object) -> Row:
     values: dict[str, object] = {"extra": {}, "key": key(0), "status": "ok", "settings": settings_fingerprint(VALUES)}
     for name in COLUMNS:
         values.setdefault(name, None if name.endswith("_ms") else "")
-    return Row(**(values | changes))  # type: ignore[arg-type]
+    values |= changes
+    values.setdefault("response", response(values))
+    return Row(**values)  # type: ignore[arg-type]
+
+
+def response(values: dict[str, object]) -> dict[str, object]:
+    """The response of a row in the OpenAI form, as far as outputs read it."""
+    ids: dict[str, object] = {"id": "batch_req_1", "request_id": "req_1"}
+    if values["status"] != "ok":
+        return ids | {"status_code": 500, "body": {"error": {"message": values["error"]}}}
+    message = {"role": "assistant", "content": values["answer"]}
+    usage = {"prompt_tokens": values["prompt_tokens"], "completion_tokens": values["new_tokens"]}
+    return ids | {"status_code": 200, "body": {"choices": [{"index": 0, "message": message}], "usage": usage}}
 
 
 def failed(number: int, error: str = "encrypted: needs a password") -> Row:

@@ -11,7 +11,7 @@ from idefics_cli.cli.ask import split_words
 from idefics_cli.errors import InputError, UsageError
 from tests.conftest import Run
 
-COMMANDS = ("ask", "prepare", "run", "status", "merge", "eval", "demo", "bench", "doctor", "serve")
+COMMANDS = ("ask", "prepare", "run", "status", "merge", "eval", "demo", "bench", "doctor", "serve", "export")
 HEAVY = ("torch", "transformers", "pandas", "numpy", "PIL", "pypdfium2")
 
 

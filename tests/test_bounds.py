@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import psutil
 import pypdfium2
 import pytest
 
+from tests.batch_lines import png_uri, request
 from tests.conftest import SAMPLES
 from tests.pdfs import write_pdf
 
@@ -52,11 +55,11 @@ def watched(command: list[str], lines: list[str], count: int) -> list[tuple[floa
     return found
 
 
-def check(found: list[tuple[float, float]]) -> None:
+def check(found: list[tuple[float, float]], growth: float = GROWTH) -> None:
     (early, early_worker), (late, late_worker) = found
     print(f"parent {early / 1e6:.0f} -> {late / 1e6:.0f} MB")
     print(f"page process {early_worker / 1e6:.0f} -> {late_worker / 1e6:.0f} MB")
-    assert late <= early + GROWTH
+    assert late <= early + growth
     assert late_worker <= early_worker + GROWTH
 
 
@@ -96,3 +99,14 @@ def test_a_folder_of_a_hundred_thousand_names(tmp_path: Path) -> None:
         peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
     print(f"1,000 names {peaks[0] / 1e6:.0f} MB, 100,000 names {peaks[1] / 1e6:.0f} MB")
     assert peaks[1] <= peaks[0] + 5 * GROWTH  # three kilobytes a name
+
+
+def test_a_batch_file_of_five_hundred_megabytes(tmp_path: Path) -> None:
+    page = base64.b64decode(png_uri(99).partition(",")[2])
+    with (tmp_path / "b.jsonl").open("w") as stream:
+        for number in range(1000):
+            data = base64.b64encode(page + random.Random(number).randbytes(400_000)).decode()
+            image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+            stream.write(json.dumps(request(str(number), image, "What is the total?", max_tokens=2)) + "\n")
+    encodings = 1000 * 64 * 256 * 4  # which the engine keeps, up to a gigabyte
+    check(watched([*RUN, "-q", str(tmp_path / "b.jsonl")], [], 1000), 3 * GROWTH + encodings)

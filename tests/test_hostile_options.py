@@ -64,7 +64,7 @@ def test_an_empty_question_is_said_to_be_empty(cli: Run, here: Path) -> None:
 
 def test_what_an_option_does_not_take_is_said_with_what_it_does(cli: Run, here: Path) -> None:
     for option, value, words in (
-        ("--format", "xml", "Invalid value for '--format': 'xml' is not one of 'csv', 'jsonl' (see"),
+        ("--format", "xml", "Invalid value for '--format': 'xml' is not one of 'csv', 'jsonl', 'openai-batch' (see"),
         ("--root", "q.csv", "--root q.csv: no folder"),
         ("--revision", "v2", "--revision is for checkpoints of the hub, and tiny is embedded: leave it out"),
     ):

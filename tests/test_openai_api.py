@@ -30,7 +30,7 @@ def text(words: str) -> dict[str, str]:
     return {"type": "text", "text": words}
 
 
-def test_what_systems_say_stands_at_the_start_of_the_first_turn_of_the_user() -> None:
+def test_what_systems_say_is_one_turn_at_the_beginning() -> None:
     read = read_request(
         body(
             {"role": "system", "content": "Be brief."},
@@ -41,11 +41,14 @@ def test_what_systems_say_stands_at_the_start_of_the_first_turn_of_the_user() ->
         )
     )
     assert read.turns == (
-        Turn("user", ("Be brief.", "In English.", "\n", DocumentPart(URI), "Who?")),
+        Turn("system", ("Be brief.", "\n", "In English.")),
+        Turn("user", (DocumentPart(URI), "Who?")),
         Turn("assistant", ("Erik",)),
         Turn("user", ("And when?",)),
     )
     assert read.question == "And when?"
+    silent = read_request(body({"role": "system", "content": " "}, {"role": "user", "content": "Who?"}))
+    assert silent.turns == (Turn("user", ("Who?",)),)
 
 
 def test_settings_are_read_and_what_is_unknown_is_ignored() -> None:
@@ -113,6 +116,7 @@ def test_failures_become_errors_that_say_whether_to_try_again() -> None:
     found = {kind: error_of(Failure(kind, "why")).status for kind in FailureKind}
     assert found.pop(FailureKind.MODEL_ERROR) == 500
     assert found.pop(FailureKind.OUT_OF_MEMORY) == 503
+    assert found.pop(FailureKind.ENDPOINT) == 503
     assert set(found.values()) == {400}
     assert error_of(Failure(FailureKind.NO_SUCH_PAGE, "why")).code == "no_such_page"
 

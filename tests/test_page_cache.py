@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -123,3 +124,17 @@ def test_threads_share_it(pool: PagePool) -> None:
         thread.join()
     assert failures == []
     assert sum(firsts) == len(names)
+
+
+def test_documents_that_came_as_bytes_are_remembered_within_a_limit(pool: PagePool) -> None:
+    cache = PageCache(pool, TINY)
+    letter = (SAMPLES / "notice.bmp").read_bytes()
+    contents = [letter + bytes(8_000_000) + b"%d" % number for number in range(8)]
+    before = [sys.getrefcount(contents[number]) for number in range(8)]
+    infos = [cache.info(Document(f"{number}", data=content)) for number, content in enumerate(contents)]
+    assert len({info.digest for info in infos}) == 8
+    gc.collect()
+    held = [sys.getrefcount(contents[number]) > before[number] for number in range(8)]
+    assert held[-1]
+    assert not any(held[:4])
+    assert cache.info(Document("0", data=contents[0])).digest == infos[0].digest

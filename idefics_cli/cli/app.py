@@ -44,7 +44,7 @@ def make_app() -> typer.Typer:
     """Put the commands together."""
     import typer
 
-    from idefics_cli.cli import ask, bench, demo, doctor, evaluate, merge, options, prepare, run, serve, status
+    from idefics_cli.cli import ask, bench, demo, doctor, evaluate, export, merge, options, prepare, run, serve, status
 
     app = typer.Typer(
         name=NAME,
@@ -64,6 +64,7 @@ def make_app() -> typer.Typer:
         ("serve", serve.serve),
         ("status", status.status),
         ("merge", merge.merge),
+        ("export", export.export),
         ("eval", evaluate.evaluate),
         ("demo", demo.demo),
         ("bench", bench.bench),

@@ -15,6 +15,7 @@ from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import (
     Across,
     ClientSettings,
+    EndpointSettings,
     MessageSettings,
     ModelSettings,
     Option,
@@ -51,6 +52,7 @@ def ask(
     allowed: QuestionSettings,
     messages: MessageSettings,
     server: ClientSettings,
+    endpoint: EndpointSettings,
     questions: Annotated[
         list[str] | None,
         Option(
@@ -86,7 +88,9 @@ def ask(
     set_up_messages(messages)
     names, texts = split_words([*(documents or []), question], questions or [], is_chat=chat)
     _check_options(names, pages, together=together, chat=chat)
-    settings = RunSettings(checked_pages(pages, password_file), model, allowed, messages=messages, server=server)
+    settings = RunSettings(
+        checked_pages(pages, password_file), model, allowed, messages=messages, server=server, endpoint=endpoint
+    )
     with results_on_stdout() as stdout:
         if chat:
             from idefics_cli.cli.chat import chat_about as answer

@@ -14,6 +14,7 @@ from idefics_cli.cli.options import PasswordFile, checked_pages, from_settings
 from idefics_cli.cli.run import AskedTexts, QuestionsFile, format_of_name, one_of
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import (
+    Format,
     MessageSettings,
     Option,
     OutputSettings,
@@ -91,7 +92,9 @@ def merge(
                     f"{one}: no such file; a shard that was never started has none: leave it out, and give "
                     "-q and --shards to see what is missing"
                 )
-        form = format_of_name(file) if file is not None else merging.form_of(outputs)
+        form = format_of_name(file) if file is not None else Format.CSV
+        written = merging.form_of(outputs)
+        form = written if file is None or (form is Format.JSONL and written is Format.OPENAI_BATCH) else form
         settings = RunSettings(
             checked_pages(pages, password_file),
             questions=asked,

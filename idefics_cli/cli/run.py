@@ -18,6 +18,7 @@ from idefics_cli.cli.progress import RunState, progress_line
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import (
     ClientSettings,
+    EndpointSettings,
     Format,
     MaxFailures,
     MessageSettings,
@@ -66,6 +67,7 @@ def run(
     output: Callable[..., OutputSettings],
     workers: WorkerSettings,
     server: ClientSettings,
+    endpoint: EndpointSettings,
     messages: MessageSettings,
     documents: Documents = None,
     questions: QuestionsFile = None,
@@ -109,6 +111,7 @@ def run(
             workers,
             server,
             max_failures,
+            endpoint,
         )
         if dry_run:
             from idefics_cli.cli.report import report_dry_run

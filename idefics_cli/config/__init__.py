@@ -3,6 +3,7 @@
 The command line makes its options from these fields: a field annotated with an `Option` is one.
 """
 
+from idefics_cli.config.endpoint import EndpointSettings
 from idefics_cli.config.generation import MOST_CHOICES, GenerationSettings, parse_choices
 from idefics_cli.config.model import (
     DEFAULT_MODEL,
@@ -15,7 +16,7 @@ from idefics_cli.config.model import (
     ModelSettings,
     Quantize,
 )
-from idefics_cli.config.option import Option, Panel, flag_of, option_of, positive_or_auto
+from idefics_cli.config.option import Option, Panel, check_above_zero, flag_of, option_of, positive_or_auto
 from idefics_cli.config.pages import Across, PageSettings, Rasterizer, Split, available_cores
 from idefics_cli.config.run import (
     Format,
@@ -41,6 +42,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Duration",
+    "EndpointSettings",
     "Format",
     "GenerationSettings",
     "Gpus",
@@ -62,6 +64,7 @@ __all__ = [
     "Split",
     "WorkerSettings",
     "available_cores",
+    "check_above_zero",
     "flag_of",
     "option_of",
     "parse_choices",

@@ -14,6 +14,7 @@ class Panel(StrEnum):
 
     COMMON = "Options"
     MODEL = "Model"
+    ENDPOINT = "Endpoint"
     WORKERS = "Workers"
     GENERATION = "Generation"
     PAGES = "Pages"

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+from idefics_cli.config.endpoint import EndpointSettings
 from idefics_cli.config.model import ModelSettings
 from idefics_cli.config.option import Option, Panel, check_above_zero
 from idefics_cli.config.pages import PageSettings
@@ -24,6 +25,7 @@ class Format(StrEnum):
 
     CSV = "csv"
     JSONL = "jsonl"
+    OPENAI_BATCH = "openai-batch"
 
 
 class RetryFailed(StrEnum):
@@ -174,3 +176,15 @@ class RunSettings:
     server: ClientSettings = field(default_factory=ClientSettings)
     max_failures: MaxFailures | None = None
     """Failed rows after which the run stops."""
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
+
+    def __post_init__(self) -> None:
+        if self.endpoint.url is None:
+            return
+        for flag, given in (
+            ("--gpus", self.workers.gpus),
+            ("--ray", self.workers.ray),
+            ("--keep", self.server.keep),
+        ):
+            if given is not None:
+                raise UsageError(f"{flag} and --endpoint exclude each other: a model runs here, or a server answers")

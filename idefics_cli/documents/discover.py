@@ -129,7 +129,13 @@ def from_data_uri(uri: str) -> Document:
         )
     except (binascii.Error, ValueError) as error:
         raise RowFailedError(FailureKind.UNREADABLE, f"the data URI's base64 does not decode: {error}") from error
-    return Document(uri if len(uri) <= _NAME_LENGTH else uri[: _NAME_LENGTH - 3] + "...", data=data)
+    return Document(short_name(uri), data=data)
+
+
+def short_name(name: str) -> str:
+    """Return what a document is called: of a data URI the first characters."""
+    is_short = len(name) <= _NAME_LENGTH or name[:5].lower() != "data:"
+    return name if is_short else name[: _NAME_LENGTH - 3] + "..."
 
 
 def _mode(name: str) -> int | None:

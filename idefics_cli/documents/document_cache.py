@@ -11,6 +11,7 @@ from idefics_cli.documents.pool import PagePool, result_of
 from idefics_cli.records import Document
 
 _REMEMBERED = 512  # documents whose page count and hash are kept for the questions that follow
+_REMEMBERED_BYTES = 32_000_000  # of those that came as bytes, which are held with them
 
 
 class DocumentCache:
@@ -20,6 +21,7 @@ class DocumentCache:
         self._pool = pool
         self._lock = threading.Lock()
         self._infos: OrderedDict[Document, Future[DocumentInfo]] = OrderedDict()
+        self._held_bytes = 0
 
     def expect(self, document: Document) -> None:
         """Start to open a document."""
@@ -39,7 +41,9 @@ class DocumentCache:
             future = self._infos.get(document)
             if future is None:
                 future = self._infos[document] = self._pool.open(document)
+                self._held_bytes += len(document.data or b"")
             self._infos.move_to_end(document)
-            while len(self._infos) > _REMEMBERED:
-                self._infos.popitem(last=False)
+            while len(self._infos) > _REMEMBERED or (self._held_bytes > _REMEMBERED_BYTES and len(self._infos) > 1):
+                oldest, _ = self._infos.popitem(last=False)
+                self._held_bytes -= len(oldest.data or b"")
             return future

@@ -39,7 +39,9 @@ class Answers:
         self.settings, self._say = settings, say
         self._server: ServerConnection | None = None
         self._session: Session | None = None
-        if settings.server.keep is not None:
+        if settings.endpoint.url is not None:
+            self._local()
+        elif settings.server.keep is not None:
             from idefics_cli.local_socket.background import find_or_start
 
             self._server = find_or_start(settings, settings.server.keep, say)
@@ -120,6 +122,7 @@ class Answers:
         if self._session is None:
             from idefics_cli.session import Session
 
-            self._say("answered here: the model is loaded by this process")
+            if self.settings.endpoint.url is None:
+                self._say("answered here: the model is loaded by this process")
             self._session = Session(settings=self.settings)
         return self._session

@@ -12,7 +12,7 @@ _TYPES = {
     503: "server_error",
 }
 _INVALID = "invalid_request_error"
-_STATUS_OF_FAILURE = {FailureKind.MODEL_ERROR: 500, FailureKind.OUT_OF_MEMORY: 503}
+_STATUS_OF_FAILURE = {FailureKind.MODEL_ERROR: 500, FailureKind.OUT_OF_MEMORY: 503, FailureKind.ENDPOINT: 503}
 
 
 class ApiError(Exception):

@@ -155,7 +155,7 @@ def _stops(value: object) -> tuple[str, ...]:
 
 
 def _turns(messages: object, *, allow_urls: bool) -> tuple[Turn, ...]:
-    """Return the turns of messages, with what systems say at the start of the first turn of the user."""
+    """Return the turns of messages; what systems say, wherever it stands, is one turn at the beginning."""
     if not isinstance(messages, list) or not messages:
         wanted = 'a list of turns is wanted, as in [{"role": "user", "content": "..."}]'
         raise ApiError(400, f"messages: {wanted}", param="messages")
@@ -164,17 +164,15 @@ def _turns(messages: object, *, allow_urls: bool) -> tuple[Turn, ...]:
     for at, message in enumerate(messages):
         role, parts = _message(message, f"messages[{at}]", allow_urls=allow_urls)
         if role == "system":
+            if told and parts:
+                told.append({"type": "text", "text": "\n"})
             told += parts
         elif parts:
             turns.append({"role": role, "content": parts})
-    first = next((turn for turn in turns if turn["role"] == "user"), None)
-    if first is None:
+    if all(turn["role"] != "user" for turn in turns):
         raise ApiError(400, "messages: no turn of the user, which asks", param="messages")
-    if told:
-        content = first["content"]
-        assert isinstance(content, list)
-        ends = [{"type": "text", "text": "\n"}] if any(part["type"] == "text" for part in content) else []
-        first["content"] = [*told, *ends, *content]
+    if any(str(part["text"]).strip() for part in told):
+        turns.insert(0, {"role": "system", "content": told})
     try:
         return read_messages(turns)
     except (ValueError, RowFailedError) as error:

@@ -31,12 +31,12 @@ class Completion:
             "finish_reason": _finish_reason(answer),
         }
         own = {
-            "confidence": answer.confidence,
-            "mean_logprob": answer.mean_logprob,
+            "confidence": answer.confidence if answer.is_scored else None,
+            "mean_logprob": answer.mean_logprob if answer.is_scored else None,
             "warning": answer.warning,
-            "vision_ms": answer.vision_ms,
-            "prefill_ms": answer.prefill_ms,
-            "decode_ms": answer.decode_ms,
+            "vision_ms": answer.vision_ms if answer.is_timed else None,
+            "prefill_ms": answer.prefill_ms if answer.is_timed else None,
+            "decode_ms": answer.decode_ms if answer.is_timed else None,
         }
         return self._body("chat.completion", [choice]) | {"usage": usage_of(answer), "idefics_cli": own}
 

@@ -14,29 +14,45 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.formats import open_records
+from idefics_cli.questions.groups import rows_of_groups
 from idefics_cli.questions.jsonl import JsonLines
 from idefics_cli.questions.lines import Record
 from idefics_cli.questions.messages import check_count
 from idefics_cli.questions.pair import Pairing, pair
-from idefics_cli.questions.read import id_text, to_question
+from idefics_cli.questions.read import ReadRequest, id_text, record_reader
 from idefics_cli.records import Document, Job, Question
 
 _HELD_WHOLE = 64 * 1024 * 1024
 _SHOWN_PROBLEMS = 10
 _JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _LONGEST_KEY = 200
+_NO_DOCUMENT = b"no document"
 
 
 class QuestionFile:
     """The questions of a file, each of which can be asked, or fails as a row."""
 
-    def __init__(self, path: Path, columns: ColumnNames, pairing: Pairing, *, allow_empty: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        columns: ColumnNames,
+        pairing: Pairing,
+        *,
+        allow_empty: bool = False,
+        read_request: ReadRequest | None = None,
+    ) -> None:
         """Read and check the file.
+
+        Args:
+            path: of the file.
+            columns: of questions.
+            pairing: finds documents.
+            allow_empty: whether there may be no question.
+            read_request: reads lines of batch files, of which those that can't be asked fail by themselves.
 
         Raises:
             InputError: it can't be read, a line of it can't be asked, or an id stands twice.
@@ -47,7 +63,7 @@ class QuestionFile:
         self.without_document = 0
         """Questions that are asked of every document of the command line."""
         self._name = str(path)
-        self._column_names = columns
+        self._column_names, self._read_request = columns, read_request
         self._pairing = pairing
         self._starts, self._lines, self._ids = array("Q"), array("Q"), array("q")
         self._targets = array("I")
@@ -74,25 +90,31 @@ class QuestionFile:
                 self._source = io.BytesIO(file.read())
         self._is_jsonl = path.suffix.lower() in _JSONL_SUFFIXES
         self._records = open_records(self._source, self._name, self._column_names, is_jsonl=self._is_jsonl)
+        self.is_batch = self._records.is_batch and self._read_request is not None
+        """Whether its lines are requests in the form of OpenAI batch files."""
+        self._to_question = record_reader(self._records, self._column_names, self._read_request)
         names: dict[str, None] = {}
         for record in self._records:
-            if not record.values.keys() <= names.keys():
+            if not self.is_batch and not record.values.keys() <= names.keys():
                 names.update(dict.fromkeys(record.values))
             self._add(record)
         self._starts.append(self._source.tell())
         self._target_of.clear()
         self.names = tuple(names)
-        """Every column of the file."""
+        """Every column of the file; none of a batch file."""
 
     def _add(self, record: Record) -> None:
-        question = to_question(record, self._name, self._column_names)
+        question = self._to_question(record, self._name)
         target, failure = self._target(question)
-        if failure and failure.kind is FailureKind.BAD_QUESTION:
+        if failure and self.is_batch:
+            target = self._numbered_target(None, [None])
+        elif failure and failure.kind is FailureKind.BAD_QUESTION:
             self._problem(f"{question.location}: {failure}")
             return
         if not question.extra.keys() <= self.columns.keys():
             self.columns.update(dict.fromkeys(question.extra))
-        self.without_document += question.document is None and not question.documents and failure is None
+        if question.document is None and not question.documents and failure is None and question.chat is None:
+            self.without_document += 1
         self._starts.append(record.start)
         self._lines.append(record.line)
         self._ids.append(hash(id_text(question.id)) if question.id != "" else 0)
@@ -104,6 +126,8 @@ class QuestionFile:
             return self._numbered_target(None, [None]), question.failure
         if question.documents:
             return self._target_of_several(question)
+        if question.chat is not None:
+            return self._numbered_target(_NO_DOCUMENT, [_NO_DOCUMENT]), None
         name = question.document or ""
         digest = hashlib.sha256(name.encode()).digest() if len(name) > _LONGEST_KEY else name.encode()
         key = (digest, question.password) if question.password or len(name) > _LONGEST_KEY else name
@@ -176,7 +200,8 @@ class QuestionFile:
             question = self._question(int(row))
             text = id_text(question.id)
             if text in first:
-                self._problem(f"{question.location}: duplicate id {question.id!r}, first in {first[text]}")
+                name = "custom_id" if self.is_batch else "id"
+                self._problem(f"{question.location}: duplicate {name} {question.id!r}, first in {first[text]}")
                 if self._problem_count > _SHOWN_PROBLEMS:
                     return
             else:
@@ -203,26 +228,17 @@ class QuestionFile:
             InputError: the file was changed after it was checked.
 
         """
-        for group, rows in zip(self._groups, self._rows_of_groups(), strict=True):
+        for group, rows in zip(
+            self._groups,
+            rows_of_groups(self._targets, self._pairs, len(self._target_sizes), len(self._groups)),
+            strict=True,
+        ):
             for row in rows:
                 question = self._question(int(row))
                 if isinstance(group, Document):
                     yield Job(question, group)
                 else:
                     yield from pair([question], self._pairing)
-
-    def _rows_of_groups(self) -> Iterator[NDArray[np.int64]]:
-        """Yield the rows that are asked of each group, in the order of the file."""
-        targets = np.array(self._targets, np.uint32)
-        rows = np.argsort(targets, kind="stable")
-        ends = np.cumsum(np.bincount(targets, minlength=len(self._target_sizes)))
-        begins = np.concatenate(([0], ends))
-        groups, members = (np.array(numbers, np.uint32) for numbers in self._pairs)
-        by_group = members[np.argsort(groups, kind="stable")]
-        limits = np.concatenate(([0], np.cumsum(np.bincount(groups, minlength=len(self._groups)))))
-        for group in range(len(self._groups)):
-            parts = [rows[begins[t] : ends[t]] for t in by_group[limits[group] : limits[group + 1]]]
-            yield parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
 
     def _question(self, row: int) -> Question:
         """Read a question again."""
@@ -232,7 +248,7 @@ class QuestionFile:
         self._source.seek(start)
         content = self._source.read(self._starts[row + 1] - start)
         values, problem = self._records.parse(content.decode(errors="replace"))
-        return to_question(Record(self._lines[row], start, values, problem), self._name, self._column_names)
+        return self._to_question(Record(self._lines[row], start, values, problem), self._name)
 
 
 def _status(file: IO[bytes]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import IO, Protocol
 
@@ -20,10 +21,16 @@ _FOREIGN = (
     (b"\xff\xfe", f"UTF-16 text: {EXPORT}"),
     (b"\xfe\xff", f"UTF-16 text: {EXPORT}"),
 )
+_OF_REQUESTS = frozenset(("custom_id", "method", "url", "body"))
+_OF_QUESTIONS = frozenset(("question", "messages", "documents"))
 
 
 class Records(Protocol):
     """The records of a stream, in either format."""
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether they are requests in the form of OpenAI batch files."""
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the records that are not blank, those that can't be read too."""
@@ -50,7 +57,7 @@ def open_records(stream: IO[bytes], name: str, columns: ColumnNames, *, is_jsonl
     _refuse_foreign(first, name)
     text = first.decode(errors="replace").lstrip(BOM).strip()
     if is_jsonl or not text or _looks_like_json(text):
-        return JsonLines(lines)
+        return JsonLines(lines, is_batch=not columns.given and _is_request(text))
     return CsvTable(lines, name, columns)
 
 
@@ -65,6 +72,16 @@ def _refuse_foreign(first: bytes, name: str) -> None:
         raise InputError(f"{name}: {kind} or another ZIP archive: {EXPORT}")
     if len(first) > 1 and first[:200].count(b"\0") > len(first[:200]) // 3:
         raise InputError(f"{name}: UTF-16 text or no text: {EXPORT}")
+
+
+def _is_request(text: str) -> bool:
+    """Whether a line is one of a batch file; one that is broken is known by its keys."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return all(re.search(rf'"{name}"\s*:', text) for name in ("custom_id", "body"))
+    keys = values.keys() if isinstance(values, dict) else frozenset[str]()
+    return len(keys & _OF_REQUESTS) >= 2 and not keys & _OF_QUESTIONS
 
 
 def _looks_like_json(text: str) -> bool:

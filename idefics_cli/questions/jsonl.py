@@ -15,7 +15,9 @@ _ONE_A_LINE = "one object a line is wanted (jq -c '.[]' turns an array into that
 class JsonLines:
     """JSON objects, one a line."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: Lines, *, is_batch: bool = False) -> None:
+        self.is_batch = is_batch
+        """See `Records`."""
         self._lines = lines
 
     def __iter__(self) -> Iterator[Record]:

@@ -145,6 +145,9 @@ def pair(questions: Iterable[Question], pairing: Pairing) -> Iterator[Job]:
             if question.documents:
                 yield pairing.together(question)
                 continue
+            if question.chat is not None:
+                yield Job(question, None)
+                continue
             documents = pairing.documents_of(question)
         except RowFailedError as error:
             yield Job(failed(question, error.failure.detail, error.failure.kind), None)

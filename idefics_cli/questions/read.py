@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
 from idefics_cli.questions.columns import ColumnNames
-from idefics_cli.questions.formats import open_records
+from idefics_cli.questions.formats import Records, open_records
 from idefics_cli.questions.lines import Record
 from idefics_cli.questions.messages import documents_of, question_of, read_documents, read_messages, shown_first
 from idefics_cli.questions.pages import selection_of
@@ -18,8 +19,20 @@ from idefics_cli.records import DocumentPart, Question, Turn
 _REMEMBERED_IDS = 100_000
 
 
-def read_stream(stream: IO[bytes], name: str, columns: ColumnNames) -> Iterator[Question]:
+ReadRequest = Callable[[Record, str], Question]
+"""Reads a line of a batch file, given where it stands; one that can't be asked is a question with a failure."""
+
+
+def read_stream(
+    stream: IO[bytes], name: str, columns: ColumnNames, read_request: ReadRequest | None = None
+) -> Iterator[Question]:
     """Read questions as their lines come. A line that can't be asked is a question with a failure.
+
+    Args:
+        stream: of bytes.
+        name: of the file, for messages.
+        columns: of questions.
+        read_request: reads lines of batch files; None takes them for lines of questions.
 
     Raises:
         InputError: neither JSONL nor CSV with a column `question`, or it can't be read on.
@@ -27,23 +40,33 @@ def read_stream(stream: IO[bytes], name: str, columns: ColumnNames) -> Iterator[
     """
     ids = RecentIds()
     try:
-        for record in open_records(stream, name, columns):
-            question = to_question(record, name, columns)
+        records = open_records(stream, name, columns)
+        read = record_reader(records, columns, read_request)
+        id_name = "custom_id" if records.is_batch and read_request else "id"
+        for record in records:
+            question = read(record, name)
             earlier = None if question.failure else ids.add(question.id, record.line)
             if earlier is not None:
-                question = failed(question, f"duplicate id {question.id!r}, first in {name}:{earlier}")
+                question = failed(question, f"duplicate {id_name} {question.id!r}, first in {name}:{earlier}")
             yield question
     except OSError as error:
         raise InputError(f"{name}: {error.strerror or error}") from error
 
 
-def to_question(record: Record, name: str, columns: ColumnNames) -> Question:
-    """Check the values of one record."""
-    location = f"{name}:{record.line}"
-    try:
-        return _checked(record, location, columns)
-    except Exception as error:  # whatever a line holds, the others go on
-        return failed(Question("", location), str(error) or type(error).__name__)
+def record_reader(
+    records: Records, columns: ColumnNames, read_request: ReadRequest | None
+) -> Callable[[Record, str], Question]:
+    """Return what checks the values of one of these records, given the name of the file."""
+    take = read_request if records.is_batch and read_request else functools.partial(_checked, columns=columns)
+
+    def read(record: Record, name: str) -> Question:
+        location = f"{name}:{record.line}"
+        try:
+            return take(record, location)
+        except Exception as error:  # whatever a line holds, the others go on
+            return failed(Question("", location), str(error) or type(error).__name__)
+
+    return read
 
 
 def _checked(record: Record, location: str, columns: ColumnNames) -> Question:

@@ -24,6 +24,9 @@ _LISTS = {
 class CsvTable:
     """Records of CSV: any of , ; tab | between the cells, the names of the columns first."""
 
+    is_batch = False
+    """See `Records`."""
+
     def __init__(self, lines: Lines, name: str, columns: ColumnNames) -> None:
         """Read the header.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from idefics_cli.config import Format
 from idefics_cli.records import COLUMNS, Row
 from idefics_cli.results.columns import BEFORE, output_columns, user_columns
+from idefics_cli.results.openai_batch import batch_values
 
 _LAST_BEFORE = BEFORE[-1]
 _columns_of = operator.attrgetter(*COLUMNS)  # workers and drivers format tens of thousands of rows a second
@@ -34,6 +35,10 @@ class RowFormatter:
         values = row_values(row, self.names)
         if self._form is Format.JSONL:
             return encoded(json_line(values))
+        if self._form is Format.OPENAI_BATCH:
+            if row.response is None:
+                raise ValueError(f"the row with key {row.key} has no response in the OpenAI form")
+            return encoded(json_line(batch_values(values, row.response, row.custom_id)))
         texts = [cell_text(value) for value in values.values()]
         return encoded(csv_line([_inert(text) for text in texts] if self._excel_safe else texts))
 

@@ -164,7 +164,8 @@ def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
     _prefer_those_present(path, answered)
     numbers, failed, old, new = array("q"), bytearray(), array("q"), array("q")  # there may be millions
     for index, row in enumerate(OutputReader(path)):
-        asked = hash(tuple(row.text(name) for name in _SAME_QUESTION))
+        is_request = row.custom_id and row.custom_id == row.text("id")  # whose id is its own, whatever it asked
+        asked = hash(row.custom_id if is_request else tuple(row.text(name) for name in _SAME_QUESTION))
         if index >= len(answered):
             new.append(asked)
         elif not answered.is_taken(index):

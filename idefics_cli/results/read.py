@@ -14,6 +14,7 @@ from idefics_cli.config import Format
 from idefics_cli.errors import InputError
 from idefics_cli.records import COLUMNS, COST_COLUMNS
 from idefics_cli.results.columns import BEFORE, own_columns
+from idefics_cli.results.openai_batch import is_batch_line, looks_like_batch, row_values_of
 
 _BUFFER = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -28,9 +29,11 @@ class StoredRow(NamedTuple):
     """One row of an output."""
 
     values: dict[str, Any]
-    """By column: texts in CSV, JSON values in JSONL."""
+    """By column: texts in CSV, else JSON values."""
     raw: bytes
     """As it stands in the file, line end included."""
+    custom_id: str = ""
+    """Of a line in the OpenAI batch form."""
 
     def text(self, column: str) -> str:
         """Return a column's value as text; empty for null."""
@@ -49,12 +52,14 @@ class StoredRow(NamedTuple):
 
     @property
     def cost_ms(self) -> float:
-        """The sum of the cost columns.
+        """The sum of the cost columns; 0 where they don't say what the model took, as those of a server.
 
         Raises:
             ValueError or TypeError: one is no number.
 
         """
+        if all(self.values[name] in ("", None) for name in ("vision_ms", "prefill_ms", "decode_ms")):
+            return 0.0
         return sum([float(cost) for name in COST_COLUMNS if (cost := self.values[name])])
 
 
@@ -93,7 +98,8 @@ class OutputReader:
             with self.path.open("rb", buffering=_BUFFER) as stream:
                 start = stream.read(4).removeprefix(_BOM)
                 stream.seek(0)
-                self.form = (Format.JSONL if start.startswith(b"{") else Format.CSV) if start else None
+                if start:
+                    self.form = Format.JSONL if start.startswith(b"{") else Format.CSV
                 yield from self._jsonl_rows(stream) if self.form is Format.JSONL else self._csv_rows(stream)
         except OSError as error:
             raise InputError(f"{self.path}: can't be read: {error.strerror}") from error
@@ -157,7 +163,10 @@ class OutputReader:
             if not line.endswith(b"\n"):
                 torn = line.removeprefix(_BOM)
                 self._torn = line
-                self._check_torn(self.rows > 0 or torn.startswith(_JSONL_START) or _JSONL_START.startswith(torn))
+                is_batch = self.rows == 0 and looks_like_batch(torn)
+                self.form = Format.OPENAI_BATCH if is_batch else self.form
+                is_ours = torn.startswith(_JSONL_START) or _JSONL_START.startswith(torn)
+                self._check_torn(self.rows > 0 or is_ours or is_batch)
                 return
             self.rows += 1
             try:
@@ -167,10 +176,15 @@ class OutputReader:
                 self._refuse(f"line {self.rows} is no JSON")
             if end != len(text):
                 self._refuse(f"line {self.rows} is no JSON")
+            if self.rows == 1 and is_batch_line(values):
+                self.form = Format.OPENAI_BATCH
+            custom_id = ""
+            if self.form is Format.OPENAI_BATCH and is_batch_line(values):
+                custom_id, values = str(values["custom_id"]), row_values_of(values)
             if not isinstance(values, dict) or not values.keys() >= _OURS:
                 missing = [name for name in COLUMNS if not isinstance(values, dict) or name not in values]
                 self._refuse(f"line {self.rows} has no {missing[0]!r}")
-            row = StoredRow(values, line)
+            row = StoredRow(values, line, custom_id)
             self._check_row(row)
             self.end += len(line)
             yield row

@@ -35,8 +35,8 @@ class RowWriter:
 
         Args:
             sink: takes the bytes.
-            form: CSV or JSONL.
-            columns: the user's own; those of JSONL may grow.
+            form: of its lines.
+            columns: the user's own; but for CSV they may grow.
             header: whether CSV begins with its header.
             excel_safe: whether an apostrophe goes before what a spreadsheet would run.
             name: of the sink, for errors.
@@ -101,7 +101,7 @@ class RowWriter:
     def _add_columns(self, extra: Mapping[str, object]) -> None:
         names = self._formatter.names
         new = [name for name in extra if name not in names]
-        if self._form is Format.JSONL:
+        if self._form is not Format.CSV:
             self._formatter.names, self._has_grown = user_columns(new, names), True
             return
         for name in new[: max(0, _MOST_NOTES - len(self._notes))]:

@@ -164,8 +164,10 @@ class JobServer:
         if differ:
             raise ModelError(f"it answers with other settings: {', '.join(differ)}")
         generation = _generation_of(settings, int(wanted.settings["--max-new-tokens"]))
-        if (generation.max_new_tokens or 0) > max(self._model.most_new_tokens, int(here["--max-new-tokens"])):
-            raise ModelError("it gives no answers as long as --max-new-tokens says (--max-answer of the server)")
+        if max(generation.max_new_tokens or 0, settings.most_new_tokens) > max(
+            self._model.most_new_tokens, int(here["--max-new-tokens"])
+        ):
+            raise ModelError("it gives no answers as long as this run may want (--max-answer of the server)")
         is_plain = wanted.settings == here
         info = dataclasses.replace(wanted, name=settings.model)
         return _SharedEngine(self._engine, info, None if is_plain else generation)
@@ -209,7 +211,8 @@ class _SharedEngine:
         """See `Engine`."""
         if self._refusal:
             raise ModelError(self._refusal)
-        answer = self._engine.submit(dataclasses.replace(request, generation=self._generation))
+        wanted = request.generation.over(self._generation) if request.generation else self._generation
+        answer = self._engine.submit(dataclasses.replace(request, generation=wanted))
         with self._lock:
             self._answers.add(answer)
         answer.add_done_callback(self._done)

@@ -42,6 +42,12 @@ def _parse() -> argparse.Namespace:
     threshold.add_argument("--pages", type=int, default=240)
     threshold.add_argument("--seed", type=int, default=4242)
     threshold.add_argument("--model", type=Path, default=MODEL)
+    thresholds = commands.add_parser("thresholds", help="what auto keeps and leaves whole at other thresholds")
+    thresholds.add_argument("--own", type=int, default=120, help="own pages of small print, and as many of large print")
+    thresholds.add_argument("--second", type=int, default=240, help="pages of the second set")
+    thresholds.add_argument("--seed", type=int, default=60_000)
+    thresholds.add_argument("--first", type=int, default=0, help="the first page of the second set")
+    thresholds.add_argument("--model", type=Path, default=MODEL)
     several = commands.add_parser("several", help="documents of several pages, through the package")
     several.add_argument("--documents", type=int, default=18)
     several.add_argument("--seed", type=int, default=90_000)
@@ -79,6 +85,10 @@ def main() -> None:
             from tools.tiny_idefics2.threshold import evidence
 
             print(evidence(**given))
+        case "thresholds":
+            from tools.tiny_idefics2.threshold import compare_thresholds
+
+            print(compare_thresholds(**given))
         case "several":
             from tools.tiny_idefics2.several import several_pages
 

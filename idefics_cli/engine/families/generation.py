@@ -205,8 +205,12 @@ def _default_max_new_tokens(checkpoint: Checkpoint, values: Mapping[str, Any]) -
         if int(own) < 1:
             raise ValueError(f"max_new_tokens {own} is not above 0")
         return int(own)
-    names = f"{Path(checkpoint.name).name} {checkpoint.config.get('_name_or_path') or ''}"
-    return _LONG_ANSWERS if "chatty" in names.lower() else _SHORT_ANSWERS
+    return default_answer_length(f"{Path(checkpoint.name).name} {checkpoint.config.get('_name_or_path') or ''}")
+
+
+def default_answer_length(name: str) -> int:
+    """Return the longest answer, in tokens, of a checkpoint of this name that has no limit of its own."""
+    return _LONG_ANSWERS if "chatty" in name.lower() else _SHORT_ANSWERS
 
 
 def generation_flags(settings: GenerationSettings, rules: GenerationRules) -> dict[str, str]:

@@ -1,0 +1,117 @@
+"""Reads the body of a chat completion, as any server of the form writes it, into an answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from idefics_cli.records import Answer
+
+_SHOWN = 200
+
+
+class NoTextError(Exception):
+    """A completion of the right form that holds no text: refused, filtered, or a call of a tool."""
+
+
+def read_completion(body: object, stop: Sequence[str] = ()) -> Answer:
+    """Read a body, parsed from JSON, whose fields are not trusted.
+
+    Confidence, warning and times are those of `idefics_cli`, which our own server adds; else the confidence is made of
+    the log-probabilities of the tokens, among which there is no end token.
+
+    Args:
+        body: of a whole completion, not of a stream.
+        stop: texts before the first of which the answer is cut, since some servers leave them in.
+
+    Raises:
+        ValueError: it is no completion; says what is missing.
+        NoTextError: it is one without a text.
+
+    """
+    if not isinstance(body, dict):
+        raise ValueError("its answer is no JSON object")
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise ValueError(f"its answer has no choices: {_shown(body)}")
+    choice = choices[0]
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise ValueError(f"its answer has no message: {_shown(choice)}")
+    reason, text = choice.get("finish_reason"), message.get("content")
+    if text is None or reason == "content_filter":
+        raise NoTextError(_without_text(message, reason))
+    if not isinstance(text, str):
+        raise ValueError(f"the content of its answer is no text: {_shown(text)}")
+    starts = [start for start in map(text.find, stop) if start >= 0]
+    own = _mapping(body.get("idefics_cli"))
+    scores = _scores(own, choice.get("logprobs"))
+    usage = _mapping(body.get("usage"))
+    new_tokens = _count(usage.get("completion_tokens"))
+    is_cut = reason == "length"
+    warning = (f"answer cut at {new_tokens} tokens" if new_tokens else "answer cut at its limit") if is_cut else ""
+    times = [_number(own.get(name)) for name in ("vision_ms", "prefill_ms", "decode_ms")]
+    vision_ms, prefill_ms, decode_ms = (value or 0.0 for value in times)
+    return Answer(
+        _text(text[: min(starts, default=len(text))]).strip(),
+        *(scores or (0.0, 0.0)),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        new_tokens=new_tokens,
+        vision_ms=vision_ms,
+        prefill_ms=prefill_ms,
+        decode_ms=decode_ms,
+        warning=_shown(own["warning"]) if isinstance(own.get("warning"), str) else warning,
+        is_complete=not is_cut,
+        is_scored=scores is not None,
+        is_timed=None not in times,
+    )
+
+
+def _without_text(message: Mapping[str, Any], reason: object) -> str:
+    refusal = message.get("refusal")
+    words = f": {_shown(refusal)}" if isinstance(refusal, str) and refusal else ""
+    return f"its answer holds no text (finish_reason {_shown(reason)}){words}"
+
+
+def _scores(own: Mapping[str, Any], logprobs: object) -> tuple[float, float] | None:
+    """Return the product of the tokens' probabilities and the mean of their logarithms; None where they lack."""
+    confidence, mean = _number(own.get("confidence")), _number(own.get("mean_logprob"))
+    if confidence is not None and mean is not None and 0 <= confidence <= 1:
+        return confidence, mean
+    content = _mapping(logprobs).get("content")
+    tokens = content if isinstance(content, list) else []
+    values = [_number(_mapping(token).get("logprob")) for token in tokens]
+    known = [min(0.0, value) for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return math.exp(math.fsum(known)), math.fsum(known) / len(known)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else 0
+
+
+def _text(value: str) -> str:
+    """Return a text that can be written: half of a pair of surrogates, as JSON may hold it, can't."""
+    return value.encode("utf-8", "replace").decode()
+
+
+def _shown(value: object) -> str:
+    text = " ".join(str(value).split())
+    return _text(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
