@@ -158,7 +158,6 @@ def test_a_run_with_nothing_left_to_ask_imports_no_torch(cli: Run, tmp_path: Pat
     assert not re.search(r"\| +(torch|transformers|pandas)\n", done.stderr)
 
 
-@pytest.mark.slow
 def test_doctor_warms_a_model_up_and_names_one_that_is_not_there(cli: Run) -> None:
     warm = cli("doctor", "--warm")
     assert re.fullmatch(r"tiny: loaded in [\d.]+ s\n", warm.stdout), warm.stderr
