@@ -42,7 +42,7 @@ def test_several_turns_a_pdf_and_base64_by_itself() -> None:
     question = read(request("a", messages=messages))
     assert question.text == "When?"
     assert [part.document for part in question.documents] == ["data:application/octet-stream;base64,JVBERi0="]
-    assert [turn.role for turn in question.turns] == ["user", "assistant", "user"]
+    assert [turn.role for turn in question.turns] == ["system", "user", "assistant", "user"]
 
 
 @pytest.mark.parametrize(

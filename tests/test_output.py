@@ -206,6 +206,17 @@ def test_rows_of_gone_questions_and_changed_documents_are_told_and_dropped(tmp_p
     assert write_output(path, [*asked, row(key=key(10))], resume=True, prune=True) == []
 
 
+def test_a_run_that_asks_nothing_drops_nothing(tmp_path: Path) -> None:
+    """Such as over a folder that is not mounted, with --allow-empty."""
+    path = tmp_path / "out.csv"
+    write_output(path, [row(key=key(n)) for n in range(2)])
+    assert write_output(path, [], resume=True, prune=True) == [
+        "2 earlier rows answer no question of this run, which asks nothing: --prune drops none of them; delete the "
+        "output to begin anew"
+    ]
+    assert keys(path) == [key(0), key(1)]
+
+
 def test_a_failed_row_goes_once_its_document_was_mended(tmp_path: Path) -> None:
     """It stands under another key, since the document's bytes are others; it goes with --retry-failed alone."""
     path = tmp_path / "out.csv"

@@ -172,9 +172,10 @@ def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
             numbers.append(index)
             old.append(asked)
             failed.append(row.is_failed)
+    is_prune = settings.prune and len(old) < len(answered) + len(new)  # else nothing was asked: a folder not mounted?
     is_changed = np.isin(np.array(old), np.array(new))
     is_mended = is_changed & np.array(failed, bool) if settings.retry_failed else np.zeros(len(old), bool)
-    is_dropped = is_mended | settings.prune
+    is_dropped = is_mended | is_prune
     output.dropped_failed = int((is_dropped & np.array(failed, bool)).sum())
     dropped = set(np.array(numbers)[is_dropped].tolist())
     if dropped:
@@ -188,7 +189,14 @@ def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
         words += " no question of this run"
         if changed := int((is_changed & ~is_mended).sum()):
             words += f" ({changed} beside a new row, since the document has changed)"
-        output.later_notes.append(f"{words}{': dropped' if settings.prune else '; --prune drops them'}")
+        what = "; --prune drops them"
+        if settings.prune:
+            what = (
+                ": dropped"
+                if is_prune
+                else ", which asks nothing: --prune drops none of them; delete the output to begin anew"
+            )
+        output.later_notes.append(words + what)
 
 
 def _prefer_those_present(path: Path, answered: Answered) -> None:
