@@ -177,3 +177,5 @@ def test_the_command_says_what_it_wrote_and_left_out(cli: Run, grey_png: Png, tm
     assert "max_tokens" not in lines_of(tmp_path / "c.jsonl")[0]["body"]
     assert cli("export", "in", "--ask", "one", "-o", "d.jsonl", cwd=tmp_path).returncode == 2
     assert cli("export", "in", "--ask", "one", *free, cwd=tmp_path).returncode == 5
+    done = cli("export", "in", "--ask", "one", "--to", "openai-batch", "--model", "m", "-o", "-", cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "-").exists()) == (2, False)
