@@ -212,7 +212,7 @@ class RunWatch:
     def _show(self, row: Row, progress: Progress) -> None:
         self._state.progress = progress
         if row.status == "failed":
-            self.first_failure = self.first_failure or f"{row.document}: {row.error}"
+            self.first_failure = self.first_failure or ": ".join(filter(None, (row.document, row.error)))
             log.info("%s: %s", row.document, row.error)
         else:
             log.info("%s, page %s: answered in %.0f ms", row.document, row.page, row.latency_ms or 0.0)
