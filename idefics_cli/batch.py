@@ -207,7 +207,7 @@ def dry_run(
         earlier = read_state(settings.output, inputs.columns, session.setting_values)
         for row in session.rows(inputs, take_answered=earlier.answered.take, progress=progress):
             if row.status == "failed":
-                failures[f"{row.document}: {row.error}"] += 1
+                failures[": ".join(filter(None, (row.document, row.error)))] += 1
     return DryRun(progress, failures, earlier.seconds_per_row, inputs.notes, workers.words if workers else "")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from idefics_cli.config import QuestionSettings, RunSettings
+from idefics_cli.config import Across, QuestionSettings, RunSettings
 from idefics_cli.documents import discover
 from idefics_cli.documents.given import STDIN, STDIN_NAME, find_given, open_descriptor
 from idefics_cli.errors import InputError, UsageError
@@ -68,9 +68,14 @@ def read_inputs(
         raise UsageError(f"--root {settings.questions.root}: no folder; questions could name no document at all")
     given, notes = find_given(documents, settings.questions)
     if isinstance(questions, str):
-        inputs = _from_name(questions, columns, given, settings.questions)
+        inputs = _from_name(questions, columns, given, settings)
     else:
         inputs = _from_texts(questions, given, settings.questions, together=together)
+    if inputs.is_batch and settings.pages.across is Across.EACH:
+        raise UsageError(
+            f"--across each: a request of a batch file has one answer, and all its pages are read together; leave it "
+            f"out, or write {questions} as questions"
+        )
     return replace(inputs, notes=inputs.notes + notes)
 
 
@@ -115,7 +120,7 @@ def _example_answer(question: Question) -> str:
     return text
 
 
-def _from_name(questions: str, columns: ColumnNames, given: list[Document], settings: QuestionSettings) -> Inputs:
+def _from_name(questions: str, columns: ColumnNames, given: list[Document], settings: RunSettings) -> Inputs:
     path = Path(questions)
     try:
         if questions == STDIN:
@@ -141,14 +146,14 @@ def _pairing(given: list[Document], base: Path, settings: QuestionSettings) -> P
     )
 
 
-def _from_file(path: Path, columns: ColumnNames, given: list[Document], settings: QuestionSettings) -> Inputs:
+def _from_file(path: Path, columns: ColumnNames, given: list[Document], settings: RunSettings) -> Inputs:
     from idefics_cli.questions.file import QuestionFile  # with numpy: not needed for questions of the command line
 
     file = QuestionFile(
         path,
         columns,
-        _pairing(given, path.parent, settings),
-        allow_empty=settings.allow_empty,
+        _pairing(given, path.parent, settings.questions),
+        allow_empty=settings.questions.allow_empty,
         read_request=_request_reader(settings),
     )
     if file.is_batch:
@@ -158,28 +163,31 @@ def _from_file(path: Path, columns: ColumnNames, given: list[Document], settings
     return Inputs(file.jobs(), tuple(file.columns), file.total, notes, paths, file.is_batch)
 
 
-def _request_reader(settings: QuestionSettings) -> ReadRequest:
+def _request_reader(settings: RunSettings) -> ReadRequest:
     def read(record: Record, location: str) -> Question:
         from idefics_cli.openai_api.batch_file import read_line  # not needed for other questions
 
-        return read_line(record, location, allow_urls=settings.allow_urls)
+        return read_line(record, location, allow_urls=settings.questions.allow_urls, settings=settings.model)
 
     return read
 
 
 def _refuse_documents(given: Sequence[Document], name: str) -> None:
     if given:
-        raise UsageError(f"{name}: a batch file, whose requests bring their own documents: leave {given[0].name} out")
+        raise UsageError(
+            f"{name}: a batch file, whose requests bring their own documents: name none beside it, such as "
+            f"{given[0].name}"
+        )
 
 
 def _from_stream(
-    stream: IO[bytes], name: str, columns: ColumnNames, given: list[Document], settings: QuestionSettings
+    stream: IO[bytes], name: str, columns: ColumnNames, given: list[Document], settings: RunSettings
 ) -> Inputs:
     waiting = stream.peek(1)  # type: ignore[attr-defined]  # blocks until the first bytes are there
     whole_lines = waiting[: waiting.rfind(b"\n") + 1]
     questions = read_stream(stream, name, columns, _request_reader(settings))
     first = next(questions, None)
-    if first is None and not settings.allow_empty:
+    if first is None and not settings.questions.allow_empty:
         raise InputError(f"{name}: no questions in it")
     seen = [] if first is None else [first]
     if whole_lines.strip():
@@ -192,7 +200,7 @@ def _from_stream(
     notes = [] if is_batch else columns.notes([*own, "question", *ours_there])
     if len(given) > 1 and any(not (question.document or question.documents) for question in seen):
         notes.append(f"each question without a document is asked of {len(given)} documents")
-    jobs = pair(itertools.chain(seen[:1], questions), _pairing(given, Path.cwd(), settings))
+    jobs = pair(itertools.chain(seen[:1], questions), _pairing(given, Path.cwd(), settings.questions))
     return Inputs(jobs, own, None, notes, _paths(given), is_batch)
 
 

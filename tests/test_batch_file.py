@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from idefics_cli.errors import Failure, FailureKind
+from idefics_cli.config import QuestionSettings, RunSettings
+from idefics_cli.errors import Failure, FailureKind, InputError
+from idefics_cli.inputs import read_inputs
 from idefics_cli.openai_api.batch_file import read_line, response_of
 from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.formats import open_records
@@ -150,3 +153,17 @@ LINE = json.dumps(request("a", "?"))
 def test_a_batch_file_is_known_by_its_first_line(first: str, columns: Sequence[str], is_batch: bool) -> None:
     given = ColumnNames(["document=doc", *columns] if columns else [])
     assert open_records(io.BytesIO(first.encode()), "q", given).is_batch is is_batch
+
+
+@pytest.mark.parametrize(
+    ("first", "columns", "way_out"),
+    [("garbage {", [], "the first line of the file must be one too"), (LINE, ["id=custom_id"], "leave --column out")],
+)
+def test_requests_among_questions_are_named_as_what_they_are(
+    first: str, columns: list[str], way_out: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(f"{first}\n{LINE}\n")
+    given = RunSettings(questions=QuestionSettings(columns=tuple(columns)))
+    with pytest.raises(InputError, match=rf"q.jsonl:2: .*a request of an OpenAI batch file: {way_out}"):
+        read_inputs([], str(path), given)

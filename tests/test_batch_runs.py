@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from idefics_cli.batch import BatchResult, run
 from idefics_cli.config import (
+    Across,
     Format,
     ModelSettings,
     OutputSettings,
@@ -213,6 +215,15 @@ def test_a_mended_line_takes_the_place_of_its_failed_row(tmp_path: Path) -> None
     assert lines == {"a": 200, "b": 500}
     assert len(lines_of(out)) == 2
 
+    # Broken and mended again: the answer is there already.
+    write_lines(questions, [request("a", image(9), "?", n=2)])
+    answered(questions, settings(out, resume=True))
+    assert [line["custom_id"] for line in lines_of(out)].count("a") == 2
+    write_lines(questions, [request("a", image(9), "?")])
+    again = answered(questions, settings(out, resume=True, retry_failed=RetryFailed.TRANSIENT))
+    assert again.stats.rows == 0
+    assert [line["response"]["status_code"] for line in lines_of(out) if line["custom_id"] == "a"] == [200]
+
 
 def test_an_output_says_what_it_holds_whatever_its_name(tmp_path: Path) -> None:
     questions = write_lines(tmp_path / "b.jsonl", [request("a", image(9), "Who?"), request("b", image(9), "fail")])
@@ -341,3 +352,43 @@ def test_addresses_are_fetched_only_where_that_is_allowed(tmp_path: Path) -> Non
     )
     answered(questions, allowed)
     assert lines_of(tmp_path / "allowed.jsonl")[0]["error"]["code"] != "urls_not_allowed"
+
+
+def test_a_line_that_is_not_utf8_fails_and_the_others_are_answered(tmp_path: Path) -> None:
+    questions = write_lines(tmp_path / "batch.jsonl", [request("a", "One?"), request("b", "Caf\u00e9?")])
+    lines = questions.read_bytes().splitlines(keepends=True)
+    latin = json.dumps(request("b", "Caf\u00e9?"), ensure_ascii=False).encode("latin-1")
+    questions.write_bytes(lines[0] + latin + b"\n\n" + json.dumps(request("c", "Three?")).encode())
+    engine = RequestEngine()
+    answered(questions, settings(tmp_path / "out.jsonl"), engine)
+    assert set(engine.wanted) == {"One?", "Three?"}
+    (failed,) = [line for line in lines_of(tmp_path / "out.jsonl") if line["error"]]
+    assert "not UTF-8 (byte 0xe9" in failed["error"]["message"]
+    assert "batch.jsonl:2" in failed["response"]["body"]["idefics_cli"]["error"]
+
+
+def test_pages_of_a_request_are_never_answered_one_by_one(tmp_path: Path) -> None:
+    questions = write_lines(tmp_path / "batch.jsonl", [request("a", image(1), image(2), "?")])
+    given = settings(tmp_path / "out.jsonl")
+    each = dataclasses.replace(given, pages=PageSettings(workers=1, across=Across.EACH))
+    with pytest.raises(UsageError, match="--across each: a request of a batch file has one answer"):
+        answered(questions, each)
+
+
+def test_a_seed_and_a_temperature_of_the_options_hold_where_a_line_has_none(tmp_path: Path) -> None:
+    def wanted(name: str, temperature: float, seed: int | None = None) -> list[int | None]:
+        lines = [request("a", "One?"), request("b", "Two?"), request("c", "Greedy?", temperature=0)]
+        lines += [request("d", "Own?", seed=5)]
+        given = settings(tmp_path / name)
+        model = ModelSettings("tiny", temperature=temperature, seed=seed)
+        engine = RequestEngine()
+        answered(write_lines(tmp_path / "b.jsonl", lines), dataclasses.replace(given, model=model), engine)
+        found = [engine.wanted[question] for question in ("One?", "Two?", "Greedy?", "Own?")]
+        return [each.seed if each else None for each in found]
+
+    first, other = wanted("1.jsonl", 0.7), wanted("2.jsonl", 0.7, seed=9)
+    assert None not in first[:2]
+    assert first[0] != first[1]
+    assert first[:2] != other[:2]
+    assert first[2:] == other[2:] == [None, 5]
+    assert wanted("3.jsonl", 0.0) == [None, None, None, 5]

@@ -3,7 +3,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from idefics_cli.config import (
     PageSettings,
     QuestionSettings,
     RunSettings,
+    Split,
 )
 from idefics_cli.errors import InputError, OutputError, UsageError
 from idefics_cli.export import BatchExport, ExportResult, export_batch
@@ -177,3 +179,28 @@ def test_the_command_says_what_it_wrote_and_left_out(cli: Run, grey_png: Png, tm
     assert "max_tokens" not in lines_of(tmp_path / "c.jsonl")[0]["body"]
     assert cli("export", "in", "--ask", "one", "-o", "d.jsonl", cwd=tmp_path).returncode == 2
     assert cli("export", "in", "--ask", "one", *free, cwd=tmp_path).returncode == 5
+    done = cli("export", "in", "--ask", "one", "--to", "openai-batch", "--model", "m", "-o", "-", cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "-").exists()) == (2, False)
+
+
+def test_answers_are_those_of_a_direct_run_where_pages_have_the_same_size(tmp_path: Path) -> None:
+    """An image that is not scaled, and a PDF page at the model's own edge (490 pixels), which is not split."""
+    documents = [str(SAMPLES / "documents" / name) for name in ("notice.bmp", "letter.pdf")]
+    given = RunSettings(PageSettings(workers=1, split=Split.NEVER), ModelSettings("tiny"))
+
+    def answers(documents: Sequence[str], questions: str | Sequence[str], name: str) -> dict[str, tuple[str, float]]:
+        output = OutputSettings(tmp_path / f"{name}.jsonl", Format.JSONL)
+        run(documents, questions, replace(given, output=output), io.StringIO())
+        rows = lines_of(tmp_path / f"{name}.jsonl")
+        return {row["key" if name == "direct" else "id"]: (row["answer"], row["confidence"]) for row in rows}
+
+    export_batch(
+        documents,
+        ["To whom is the letter addressed?"],
+        tmp_path / "b.jsonl",
+        replace(given, pages=PageSettings(workers=1, across=Across.TOGETHER)),
+        BatchExport("tiny", GenerationSettings(max_new_tokens=64), longest_edge=490),
+    )
+    there = answers([], str(tmp_path / "b.jsonl"), "there")
+    assert there == answers(documents, ["To whom is the letter addressed?"], "direct")
+    assert len(there) == 2

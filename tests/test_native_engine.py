@@ -219,6 +219,9 @@ def test_a_question_that_cannot_be_asked_fails_alone(engine: NativeEngine) -> No
     assert long.failure is not None
     assert long.failure.kind is FailureKind.TOO_LARGE
     assert "the model takes 1024" in long.failure.detail
+    longer = engine.submit(dataclasses.replace(request, question="a" * 10**8)).result()  # as tokens it would be 50 GB
+    assert longer.failure is not None
+    assert str(longer.failure) == "too-large: a text of 100,000,000 characters; the model takes 1024 tokens"
     assert engine.submit(request).result().failure is None
     engine.close()
 

@@ -193,7 +193,8 @@ def test_rows_of_gone_questions_and_changed_documents_are_told_and_dropped(tmp_p
     asked = [earlier[0], changed, earlier[3]]
     notes = write_output(path, asked, resume=True)
     assert notes == [
-        "2 earlier rows answer no question of this run (1 beside a new row, since the document has changed); --prune "
+        "2 earlier rows answer no question of this run (1 beside a new row, since the document or the request has "
+        "changed); --prune "
         "drops them"
     ]
     assert len(keys(path)) == 5
@@ -230,7 +231,7 @@ def test_a_failed_row_goes_once_its_document_was_mended(tmp_path: Path) -> None:
     write_output(path, [broken, gone])
     notes = write_output(path, mended, resume=True, retry_failed=RetryFailed.TRANSIENT)
     assert notes == [
-        "1 failed row of documents that have changed since: asked anew",
+        "1 failed row whose document or request has changed since: asked anew",
         "1 earlier row answers no question of this run; --prune drops them",
     ]
     assert keys(path) == [key(1), key(9)]

@@ -77,6 +77,8 @@ def export(
         raise UsageError(
             "export needs what to write, where to, and the model's name: --to openai-batch -o FILE --model NAME"
         )
+    if str(output) == "-":
+        raise UsageError("-o -: there may be several files, and none is whole before the end: name a file")
     check_above_zero("--longest-edge", longest_edge)
     given = one_of(questions, ask or [])
     from idefics_cli.export import SHOWN, BatchExport, ExportResult, export_batch

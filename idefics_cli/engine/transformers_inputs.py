@@ -14,11 +14,11 @@ from idefics_cli.config import ModelSettings
 from idefics_cli.engine.checkpoint import Checkpoint
 from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families.base import Family, PromptFamily
-from idefics_cli.engine.families.generation import check_length
 from idefics_cli.engine.families.idefics1 import Idefics1Family
 from idefics_cli.engine.families.idefics2 import Idefics2Family
 from idefics_cli.engine.families.idefics3 import Idefics3Family
 from idefics_cli.engine.families.processor import ProcessorFamily
+from idefics_cli.engine.families.prompt_length import check_length, check_text
 from idefics_cli.engine.native.models.siglip import normalize
 from idefics_cli.engine.transformers_generate import best_choice_anew
 from idefics_cli.engine.transformers_loading import load_processor
@@ -54,6 +54,7 @@ class TransformersModel(GenerateModel):
         """
         prompts = []
         for request in requests:
+            check_text(request.conversation, self._family.max_positions)
             counts, columns = [len(page.crops) for page in request.pages], [page.columns for page in request.pages]
             prompts.append(self._prompts.build(request.conversation, counts, columns=columns).tokens)
         for request, prompt in zip(requests, prompts, strict=True):
@@ -166,6 +167,7 @@ class ProcessorModel(GenerateModel):
             RowFailedError: the template does not take this conversation.
 
         """
+        check_text(request.conversation, self._family.max_positions)
         messages = self._prompts.messages(request.conversation)
         try:
             return str(self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))

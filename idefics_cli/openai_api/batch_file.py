@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import secrets
 from collections.abc import Mapping
 
+from idefics_cli.config import GenerationSettings
 from idefics_cli.errors import Failure, FailureKind
 from idefics_cli.openai_api.errors import ApiError, error_of
 from idefics_cli.openai_api.request import ChatRequest, read_request
@@ -24,13 +26,16 @@ MOST_BYTES = 200_000_000
 _SHOWN = 40
 
 
-def read_line(record: Record, location: str, *, allow_urls: bool) -> Question:
+def read_line(
+    record: Record, location: str, *, allow_urls: bool, settings: GenerationSettings | None = None
+) -> Question:
     """Read a line of a batch file; one that can't be asked is a question with a failure.
 
     Args:
         record: of the line.
         location: where it stands.
         allow_urls: whether images may be http(s) addresses.
+        settings: hold where the line leaves something out.
 
     """
     custom_id = record.values.get("custom_id")
@@ -51,7 +56,7 @@ def read_line(record: Record, location: str, *, allow_urls: bool) -> Question:
             failure=Failure(FailureKind.BAD_QUESTION, error.message),
             chat=ChatOptions(error=error.body),
         )
-    options = ChatOptions(chat.model, _generation(chat, identity), chat.logprobs)
+    options = ChatOptions(chat.model, _generation(chat, identity, settings or GenerationSettings()), chat.logprobs)
     return Question(
         chat.question, location, id=identity, documents=documents_of(chat.turns), turns=chat.turns, chat=options
     )
@@ -76,12 +81,15 @@ def _body(values: Mapping[str, object]) -> object:
     return values["body"]
 
 
-def _generation(chat: ChatRequest, custom_id: str) -> Generation:
+def _generation(chat: ChatRequest, custom_id: str, settings: GenerationSettings) -> Generation:
     """Return what is wanted; a line that samples without a seed draws for itself, and the same after --resume."""
-    if not chat.generation.temperature or chat.generation.seed is not None:
-        return chat.generation
-    digest = hashlib.blake2b(custom_id.encode(), digest_size=8).digest()
-    return dataclasses.replace(chat.generation, seed=int.from_bytes(digest, "big") >> 1)
+    wanted = chat.generation
+    temperature = settings.temperature if wanted.temperature is None else wanted.temperature
+    if not temperature or wanted.seed is not None:
+        return wanted
+    text = custom_id if settings.seed is None else f"{settings.seed} {custom_id}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return dataclasses.replace(wanted, seed=int.from_bytes(digest, "big") >> 1)
 
 
 def response_of(
@@ -112,5 +120,5 @@ def response_of(
 
 
 def _shown(value: object) -> str:
-    text = "nothing" if value is None else value if isinstance(value, str) else repr(value)
+    text = "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -20,7 +20,7 @@ from idefics_cli.questions.columns import ColumnNames
 from idefics_cli.questions.formats import open_records
 from idefics_cli.questions.groups import rows_of_groups
 from idefics_cli.questions.jsonl import JsonLines
-from idefics_cli.questions.lines import Record
+from idefics_cli.questions.lines import LONGEST_LINE, Record, decoded
 from idefics_cli.questions.messages import check_count
 from idefics_cli.questions.pair import Pairing, pair
 from idefics_cli.questions.read import ReadRequest, id_text, record_reader
@@ -244,10 +244,10 @@ class QuestionFile:
         """Read a question again."""
         if not self._is_held and _status(self._source) != self._status:
             raise InputError(f"{self._name}: the file was changed while the run read it; start the run again")
-        start = self._starts[row]
+        start, length = self._starts[row], self._starts[row + 1] - self._starts[row]  # with blank lines behind it
         self._source.seek(start)
-        content = self._source.read(self._starts[row + 1] - start)
-        values, problem = self._records.parse(content.decode(errors="replace"))
+        text, problem = decoded(self._source.read(min(length, LONGEST_LINE)), length)
+        values, problem = ({}, problem) if problem else self._records.parse(text)
         return self._to_question(Record(self._lines[row], start, values, problem), self._name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Protocol
 
 from idefics_cli.errors import InputError
@@ -57,7 +57,7 @@ def open_records(stream: IO[bytes], name: str, columns: ColumnNames, *, is_jsonl
     _refuse_foreign(first, name)
     text = first.decode(errors="replace").lstrip(BOM).strip()
     if is_jsonl or not text or _looks_like_json(text):
-        return JsonLines(lines, is_batch=not columns.given and _is_request(text))
+        return JsonLines(lines, is_batch=not columns.given and _begins_batch(text))
     return CsvTable(lines, name, columns)
 
 
@@ -74,14 +74,19 @@ def _refuse_foreign(first: bytes, name: str) -> None:
         raise InputError(f"{name}: UTF-16 text or no text: {EXPORT}")
 
 
-def _is_request(text: str) -> bool:
-    """Whether a line is one of a batch file; one that is broken is known by its keys."""
+def is_request(values: Mapping[str, object]) -> bool:
+    """Whether the values of a line are those of a batch file."""
+    keys = values.keys()
+    return len(keys & _OF_REQUESTS) >= 2 and not keys & _OF_QUESTIONS
+
+
+def _begins_batch(text: str) -> bool:
+    """Whether a first line is one of a batch file; one that is broken is known by its keys."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
         return all(re.search(rf'"{name}"\s*:', text) for name in ("custom_id", "body"))
-    keys = values.keys() if isinstance(values, dict) else frozenset[str]()
-    return len(keys & _OF_REQUESTS) >= 2 and not keys & _OF_QUESTIONS
+    return isinstance(values, dict) and is_request(values)
 
 
 def _looks_like_json(text: str) -> bool:

@@ -54,15 +54,8 @@ class Lines:
         raw, length = self._parts.popleft()
         self.number += 1
         self.end += length
-        if length > len(raw):
-            self.problem = f"longer than {LONGEST_LINE // 1024 // 1024} MB"
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError as error:
-            self.problem = (
-                f"not UTF-8 (byte 0x{raw[error.start]:02x} after {error.start} others), perhaps Windows-1252: {EXPORT}"
-            )
-            text = raw.decode(errors="replace")
+        text, problem = decoded(raw, length)
+        self.problem = problem or self.problem
         return text.removeprefix(BOM) if self.number == 1 else text
 
     def _read(self) -> bool:
@@ -79,3 +72,21 @@ class Lines:
         elif chunk:
             self._parts.append((chunk, length))
         return length > 0
+
+
+def decoded(raw: bytes, length: int) -> tuple[str, str]:
+    """Return a line's text, and why it can't be read; empty where it can.
+
+    Args:
+        raw: the line, or the beginning of one that is too long.
+        length: of the whole line, in bytes.
+
+    """
+    try:
+        text, problem = raw.decode(), ""
+    except UnicodeDecodeError as error:
+        text = raw.decode(errors="replace")
+        problem = (
+            f"not UTF-8 (byte 0x{raw[error.start]:02x} after {error.start} others), perhaps Windows-1252: {EXPORT}"
+        )
+    return text, f"longer than {LONGEST_LINE // 1024 // 1024} MB" if length > len(raw) else problem

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO
 
 from idefics_cli.errors import Failure, FailureKind, InputError, RowFailedError
 from idefics_cli.questions.columns import ColumnNames
-from idefics_cli.questions.formats import Records, open_records
+from idefics_cli.questions.formats import Records, is_request, open_records
 from idefics_cli.questions.lines import Record
 from idefics_cli.questions.messages import documents_of, question_of, read_documents, read_messages, shown_first
 from idefics_cli.questions.pages import selection_of
@@ -77,8 +77,7 @@ def _checked(record: Record, location: str, columns: ColumnNames) -> Question:
         own["answers"] = ours["answers"]  # under this name, whatever the user's is: `eval` looks for it
     problem = record.problem or _problem(ours)
     if not record.problem and not ours.keys() & {"question", "messages"}:
-        there = ", ".join(record.values)[:200] or "nothing"
-        problem = f"no 'question' in this line (found: {there}); {columns.hint(record.values)}"
+        problem = _no_question(record.values, columns)
     failure = Failure(FailureKind.BAD_QUESTION, problem) if problem else None
     page: str | None = None
     documents: tuple[DocumentPart, ...] = ()
@@ -105,6 +104,16 @@ def _checked(record: Record, location: str, columns: ColumnNames) -> Question:
         documents=documents,
         turns=turns,
     )
+
+
+def _no_question(values: Mapping[str, object], columns: ColumnNames) -> str:
+    there = ", ".join(values)[:200] or "nothing"
+    if is_request(values):
+        way_out = "leave --column out" if columns.given else "the first line of the file must be one too"
+        hint = f"it is a request of an OpenAI batch file: {way_out}"
+    else:
+        hint = columns.hint(values)
+    return f"no 'question' in this line (found: {there}); {hint}"
 
 
 def _lists(ours: dict[str, object]) -> tuple[tuple[DocumentPart, ...], tuple[Turn, ...]]:

@@ -158,7 +158,8 @@ def _appending(
 def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
     """Drop earlier rows that answer none of the questions, or say how many they are.
 
-    A failed row whose document has been mended since, so that a new row stands beside it, goes with --retry-failed.
+    A failed row whose document or request has been mended since, so that another row stands beside it, goes with
+    --retry-failed.
     """
     answered = output.answered
     _prefer_those_present(path, answered)
@@ -166,7 +167,7 @@ def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
     for index, row in enumerate(OutputReader(path)):
         is_request = row.custom_id and row.custom_id == row.text("id")  # whose id is its own, whatever it asked
         asked = hash(row.custom_id if is_request else tuple(row.text(name) for name in _SAME_QUESTION))
-        if index >= len(answered):
+        if index >= len(answered) or (is_request and answered.is_taken(index)):
             new.append(asked)
         elif not answered.is_taken(index):
             numbers.append(index)
@@ -182,13 +183,13 @@ def _settle(path: Path, settings: OutputSettings, output: Output) -> None:
         drop_rows(path, lambda index, _: index in dropped)
     if mended := int(is_mended.sum()):
         output.later_notes.append(
-            f"{mended} failed row{'s' * (mended > 1)} of documents that have changed since: asked anew"
+            f"{mended} failed row{'s' * (mended > 1)} whose document or request has changed since: asked anew"
         )
     if left := len(old) - mended:
         words = f"{left} earlier rows answer" if left > 1 else "1 earlier row answers"
         words += " no question of this run"
         if changed := int((is_changed & ~is_mended).sum()):
-            words += f" ({changed} beside a new row, since the document has changed)"
+            words += f" ({changed} beside a new row, since the document or the request has changed)"
         what = "; --prune drops them"
         if settings.prune:
             what = (

@@ -110,9 +110,8 @@ class GenerationRules:
         if wanted is None:
             return self
         if self.choices:
-            raise RowFailedError(
-                FailureKind.BAD_QUESTION, "the engine takes one of --choices: a request has no settings of its own"
-            )
+            words = "answers are those of --choices: a request has no max_tokens, temperature or stop of its own"
+            raise RowFailedError(FailureKind.BAD_QUESTION, words)
         temperature = self.temperature if wanted.temperature is None else wanted.temperature
         return dataclasses.replace(
             self,
@@ -226,22 +225,6 @@ def generation_flags(settings: GenerationSettings, rules: GenerationRules) -> di
         "--choices": None if settings.choices is None else list(settings.choices),
     }
     return {flag: str(value) for flag, value in given.items() if value is not None}
-
-
-def check_length(prompt_tokens: int, rules: GenerationRules, max_positions: float) -> None:
-    """Refuse a prompt that leaves no room for its answer.
-
-    Raises:
-        RowFailedError: prompt and answer are longer than what the model takes.
-
-    """
-    if prompt_tokens + rules.max_new_tokens > max_positions:
-        flag = "--choices" if rules.choices else "--max-new-tokens"
-        raise RowFailedError(
-            FailureKind.TOO_LARGE,
-            f"a prompt of {prompt_tokens} tokens and an answer of up to {rules.max_new_tokens} ({flag}); the model "
-            f"takes {max_positions} together",
-        )
 
 
 def random_key(seed: int, question: str, page_ids: Sequence[str]) -> int:

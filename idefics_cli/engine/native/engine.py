@@ -14,7 +14,8 @@ import torch
 
 from idefics_cli.engine.base import EngineInfo, EngineStats
 from idefics_cli.engine.families.base import PromptBuilder
-from idefics_cli.engine.families.generation import GenerationRules, check_length, random_key
+from idefics_cli.engine.families.generation import GenerationRules, random_key
+from idefics_cli.engine.families.prompt_length import check_length, check_text
 from idefics_cli.engine.native.core import EngineCore
 from idefics_cli.engine.native.sequence import Sequence
 from idefics_cli.engine.native.torch_device import use_device
@@ -64,6 +65,7 @@ class NativeEngine:
         future: Future[Answer] = Future()
         try:
             rules = self._rules.for_request(request.generation)
+            check_text(request.conversation, self._max_positions)
             prompt = self._prompts.build(
                 request.conversation,
                 [len(page.crops) for page in request.pages],
