@@ -54,7 +54,10 @@ def test_a_server_answers_lines_with_the_settings_of_each(
         server.end()
     short = ServerProcess("--socket", "--device", "cpu", "--max-answer", "100", runtime=runtime)
     try:
-        assert ran(tmp_path / "not-served.jsonl", said="gives no answers as long as this run may want") == expected
+        assert (
+            ran(tmp_path / "not-served.jsonl", said="gives no answers as long as --max-new-tokens or a request")
+            == expected
+        )
     finally:
         short.end()
 

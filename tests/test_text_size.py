@@ -38,6 +38,13 @@ def test_capitals_and_figures_are_not_taken_for_larger_letters(size: int, text: 
     assert em == pytest.approx(size / 2, rel=0.2)
 
 
+@pytest.mark.parametrize("size", [30, 36, 42])
+def test_dot_leaders_are_not_small_print(size: int) -> None:
+    em = em_from_ink(written(size, text="Total due" + "." * 30 + " 17,50"), 490)
+    assert em is not None
+    assert em > PageSettings().split_em
+
+
 def test_rules_noise_and_blank_pages_are_no_text() -> None:
     page = Image.new("RGB", (700, 900), "white")
     assert em_from_ink(page, 490) is None

@@ -49,7 +49,7 @@ class PageSettings:
         ),
     ] = Across.BEST
     split: Annotated[Split, Option("Cut pages with small text into sub-images.", Panel.PAGES)] = Split.AUTO
-    split_em: float = 11.0
+    split_em: float = 11.5
     """Text smaller than this calls for splitting: em in pixels of one unsplit image; see samples/split-threshold.md."""
     rasterizer: Annotated[Rasterizer, Option("What renders PDF pages.", Panel.PAGES)] = Rasterizer.PDFIUM
     password: Annotated[

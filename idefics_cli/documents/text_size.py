@@ -17,6 +17,7 @@ _STRIP = 32  # pixels: narrow, so that lines of neighbouring columns and slight 
 _INK_EDGE = 1024  # the longest edge at which ink is looked at: keeps the cost bounded
 _X_HEIGHT_TO_EM = 2.0  # the x-height is 0.53 em, of which the edges are too light to count
 _CAPITAL_TO_EM = 1.46  # capitals and figures are 0.72 em high
+_PUNCTUATION = 0.5  # of the highest piece of a line: lower ones are dot leaders and rules; an x-height is 0.55 of it
 _EVEN = 1.3  # lines whose strips differ by less are of capitals or figures: an ascender is 1.36 x-heights
 
 
@@ -67,10 +68,11 @@ def _ems_of_pieces(ink: NDArray[np.bool_]) -> NDArray[np.float64]:
     line = _lines(strip, starts, ends, ink.shape[0])
     count = int(line.max(initial=-1)) + 1
     low, high = np.full(count, np.inf), np.zeros(count)
-    np.minimum.at(low, line, heights)
     np.maximum.at(high, line, heights)
+    is_letters = heights >= _PUNCTUATION * high[line]
+    np.minimum.at(low, line[is_letters], heights[is_letters])
     even = high < _EVEN * low
-    return np.where(even[line], _CAPITAL_TO_EM * heights, _X_HEIGHT_TO_EM * heights)
+    return np.where(even[line], _CAPITAL_TO_EM * heights, _X_HEIGHT_TO_EM * heights)[is_letters]
 
 
 def _pieces(ink: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

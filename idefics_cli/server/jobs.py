@@ -167,7 +167,9 @@ class JobServer:
         if max(generation.max_new_tokens or 0, settings.most_new_tokens) > max(
             self._model.most_new_tokens, int(here["--max-new-tokens"])
         ):
-            raise ModelError("it gives no answers as long as this run may want (--max-answer of the server)")
+            raise ModelError(
+                "it gives no answers as long as --max-new-tokens or a request wants (--max-answer of the server)"
+            )
         is_plain = wanted.settings == here
         info = dataclasses.replace(wanted, name=settings.model)
         return _SharedEngine(self._engine, info, None if is_plain else generation)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from idefics_cli.config import PageSettings
 from idefics_cli.documents.text_size import em_from_ink
 from tools.tiny_idefics2 import second_set
 from tools.tiny_idefics2.data import SHAPE_WEIGHTS, SHAPES
@@ -25,7 +26,7 @@ from tools.tiny_idefics2.reading import AskedPage, TinyReader
 
 QUESTIONS_A_PAGE = 3
 USUAL = 14  # labelled fields of a usual invoice or form; training pages hold up to twice as many
-SPLIT_BELOW = 11.0  # em, the default of the package's PageSettings.split_em
+SPLIT_BELOW = PageSettings().split_em
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 
 
