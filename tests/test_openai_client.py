@@ -146,7 +146,7 @@ def test_an_answer_that_was_cut_says_so_and_a_stop_text_is_cut_off() -> None:
         {"choices": [{}]},
         {"choices": [{"message": "x"}]},
         {"choices": [{"message": {"content": 3}}]},
-        {"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}}]},
+        {"choices": [{"message": {"content": [{"type": "image_url"}]}}]},
         {"object": "error", "message": "overloaded"},
     ],
 )
@@ -163,3 +163,13 @@ def test_a_completion_without_text_says_why() -> None:
     refusal = {"role": "assistant", "content": None, "refusal": "I can't"}
     with pytest.raises(NoTextError, match="I can't"):
         read_completion({"choices": [{"message": refusal, "finish_reason": "stop"}]})
+
+
+def test_a_text_in_parts_is_one_text() -> None:
+    def read(content: object) -> str:
+        return read_completion({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}).text
+
+    assert read([{"type": "text", "text": "EUR "}, {"type": "text", "text": "42"}]) == "EUR 42"
+    for content in ([], [{"type": "image_url"}], [{"type": "text", "text": "a"}, {"type": "audio"}], [None]):
+        with pytest.raises(ValueError, match="no text"):
+            read(content)

@@ -39,7 +39,7 @@ def read_completion(body: object, stop: Sequence[str] = ()) -> Answer:
     message = choice.get("message")
     if not isinstance(message, dict):
         raise ValueError(f"its answer has no message: {_shown(choice)}")
-    reason, text = choice.get("finish_reason"), message.get("content")
+    reason, text = choice.get("finish_reason"), _joined(message.get("content"))
     if text is None or reason == "content_filter":
         raise NoTextError(_without_text(message, reason))
     if not isinstance(text, str):
@@ -66,6 +66,13 @@ def read_completion(body: object, stop: Sequence[str] = ()) -> Answer:
         is_scored=scores is not None,
         is_timed=None not in times,
     )
+
+
+def _joined(content: object) -> object:
+    """Return content that comes as parts of text, as from some servers, as one text; all else as it is."""
+    parts = [_mapping(part) for part in content] if isinstance(content, list) else []
+    texts = [text for part in parts if part.get("type") == "text" and isinstance(text := part.get("text"), str)]
+    return "".join(texts) if texts and len(texts) == len(parts) else content
 
 
 def _without_text(message: Mapping[str, Any], reason: object) -> str:
