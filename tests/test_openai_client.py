@@ -146,7 +146,7 @@ def test_an_answer_that_was_cut_says_so_and_a_stop_text_is_cut_off() -> None:
         {"choices": [{}]},
         {"choices": [{"message": "x"}]},
         {"choices": [{"message": {"content": 3}}]},
-        {"choices": [{"message": {"content": [{"type": "text", "text": "x"}]}}]},
+        {"choices": [{"message": {"content": [{"type": "text", "text": 3}]}}]},
         {"object": "error", "message": "overloaded"},
     ],
 )
@@ -163,3 +163,20 @@ def test_a_completion_without_text_says_why() -> None:
     refusal = {"role": "assistant", "content": None, "refusal": "I can't"}
     with pytest.raises(NoTextError, match="I can't"):
         read_completion({"choices": [{"message": refusal, "finish_reason": "stop"}]})
+
+
+def test_a_list_of_texts_is_a_text_and_calls_of_tools_are_none() -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Erik"}, {"type": "text", "text": " K"}]
+    assert read_completion({"choices": [{"message": {"content": parts}}]}).text == "Erik K"
+    for message in (
+        {"content": "", "refusal": "I can't"},
+        {"content": "", "tool_calls": [{"id": "1"}]},
+        {"content": "", "function_call": {"name": "f"}},
+    ):
+        with pytest.raises(NoTextError):
+            read_completion({"choices": [{"message": message, "finish_reason": "stop"}]})
+    with pytest.raises(NoTextError, match="--max-new-tokens"):
+        read_completion(completion(None, finish_reason="length"))
+    for reason in ("error", "abort"):
+        with pytest.raises(ValueError, match="broken off"):
+            read_completion(completion("half an", finish_reason=reason))
