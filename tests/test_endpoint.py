@@ -383,6 +383,13 @@ def test_a_certificate_that_is_not_trusted_ends_the_run_at_once(grey_png: Png, t
             session.ask(str(grey_png("a.png", 90)), "Who?")
 
 
+def test_tls_to_a_server_without_it_ends_the_run_at_once(grey_png: Png) -> None:
+    with misbehaving() as server, pytest.raises(ModelError, match="no TLS is spoken there"):
+        run = settings(server.url.replace("http:", "https:"), model=ModelSettings("m"))
+        with Session(settings=run) as session:
+            session.ask(str(grey_png("a.png", 90)), "Who?")
+
+
 def test_an_answer_without_end_is_not_read_to_its_end(grey_png: Png) -> None:
     with misbehaving(poisoned(Reply(200, b" " * 65_000_000))) as server:
         rows = rows_of(server, grey_png("a.png", 90), ["One?", "poison?"])

@@ -169,6 +169,8 @@ def _of_connection(error: Exception, address: Address, timeout: float, flag: str
     words = address.redacted(_one_line(first_line(error)))
     if _is_of_certificate(error):
         return ModelError(f"{address.base}: its certificate is not trusted: {words}")
+    if "WRONG_VERSION_NUMBER" in words:
+        return ModelError(f"{address.base}: no TLS is spoken there; is its address http://... ?")
     of_request = httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError
     if isinstance(error, of_request | ValueError | OverflowError):  # such as the port of a proxy
         return ModelError(f"{address.base}: {words}")
