@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import gzip
 import io
 import json
 import logging
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,9 @@ from idefics_cli.config import (
     RetryFailed,
     RunSettings,
 )
+from idefics_cli.endpoint.address import read_address
+from idefics_cli.endpoint.client import list_models
+from idefics_cli.endpoint.errors import TransientError
 from idefics_cli.errors import ModelError, UsageError
 from idefics_cli.records import PreparedPage, Request, Row
 from idefics_cli.session import Session, open_engine_of
@@ -470,6 +476,21 @@ def test_a_list_of_models_has_bounds_and_only_names_that_can_be_shown() -> None:
     bomb = Reply(200, gzip.compress(bytes(65_000_000)), {"content-encoding": "gzip"})
     with misbehaving(models=bomb) as server, pytest.raises(ModelError, match="larger than 64 MB"):
         Session(settings=settings(server.url)).__enter__()
+
+
+def test_a_list_of_models_that_comes_byte_by_byte_has_a_time_limit() -> None:
+    def drip(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+            while True:
+                connection.sendall(b" ")
+                time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: drip(listener.accept()[0]), daemon=True).start()
+        address = read_address(f"http://127.0.0.1:{listener.getsockname()[1]}", {})
+        with pytest.raises(TransientError, match=r"no answer within 0\.3 s$"):
+            list_models(address, 0.3)
 
 
 def test_settings_hold_address_model_and_image_size() -> None:

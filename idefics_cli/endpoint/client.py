@@ -94,8 +94,12 @@ class Client:
         return _checked(response, data, self._address)
 
 
-def list_models(address: Address) -> list[str]:
-    """Return the names of the models that a server has; within 30 s, and at once when it is interrupted.
+def list_models(address: Address, seconds: float = _LIST_SECONDS) -> list[str]:
+    """Return the names of the models that a server has; an interrupt ends the wait at once.
+
+    Args:
+        address: of the server.
+        seconds: that it may take from the connection to the last byte.
 
     Raises:
         TransientError: as `Client.models`.
@@ -105,7 +109,7 @@ def list_models(address: Address) -> list[str]:
     """
 
     async def ask() -> list[str]:
-        client = Client(address, _LIST_SECONDS, 1)
+        client = Client(address, seconds, 1)
         try:
             return await client.models()
         finally:
