@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -115,3 +116,9 @@ def first_line(error: BaseException) -> str:
     """Return the first line of what an error of a library says; its name where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """Return a text without line ends and without characters that control a terminal."""
+    spaced = " ".join(text.split())
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(sign) == "Cc" else sign for sign in spaced)

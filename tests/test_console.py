@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from idefics_cli.cli.console import log, note, one_line, set_up_messages, summary
+from idefics_cli.cli.console import log, note, set_up_messages, summary
 from idefics_cli.config import MessageSettings
+from idefics_cli.errors import one_line
 
 
 def say_everything() -> None:

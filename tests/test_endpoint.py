@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
+import gzip
 import io
 import json
 import logging
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,9 @@ from idefics_cli.config import (
     RetryFailed,
     RunSettings,
 )
+from idefics_cli.endpoint.address import read_address
+from idefics_cli.endpoint.client import list_models
+from idefics_cli.endpoint.errors import TransientError
 from idefics_cli.errors import ModelError, UsageError
 from idefics_cli.records import PreparedPage, Request, Row
 from idefics_cli.session import Session, open_engine_of
@@ -161,7 +168,12 @@ def poisoned(reply: Reply) -> Behave:
         (error(413, "too big"), "too-large: HTTP 413: too big", 1),
         (error(400, "32768 tokens", code="context_length_exceeded"), "too-large: HTTP 400: 32768 tokens", 1),
         (error(400, "damaged image", code="unreadable"), "unreadable: HTTP 400: damaged image", 1),
+        (error(400, "This model's maximum context length is 4096 tokens"), "too-large: HTTP 400: This model's", 1),
+        (error(400, "the request exceeds the available context size"), "too-large: HTTP 400: the request", 1),
+        (error(422, "`inputs` must have less than 4095 tokens. Given: 5000"), "too-large: HTTP 422: `inputs`", 1),
+        (error(400, "\x1b[31mred\x07"), "endpoint: HTTP 400: \ufffd[31mred\ufffd", 1),
         (Reply(200, completion(None)), "endpoint: its answer holds no text (finish_reason stop)", 1),
+        (Reply(200, completion("half", finish_reason="error")), "endpoint: its answer was broken off", 8),
         (error(500, "boom"), "endpoint: HTTP 500: boom (8 tries)", 8),
         (DROP, "endpoint: connection failed: ", 8),
         (Reply(200, b"<html>Welcome</html>"), "endpoint: its answer is no JSON: <html>Welcome</html> (8 tries)", 8),
@@ -244,7 +256,7 @@ def test_a_server_that_comes_back_is_gone_on_with(grey_png: Png, caplog: pytest.
     assert {row.status for row in rows} == {"ok"}
 
 
-@pytest.mark.parametrize("status", [401, 402, 403, 404, 405])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 407])
 def test_what_no_request_can_pass_ends_the_run_at_once(grey_png: Png, tmp_path: Path, status: int) -> None:
     path = tmp_path / "rows.csv"
     with misbehaving(lambda *_: error(status, "not for you")) as server:
@@ -305,6 +317,49 @@ def test_the_key_is_sent_and_never_told(
     assert "secret" not in caplog.text.replace(str(path), "")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "bad key sk-very-secret"}},
+        {"choices": [{"authorization": "Bearer sk-very-secret"}]},
+        completion(None, finish_reason="sk-very-secret"),
+        {"choices": [{"message": {"content": "", "refusal": "not for sk-very-secret"}}]},
+        {"choices": [{"message": {"content": {"sk-very-secret": 1}}}]},
+        completion("x") | {"idefics_cli": {"warning": "sk-very-secret"}},
+        b"x" * 290 + b" sk-very-secret",
+        b"x" * 190 + b" sk-very-secret",
+    ],
+)
+def test_a_key_in_an_answer_of_success_is_in_no_error_or_warning(
+    grey_png: Png, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, body: object
+) -> None:
+    monkeypatch.setenv("IDEFICS_CLI_API_KEY", "sk-very-secret")
+    with caplog.at_level(logging.DEBUG), misbehaving(lambda *_: Reply(200, body)) as server:
+        (row,) = rows_of(server, grey_png("a.png", 90), ["One?"])
+    assert row.error or row.warning
+    assert "sk-very" not in row.error + row.warning + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("HTTP_PROXY", "ftp://127.0.0.1:1", "Unknown scheme for proxy"),
+        ("HTTP_PROXY", "http://127.0.0.1:99999", "port must be"),
+        ("SSL_CERT_FILE", "/not/there.pem", "SSL_CERT_FILE"),
+        ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE"),
+    ],
+)
+@pytest.mark.parametrize("model", [ModelSettings(), ModelSettings("m")])
+def test_an_environment_that_allows_no_connection_is_a_model_error(
+    grey_png: Png, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str, model: ModelSettings
+) -> None:
+    for other in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    with misbehaving() as server, pytest.raises(ModelError, match=words):
+        rows_of(server, grey_png("a.png", 90), ["One?"], model=model)
+
+
 def test_a_key_that_travels_in_the_clear_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     model = ModelSettings("m")
@@ -331,6 +386,13 @@ def test_a_certificate_that_is_not_trusted_ends_the_run_at_once(grey_png: Png, t
             Session(settings=settings(url, model=ModelSettings("m"))) as session,
             pytest.raises(ModelError, match="its certificate is not trusted"),
         ):
+            session.ask(str(grey_png("a.png", 90)), "Who?")
+
+
+def test_tls_to_a_server_without_it_ends_the_run_at_once(grey_png: Png) -> None:
+    with misbehaving() as server, pytest.raises(ModelError, match="no TLS is spoken there"):
+        run = settings(server.url.replace("http:", "https:"), model=ModelSettings("m"))
+        with Session(settings=run) as session:
             session.ask(str(grey_png("a.png", 90)), "Who?")
 
 
@@ -404,6 +466,31 @@ def test_the_model_is_the_only_one_or_one_that_is_named() -> None:
             server.models = models
             with pytest.raises(ModelError, match=words):
                 Session(settings=settings(server.url))
+
+
+def test_a_list_of_models_has_bounds_and_only_names_that_can_be_shown() -> None:
+    names = ["a\x1b[31m\nb", "\ud800", "", "x" * 5000, 7, "one"]
+    models = Reply(200, {"data": [{"id": name} for name in names]})
+    with misbehaving(models=models) as server, Session(settings=settings(server.url)) as session:
+        assert session.engine.info.notes == (f"{server.url}/v1 answers with one, its only model",)
+    bomb = Reply(200, gzip.compress(bytes(65_000_000)), {"content-encoding": "gzip"})
+    with misbehaving(models=bomb) as server, pytest.raises(ModelError, match="larger than 64 MB"):
+        Session(settings=settings(server.url)).__enter__()
+
+
+def test_a_list_of_models_that_comes_byte_by_byte_has_a_time_limit() -> None:
+    def drip(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+            while True:
+                connection.sendall(b" ")
+                time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: drip(listener.accept()[0]), daemon=True).start()
+        address = read_address(f"http://127.0.0.1:{listener.getsockname()[1]}", {})
+        with pytest.raises(TransientError, match=r"no answer within 0\.3 s$"):
+            list_models(address, 0.3)
 
 
 def test_settings_hold_address_model_and_image_size() -> None:

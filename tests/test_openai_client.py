@@ -146,7 +146,7 @@ def test_an_answer_that_was_cut_says_so_and_a_stop_text_is_cut_off() -> None:
         {"choices": [{}]},
         {"choices": [{"message": "x"}]},
         {"choices": [{"message": {"content": 3}}]},
-        {"choices": [{"message": {"content": [{"type": "image_url"}]}}]},
+        {"choices": [{"message": {"content": [{"type": "text", "text": 3}]}}]},
         {"object": "error", "message": "overloaded"},
     ],
 )
@@ -165,11 +165,18 @@ def test_a_completion_without_text_says_why() -> None:
         read_completion({"choices": [{"message": refusal, "finish_reason": "stop"}]})
 
 
-def test_a_text_in_parts_is_one_text() -> None:
-    def read(content: object) -> str:
-        return read_completion({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}).text
-
-    assert read([{"type": "text", "text": "EUR "}, {"type": "text", "text": "42"}]) == "EUR 42"
-    for content in ([], [{"type": "image_url"}], [{"type": "text", "text": "a"}, {"type": "audio"}], [None]):
-        with pytest.raises(ValueError, match="no text"):
-            read(content)
+def test_a_list_of_texts_is_a_text_and_calls_of_tools_are_none() -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Erik"}, {"type": "text", "text": " K"}]
+    assert read_completion({"choices": [{"message": {"content": parts}}]}).text == "Erik K"
+    for message in (
+        {"content": "", "refusal": "I can't"},
+        {"content": "", "tool_calls": [{"id": "1"}]},
+        {"content": "", "function_call": {"name": "f"}},
+    ):
+        with pytest.raises(NoTextError):
+            read_completion({"choices": [{"message": message, "finish_reason": "stop"}]})
+    with pytest.raises(NoTextError, match="--max-new-tokens"):
+        read_completion(completion(None, finish_reason="length"))
+    for reason in ("error", "abort"):
+        with pytest.raises(ValueError, match="broken off"):
+            read_completion(completion("half an", finish_reason=reason))

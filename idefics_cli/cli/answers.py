@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idefics_cli.cli.console import log, note, one_line
+from idefics_cli.cli.console import log, note
+from idefics_cli.errors import one_line
 
 if TYPE_CHECKING:
     from idefics_cli.local_socket.answers import Answers

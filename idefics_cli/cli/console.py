@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import unicodedata
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
@@ -64,12 +63,6 @@ def end_message(words: object, prefix: str) -> None:
         set_up_messages(MessageSettings())
     log.debug("traceback", exc_info=True)
     log.error("%s", words, extra={"prefix": prefix})
-
-
-def one_line(text: str) -> str:
-    """Return a text without line ends and without characters that control a terminal."""
-    spaced = " ".join(text.split())
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(sign) == "Cc" else sign for sign in spaced)
 
 
 def print_table(table: Table, stdout: IO[str]) -> None:

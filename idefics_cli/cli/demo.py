@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from idefics_cli.cli.console import note, one_line, print_table, set_up_messages
+from idefics_cli.cli.console import note, print_table, set_up_messages
 from idefics_cli.cli.options import from_settings
 from idefics_cli.cli.run import RunWatch
 from idefics_cli.cli.streams import results_on_stdout
@@ -21,7 +21,7 @@ from idefics_cli.config import (
     Panel,
     RunSettings,
 )
-from idefics_cli.errors import ROWS_FAILED, InputError, OutputError
+from idefics_cli.errors import ROWS_FAILED, InputError, OutputError, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table

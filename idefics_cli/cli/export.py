@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from idefics_cli.cli.console import note, one_line, set_up_messages, summary
+from idefics_cli.cli.console import note, set_up_messages, summary
 from idefics_cli.cli.options import PasswordFile, checked_pages, from_settings
 from idefics_cli.cli.progress import progress_line
 from idefics_cli.cli.run import AskedTexts, Documents, QuestionsFile, one_of
@@ -24,7 +24,7 @@ from idefics_cli.config import (
     RunSettings,
     check_above_zero,
 )
-from idefics_cli.errors import ROWS_FAILED, UsageError
+from idefics_cli.errors import ROWS_FAILED, UsageError, one_line
 
 _NOT_IN_THE_FORM = ("min_new_tokens", "repetition_penalty", "num_beams", "choices")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from idefics_cli.cli.console import note, one_line, set_up_messages, summary
+from idefics_cli.cli.console import note, set_up_messages, summary
 from idefics_cli.cli.options import PasswordFile, checked_pages, from_settings
 from idefics_cli.cli.run import AskedTexts, QuestionsFile, format_of_name, one_of
 from idefics_cli.cli.streams import results_on_stdout
@@ -23,7 +23,7 @@ from idefics_cli.config import (
     QuestionSettings,
     RunSettings,
 )
-from idefics_cli.errors import ROWS_FAILED, InputError, UsageError
+from idefics_cli.errors import ROWS_FAILED, InputError, UsageError, one_line
 
 if TYPE_CHECKING:
     from idefics_cli.merge import MergeResult

@@ -10,8 +10,9 @@ from pathlib import Path
 from shlex import quote
 from typing import IO, TYPE_CHECKING
 
-from idefics_cli.cli.console import note, one_line, print_table, summary
+from idefics_cli.cli.console import note, print_table, summary
 from idefics_cli.cli.progress import progress_line
+from idefics_cli.errors import one_line
 
 if TYPE_CHECKING:
     from idefics_cli.batch import BatchResult

@@ -10,12 +10,12 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from idefics_cli.cli.console import note, one_line, print_table, set_up_messages
+from idefics_cli.cli.console import note, print_table, set_up_messages
 from idefics_cli.cli.options import AsJson, PasswordFile, checked_pages, from_settings
 from idefics_cli.cli.run import AskedTexts, Documents, QuestionsFile, one_of
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import MessageSettings, Option, PageSettings, Panel, QuestionSettings, RunSettings
-from idefics_cli.errors import ROWS_FAILED, InputError, UsageError
+from idefics_cli.errors import ROWS_FAILED, InputError, UsageError, one_line
 
 if TYPE_CHECKING:
     from idefics_cli.results.status import OutputStatus

@@ -56,7 +56,8 @@ def read_address(url: str, environment: dict[str, str] | os._Environ[str] = os.e
         parts = urlsplit(given)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageError(f"--endpoint takes an address such as http://127.0.0.1:8000/v1: {error}") from error
+        words = _shown(given) if "@" in given else error  # which may name a part of a password
+        raise UsageError(f"--endpoint takes an address such as http://127.0.0.1:8000/v1: {words}") from None
     if parts.scheme.lower() not in _PORTS or not host or re.search(r"[\x00-\x20\x7f]", given):
         raise UsageError(f"--endpoint takes an address such as http://127.0.0.1:8000/v1: not {_shown(given)!r}")
     if parts.username is not None or parts.password is not None:
@@ -91,5 +92,7 @@ def _is_local(host: str) -> bool:
 
 
 def _shown(url: str) -> str:
-    """Return an address without a user, for messages."""
-    return re.sub(r"//[^/@]*@", "//***@", url)[:200]
+    """Return an address for messages: without what may hold a key or a password, wherever it stands."""
+    if "@" in url:
+        return f"{scheme[0]}***" if (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)) else "***"
+    return re.split(r"[?#]", url)[0][:200]

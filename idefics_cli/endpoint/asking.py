@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from idefics_cli.documents.whole_page import data_uri
@@ -28,7 +29,8 @@ class Asked:
 class Asking:
     """What is the same for all requests of an engine; for one event loop."""
 
-    def __init__(self, model: str, generation: Generation, prompt: str) -> None:
+    def __init__(self, model: str, generation: Generation, prompt: str, redacted: Callable[[str], str]) -> None:
+        self._redacted = redacted
         self._model, self._generation, self._prompt = model, generation, prompt
         self._dialect = Dialect()
         self._images = _Images()
@@ -70,7 +72,7 @@ class Asking:
                     raise first from None
                 dialect = other
         try:
-            answer = read_completion(completion, asked.generation.stop)
+            answer = read_completion(completion, asked.generation.stop, self._redacted)
         except ValueError as error:
             raise TransientError(str(error)) from error
         except NoTextError as error:

@@ -6,15 +6,17 @@ import asyncio
 import json
 import re
 import ssl
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from idefics_cli.endpoint.address import Address
 from idefics_cli.endpoint.concurrency import Outcome
 from idefics_cli.endpoint.errors import RefusedError, TransientError
 from idefics_cli.endpoint.retry import retry_after
-from idefics_cli.errors import ModelError, first_line
+from idefics_cli.errors import ModelError, first_line, one_line
 
 if TYPE_CHECKING:
     import httpx2
@@ -23,6 +25,7 @@ _CONNECT_SECONDS = 10.0
 _LIST_SECONDS = 30.0
 _MOST_BYTES = 64_000_000
 _SHOWN = 300
+_READ = 100_000  # bytes of a body of another form that are looked at
 _TRANSIENT = frozenset((408, 409, 425))
 _BUSY = frozenset((429, 503, 529))
 _GATEWAY = frozenset((502, 504, 520, 521, 522, 523, 524))
@@ -42,15 +45,8 @@ class Client:
             most_requests: connections that are kept.
 
         """
-        import httpx2
-
         self._address, self._timeout = address, timeout
-        self._client = httpx2.AsyncClient(
-            headers=_headers(address),
-            timeout=httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
-            limits=httpx2.Limits(max_connections=most_requests, max_keepalive_connections=most_requests),
-            follow_redirects=False,
-        )
+        self._client = _connections(address, timeout, most_requests)
 
     async def complete(self, body: Mapping[str, object]) -> object:
         """Send the body of a request and return that of its answer, parsed from JSON.
@@ -61,46 +57,92 @@ class Client:
             ModelError: the connection can't be made secure, or the address is none.
 
         """
-        import httpx2
+        return await self._send("POST", self._address.completions, json.dumps(body).encode())
 
-        content = json.dumps(body).encode()
-        try:
-            async with (
-                asyncio.timeout(self._timeout),
-                self._client.stream("POST", self._address.completions, content=content) as response,
-            ):
-                data = await _read(response)
-        except (TimeoutError, httpx2.TimeoutException, httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            raise _of_connection(error, self._address, self._timeout) from error
-        return _checked(response, data, self._address)
+    async def models(self) -> list[str]:
+        """Return the names of the models that the server has; without those that could not be shown.
+
+        Raises:
+            TransientError: as `complete`.
+            RefusedError: it does not list them.
+            ModelError: as `complete`.
+
+        """
+        listed = await self._send("GET", self._address.models)
+        entries = listed.get("data") if isinstance(listed, dict) else None
+        if not isinstance(entries, list):
+            raise RefusedError("its list of models has no data")
+        names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
+        return [name for name in names if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _SHOWN]
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
+    async def _send(self, method: str, url: str, content: bytes | None = None) -> object:
+        import httpx2
 
-def list_models(address: Address) -> list[str]:
-    """Return the names of the models that a server has.
+        try:
+            async with (
+                asyncio.timeout(self._timeout),
+                self._client.stream(method, url, content=content) as response,
+            ):
+                data = await _read(response)
+        except (TimeoutError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, ExceptionGroup) as error:
+            flag = "" if content is None else " (--endpoint-timeout)"  # lists have a limit of their own
+            raise _of_connection(error, self._address, self._timeout, flag) from error
+        return _checked(response, data, self._address)
+
+
+def list_models(address: Address, seconds: float = _LIST_SECONDS) -> list[str]:
+    """Return the names of the models that a server has; an interrupt ends the wait at once.
+
+    Args:
+        address: of the server.
+        seconds: that it may take from the connection to the last byte.
 
     Raises:
-        TransientError: it can't be reached, or is busy.
-        RefusedError: it does not list them.
-        ModelError: as `Client.complete`.
+        TransientError: as `Client.models`.
+        RefusedError: as `Client.models`.
+        ModelError: as `Client.models`.
 
     """
+
+    async def ask() -> list[str]:
+        client = Client(address, seconds, 1)
+        try:
+            return await client.models()
+        finally:
+            await client.close()
+
+    def run() -> None:
+        try:
+            listed.set_result(asyncio.run(ask()))
+        except BaseException as error:
+            listed.set_exception(error)
+
+    listed: Future[list[str]] = Future()
+    # a thread of its own: the caller's may have an event loop, as in a notebook
+    threading.Thread(target=run, name="models", daemon=True).start()
+    return listed.result()
+
+
+def _connections(address: Address, timeout: float, most_requests: int) -> httpx2.AsyncClient:
     import httpx2
 
     try:
-        with httpx2.Client(headers=_headers(address), timeout=_LIST_SECONDS, follow_redirects=False) as client:
-            response = client.get(address.models)
-    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-        raise _of_connection(error, address, _LIST_SECONDS) from error
-    listed = _checked(response, response.content, address)
-    entries = listed.get("data") if isinstance(listed, dict) else None
-    if not isinstance(entries, list):
-        raise RefusedError("its list of models has no data", status=response.status_code)
-    names = [entry.get("id") for entry in entries if isinstance(entry, dict)]
-    return [name for name in names if isinstance(name, str) and name]
+        return httpx2.AsyncClient(
+            headers=_headers(address),
+            timeout=httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
+            limits=httpx2.Limits(max_connections=most_requests, max_keepalive_connections=most_requests),
+            follow_redirects=False,
+        )
+    except ImportError as error:
+        words = "the SOCKS proxy of the environment needs socksio: pip install socksio, or set NO_PROXY"
+        raise ModelError(f"{address.base}: {words}") from error
+    except (ValueError, OSError, httpx2.InvalidURL) as error:
+        words = "the proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) or certificates (SSL_CERT_FILE) of the environment"
+        raise ModelError(f"{address.base}: {words} can't be used: {first_line(error)}") from error
 
 
 async def _read(response: httpx2.Response) -> bytes:
@@ -117,19 +159,24 @@ def _headers(address: Address) -> dict[str, str]:
     return headers | ({"authorization": f"Bearer {address.key}"} if address.key else {})
 
 
-def _of_connection(error: Exception, address: Address, timeout: float) -> Exception:
+def _of_connection(error: Exception, address: Address, timeout: float, flag: str) -> Exception:
     """Return what an error of the connection is for the caller: TransientError, or ModelError if it stays so."""
     import httpx2
 
     if isinstance(error, httpx2.ConnectTimeout):
         return TransientError(f"no connection within {min(timeout, _CONNECT_SECONDS):g} s", is_of_server=True)
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
-        words = f"no answer within {timeout:g} s (--endpoint-timeout)"
+        words = f"no answer within {timeout:g} s{flag}"
         return TransientError(words, outcome=Outcome.OVERLOADED, cost=_COSTLY)
+    if isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     words = address.redacted(_one_line(first_line(error)))
     if _is_of_certificate(error):
         return ModelError(f"{address.base}: its certificate is not trusted: {words}")
-    if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
+    if "WRONG_VERSION_NUMBER" in words:
+        return ModelError(f"{address.base}: no TLS is spoken there; is its address http://... ?")
+    of_request = httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError
+    if isinstance(error, of_request | ValueError | OverflowError):  # such as the port of a proxy
         return ModelError(f"{address.base}: {words}")
     is_unconnected = isinstance(error, httpx2.ConnectError | httpx2.ProxyError)
     return TransientError(f"connection failed: {words}", is_of_server=is_unconnected)
@@ -150,12 +197,13 @@ def _checked(response: httpx2.Response, data: bytes, address: Address) -> object
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
-            words = address.redacted(_one_line(data[:_SHOWN].decode("utf-8", "replace")))
+            words = _one_line(address.redacted(data[:_READ].decode("utf-8", "replace")))
             raise TransientError(f"its answer is no JSON: {words or 'empty'}", status=status) from error
     refused = _error_of(status, data, address)
     if 300 <= status < 400:
         place = _one_line(address.redacted(response.headers.get("location", "")))
-        raise RefusedError(f"HTTP {status}: it is to be asked at {place or 'another address'}", status=status)
+        words = f"it is to be asked at {place}" if place else "a redirect without an address"
+        raise RefusedError(f"HTTP {status}: {words}", status=status)
     if status in _BUSY or status in _GATEWAY or status in _TRANSIENT or (status >= 500 and status != 501):
         raise TransientError(
             refused.words,
@@ -180,7 +228,7 @@ def _error_of(status: int, data: bytes, address: Address) -> RefusedError:
     fields: Mapping[str, Any] = error if isinstance(error, dict) else {}
     words = error if isinstance(error, str) else fields.get("message") or fields.get("detail")
     if words is None:
-        words = re.sub(r"<[^>]*>", " ", data[: 4 * _SHOWN].decode("utf-8", "replace"))
+        words = re.sub(r"<[^>]*>", " ", data[:_READ].decode("utf-8", "replace"))
     code, param = (fields.get(name) for name in ("code", "param"))
     shown = _one_line(address.redacted(words if isinstance(words, str) else json.dumps(words)))
     return RefusedError(
@@ -192,5 +240,5 @@ def _error_of(status: int, data: bytes, address: Address) -> RefusedError:
 
 
 def _one_line(text: str) -> str:
-    text = " ".join(text.split()).encode("utf-8", "replace").decode()
+    text = one_line(text).encode("utf-8", "replace").decode()
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import threading
 import time
 from concurrent.futures import Future
@@ -24,6 +25,10 @@ from idefics_cli.records import Answer, Generation, Request
 
 _log = logging.getLogger(__name__)
 _CLOSING_SECONDS = 10.0
+# a prompt that is too long, as vLLM, TGI and llama.cpp say it; only the form's own code has a name of its own
+_TOO_LONG = re.compile(
+    r"context (length|size|window)|maximum model length|inputs` (tokens \+|must have less than)", re.IGNORECASE
+)
 _TOLD_AFTER = 5.0  # seconds without a request that passes after which the user is told
 
 
@@ -44,7 +49,7 @@ class EndpointEngine:
 
         """
         self.info = info
-        self._requests = _Requests(info, address, settings, Asking(info.name, generation, prompt))
+        self._requests = _Requests(info, address, settings, Asking(info.name, generation, prompt, address.redacted))
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -211,7 +216,8 @@ class _Requests:
 def _failure(error: RequestError, tries: int = 1) -> Failure:
     """Return the failure of a row; our own server says in `code` which kind it is."""
     kind, words = FailureKind.ENDPOINT, error.words
-    if error.status == 413 or error.code == "context_length_exceeded":
+    is_too_long = error.status in (400, 422) and _TOO_LONG.search(words)
+    if error.status == 413 or error.code == "context_length_exceeded" or is_too_long:
         kind = FailureKind.TOO_LARGE
     with contextlib.suppress(ValueError):
         kind = FailureKind(error.code.replace("_", "-"))

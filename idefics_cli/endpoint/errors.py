@@ -58,7 +58,7 @@ class RefusedError(RequestError):
     @property
     def concerns_all(self) -> bool:
         """Whether it says that no request of this run can pass: a wrong key, no such model or path."""
-        return self.status in (401, 402, 403, 404, 405) or self.is_misdirected
+        return self.status in (401, 402, 403, 404, 405, 407) or self.is_misdirected
 
     @property
     def is_misdirected(self) -> bool:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from idefics_cli.errors import one_line
 from idefics_cli.records import Answer
 
 _SHOWN = 200
+_BROKEN_OFF = ("error", "abort")  # finish reasons of servers that failed in the middle
 
 
 class NoTextError(Exception):
     """A completion of the right form that holds no text: refused, filtered, or a call of a tool."""
 
 
-def read_completion(body: object, stop: Sequence[str] = ()) -> Answer:
+def read_completion(
+    body: object, stop: Sequence[str] = (), redacted: Callable[[str], str] = lambda words: words
+) -> Answer:
     """Read a body, parsed from JSON, whose fields are not trusted.
 
     Confidence, warning and times are those of `idefics_cli`, which our own server adds; else the confidence is made of
@@ -24,9 +28,10 @@ def read_completion(body: object, stop: Sequence[str] = ()) -> Answer:
     Args:
         body: of a whole completion, not of a stream.
         stop: texts before the first of which the answer is cut, since some servers leave them in.
+        redacted: takes a key out of words of the server that become an error or a warning.
 
     Raises:
-        ValueError: it is no completion; says what is missing.
+        ValueError: it is no completion, or one that was broken off; says what is missing.
         NoTextError: it is one without a text.
 
     """
@@ -34,16 +39,20 @@ def read_completion(body: object, stop: Sequence[str] = ()) -> Answer:
         raise ValueError("its answer is no JSON object")
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise ValueError(f"its answer has no choices: {_shown(body)}")
+        raise ValueError(f"its answer has no choices: {_shown(body, redacted)}")
     choice = choices[0]
     message = choice.get("message")
     if not isinstance(message, dict):
-        raise ValueError(f"its answer has no message: {_shown(choice)}")
-    reason, text = choice.get("finish_reason"), _joined(message.get("content"))
-    if text is None or reason == "content_filter":
-        raise NoTextError(_without_text(message, reason))
-    if not isinstance(text, str):
-        raise ValueError(f"the content of its answer is no text: {_shown(text)}")
+        raise ValueError(f"its answer has no message: {_shown(choice, redacted)}")
+    reason, content = choice.get("finish_reason"), message.get("content")
+    if reason in _BROKEN_OFF:
+        raise ValueError(f"its answer was broken off (finish_reason {reason})")
+    text = _joined(content)
+    if text is None and content is not None:
+        raise ValueError(f"the content of its answer is no text: {_shown(content, redacted)}")
+    is_other = not text and any(message.get(name) for name in ("refusal", "tool_calls", "function_call"))
+    if text is None or is_other or reason == "content_filter":
+        raise NoTextError(_without_text(message, reason, redacted))
     starts = [start for start in map(text.find, stop) if start >= 0]
     own = _mapping(body.get("idefics_cli"))
     scores = _scores(own, choice.get("logprobs"))
@@ -61,24 +70,28 @@ def read_completion(body: object, stop: Sequence[str] = ()) -> Answer:
         vision_ms=vision_ms,
         prefill_ms=prefill_ms,
         decode_ms=decode_ms,
-        warning=_shown(own["warning"]) if isinstance(own.get("warning"), str) else warning,
+        warning=_shown(own["warning"], redacted) if isinstance(own.get("warning"), str) else warning,
         is_complete=not is_cut,
         is_scored=scores is not None,
         is_timed=None not in times,
     )
 
 
-def _joined(content: object) -> object:
-    """Return content that comes as parts of text, as from some servers, as one text; all else as it is."""
-    parts = [_mapping(part) for part in content] if isinstance(content, list) else []
-    texts = [text for part in parts if part.get("type") == "text" and isinstance(text := part.get("text"), str)]
-    return "".join(texts) if texts and len(texts) == len(parts) else content
+def _joined(content: object) -> str | None:
+    """Return the text of a message, which some servers give as a list of parts; None where it is something else."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    known = [text for text in texts if isinstance(text, str)]
+    return "".join(known) if known and len(known) == len(texts) else None
 
 
-def _without_text(message: Mapping[str, Any], reason: object) -> str:
+def _without_text(message: Mapping[str, Any], reason: object, redacted: Callable[[str], str]) -> str:
     refusal = message.get("refusal")
-    words = f": {_shown(refusal)}" if isinstance(refusal, str) and refusal else ""
-    return f"its answer holds no text (finish_reason {_shown(reason)}){words}"
+    words = f": {_shown(refusal, redacted)}" if isinstance(refusal, str) and refusal else ""
+    if reason == "length":
+        words = words or ": a larger --max-new-tokens may leave room for it"
+    return f"its answer holds no text (finish_reason {_shown(reason, redacted)}){words}"
 
 
 def _scores(own: Mapping[str, Any], logprobs: object) -> tuple[float, float] | None:
@@ -119,6 +132,6 @@ def _text(value: str) -> str:
     return value.encode("utf-8", "replace").decode()
 
 
-def _shown(value: object) -> str:
-    text = " ".join(str(value).split())
+def _shown(value: object, redacted: Callable[[str], str]) -> str:
+    text = one_line(redacted(str(value)))  # before it is cut: half a key is too much
     return _text(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
