@@ -10,7 +10,6 @@ from idefics_cli.documents.pool import PagePool
 from idefics_cli.inputs import Inputs
 from idefics_cli.jobs import rows_of
 from idefics_cli.prefetch import prefetch
-from idefics_cli.records import Job
 from idefics_cli.rows import PendingRow
 
 
@@ -21,12 +20,5 @@ def asked_rows(inputs: Inputs, settings: RunSettings) -> Iterator[PendingRow]:
     """
     with PagePool(settings.pages) as pool:
         cache = DocumentCache(pool)
-
-        def expected() -> Iterator[Job]:
-            for job in inputs.jobs:
-                for document in job.documents or filter(None, [job.document]):
-                    cache.expect(document)
-                yield job
-
-        for job in prefetch(expected(), 2 * pool.workers):
+        for job in prefetch(cache.expect_all(inputs.jobs), 2 * pool.workers):
             yield from rows_of(job, cache, settings.pages, settings.questions.shard)

@@ -120,14 +120,8 @@ class _RequestedPage:
 def _requested_pages(inputs: Inputs, settings: RunSettings, cache: PageCache, workers: int) -> Iterator[_RequestedPage]:
     """Yield the pages of the rows that questions ask for; documents are opened ahead, and pages rendered ahead."""
 
-    def opened() -> Iterator[Job]:
-        for job in inputs.jobs:
-            for document in job.documents or filter(None, [job.document]):
-                cache.expect(document)
-            yield job
-
     def requested() -> Iterator[_RequestedPage]:
-        jobs = prefetch(opened(), 2 * workers)
+        jobs = prefetch(cache.expect_all(inputs.jobs), 2 * workers)
         rows = (row for job in jobs for row in rows_of(job, cache, settings.pages, settings.questions.shard))
         for row in itertools.islice(rows, settings.questions.limit):
             if row.failure is not None:

@@ -127,20 +127,13 @@ class _Stages:
         return prefetch(
             self.submit(
                 prefetch(
-                    self.request_pages(self.pending_rows(prefetch(self.open_documents(jobs), 2 * workers))),
+                    self.request_pages(self.pending_rows(prefetch(self._cache.expect_all(jobs), 2 * workers))),
                     _PAGES_AHEAD * workers,
                 ),
                 in_flight,
             ),
             self._engine.info.capacity,
         )
-
-    def open_documents(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Start to open the documents of each job."""
-        for job in jobs:
-            for document in job.documents or filter(None, [job.document]):
-                self._cache.expect(document)
-            yield job
 
     def pending_rows(self, jobs: Iterable[Job]) -> Iterator[PendingRow]:
         """Turn each job into the rows it asks for, without those that are answered."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 
 from idefics_cli.documents.page import DocumentInfo
 from idefics_cli.documents.pool import PagePool, result_of
-from idefics_cli.records import Document
+from idefics_cli.records import Document, Job
 
 _REMEMBERED = 512  # documents whose page count and hash are kept for the questions that follow
 _REMEMBERED_BYTES = 32_000_000  # of those that came as bytes, which are held with them
@@ -26,6 +27,13 @@ class DocumentCache:
     def expect(self, document: Document) -> None:
         """Start to open a document."""
         self._opening(document)
+
+    def expect_all(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Start to open the documents of each job as it goes by."""
+        for job in jobs:
+            for document in job.documents or filter(None, [job.document]):
+                self.expect(document)
+            yield job
 
     def info(self, document: Document) -> DocumentInfo:
         """Wait for a document.

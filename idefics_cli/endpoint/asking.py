@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -85,14 +86,8 @@ def _joined(generation: Generation, wanted: Generation | None) -> Generation:
     """Return how an answer is generated, where a request may want some things otherwise."""
     if wanted is None:
         return generation
-    temperature = generation.temperature if wanted.temperature is None else wanted.temperature
-    return Generation(
-        wanted.max_new_tokens or generation.max_new_tokens,
-        temperature,
-        (generation.top_p if wanted.top_p is None else wanted.top_p) if temperature else None,
-        (generation.seed if wanted.seed is None else wanted.seed) if temperature else None,
-        wanted.stop + generation.stop,
-    )
+    joined = wanted.over(generation)
+    return joined if joined.temperature else dataclasses.replace(joined, top_p=None, seed=None)
 
 
 class _Images:
