@@ -34,21 +34,23 @@ from idefics_cli.diagnostics.synthetic_pages import write_letters
 
 _QUESTION = b"@QUESTION@"
 _KEY = "load"
-_SCALE = 1.5  # of 72 dots an inch: 918 by 1188 pixels
+_SCALE = 1960 / 792  # of 72 dots an inch: 1515 by 1960 pixels, whose quarters are as large as Idefics2 takes them
 _SECONDS = 600.0
 _GROWTH = 1.10  # of memory between the first tenth of the abuse and its end
 
 
 def page_images(count: int) -> list[str]:
     """Return generated letter pages as data URIs, no two alike."""
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for path in write_letters(Path(folder), count):
-            image = pypdfium2.PdfDocument(path)[0].render(scale=_SCALE).to_pil()
-            stream = io.BytesIO()
-            image.save(stream, "PNG")
-            found.append(f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}")
-    return found
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor() as pool:
+        return list(pool.map(data_uri, write_letters(Path(folder), count)))
+
+
+def data_uri(path: Path) -> str:
+    """Render a PDF's page as a PNG."""
+    image = pypdfium2.PdfDocument(path)[0].render(scale=_SCALE).to_pil()
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def body_of(image: str, options: argparse.Namespace) -> bytes:

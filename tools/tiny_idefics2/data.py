@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tools.tiny_idefics2.draw import Scan, characters, draw
-from tools.tiny_idefics2.layout import DENSE, LARGE, make_page, make_snippet
+from tools.tiny_idefics2.layout import DENSE, KINDS_OF_PAGES, LARGE, make_page, make_snippet
 from tools.tiny_idefics2.model import IMAGE_SIZE, LATENTS, PATCH, Reader, make_tokenizer
 from tools.tiny_idefics2.page import Page
 
 SHAPES = ((756, 980), (692, 980), (980, 756), (490, 980), (980, 692))  # letter, A4, landscape, receipt, A4 landscape
 SHAPE_WEIGHTS = (38, 28, 10, 15, 9)
+KIND_WEIGHTS = (5, 3, 7, 4, 12, 10, 30, 25, 6)  # of KINDS_OF_PAGES: what is read worst is shown more than it is asked
 MIDDLING = (20.0, 25.0)  # em at which one image is just enough
 LEGIBLE = 9.0  # em in pixels of an image from which its characters are asked of the patches
 IGNORED = -100
@@ -110,14 +111,16 @@ class Pages(IterableDataset[Batch]):
     def _page(self, rng: Random, size: tuple[int, int], split: bool, few: bool) -> Shown:
         """Draw a page, its scan and the scale it is seen at."""
         scan = Scan.random(rng)
+        kind = rng.choices(KINDS_OF_PAGES, KIND_WEIGHTS)[0]
         if split:
             em = rng.uniform(*(DENSE if rng.random() < 0.78 else (DENSE[1], LARGE[1])))
-            return make_page(rng, size=size, em=em, held_out=False), scan, 1.0
+            return make_page(rng, size=size, em=em, held_out=False, kind=kind), scan, 1.0
         if rng.random() > WHOLE_SHARE:  # a quarter of a dense page, as a page of its own
             half = (size[0] // 2, size[1] // 2)
-            return make_page(rng, size=half, em=rng.uniform(DENSE[0], 22), held_out=False, few=few), scan, 1.0
+            em = rng.uniform(DENSE[0], 22)
+            return make_page(rng, size=half, em=em, held_out=False, kind=kind, few=few), scan, 1.0
         em = rng.uniform(MIDDLING[0], LARGE[1])
-        return make_page(rng, size=size, em=em, held_out=False, few=few), scan, 0.5
+        return make_page(rng, size=size, em=em, held_out=False, kind=kind, few=few), scan, 0.5
 
 
 def blank_batches(pages: int) -> Iterator[Batch]:
