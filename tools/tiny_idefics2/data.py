@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from tools.tiny_idefics2.draw import Scan, characters, draw
 from tools.tiny_idefics2.layout import DENSE, KINDS_OF_PAGES, LARGE, make_page, make_snippet
@@ -72,17 +71,20 @@ Shown = tuple[Page, Scan, float]
 """A page, its scan and the scale it is seen at."""
 
 
-class Pages(IterableDataset[Batch]):
-    """Endless batches of new pages; each worker draws its own."""
+class Pages:
+    """Endless batches of new pages; each process draws its own."""
 
     def __init__(self, seed: int, pages: int, level: Synchronized[int]) -> None:
         self.seed, self.pages, self.level = seed, pages, level
         self.encode = Encoder()
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.batches(0)
+
+    def batches(self, drawer: int) -> Iterator[Batch]:
+        """Draw those of one process."""
         torch.set_num_threads(1)
-        worker = get_worker_info()
-        rng = Random(self.seed * 1009 + (worker.id if worker else 0))
+        rng = Random(self.seed * 1009 + drawer)
         while True:
             drawn, split, length = self._draw(rng, Level(self.level.value))
             batch = self.encode.batch(drawn, rng, split, length)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, distributed, nn
-from torch.utils.data import DataLoader
 
 from tools.tiny_idefics2.compiled import load_compiled, save_compiled
 from tools.tiny_idefics2.data import Batch, Level, Pages, blank_batches
+from tools.tiny_idefics2.drawers import drawn_batches, shared_level
 from tools.tiny_idefics2.losses import find_losses
 from tools.tiny_idefics2.model import Reader
 from tools.tiny_idefics2.state import Plan, State
@@ -52,8 +49,10 @@ def _train(rank: int, world: int, plan: Plan) -> None:
     if world > 1:
         distributed.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=world)
     state = State(plan, device)
-    level = multiprocessing.Value("i", state.level)
-    batches = _batches(plan, rank, level, state.step)  # pages are drawn while the layers are compiled
+    level = shared_level(state.level)
+    pages = Pages(plan.seed + 1000 * rank + 7 * state.step, plan.pages, level)
+    batches = drawn_batches(pages, plan.workers or 0)
+    next(batches)  # the processes draw on while the layers are compiled
     if plan.compile:
         load_compiled(plan.start, rank)
         _compile(state.reader, plan, device)
@@ -188,20 +187,6 @@ def _compile(reader: Reader, plan: Plan, device: torch.device) -> None:
         (found.spelling + found.answers + found.recall).backward()
         for parameter in reader.parameters():
             parameter.grad = None
-
-
-def _batches(plan: Plan, rank: int, level: Any, start: int) -> Iterator[Batch]:
-    pages = Pages(plan.seed + 1000 * rank + 7 * start, plan.pages, level)
-    return iter(
-        DataLoader(
-            pages,
-            batch_size=None,
-            num_workers=plan.workers or 0,
-            prefetch_factor=2 if plan.workers else None,
-            pin_memory=torch.cuda.is_available(),
-            in_order=False,  # a batch of many unsplit pages, slow to draw, holds no other up
-        )
-    )
 
 
 def _tell_time(state: State, world: int, device: torch.device) -> None:
