@@ -531,7 +531,7 @@ def test_the_model_is_the_only_one_or_one_that_is_named() -> None:
 
 def test_the_default_model_is_asked_for_where_it_is_named() -> None:
     with misbehaving() as server:
-        with Session(settings=settings(server.url, is_model_named=True)) as session:
+        with Session("HuggingFaceM4/idefics2-8b", settings(server.url)) as session:
             assert session.engine.info.name == "HuggingFaceM4/idefics2-8b"
         assert server.headers == []
 
