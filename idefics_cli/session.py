@@ -63,7 +63,11 @@ class Session:
         """
         settings = settings or RunSettings()
         if model is not None:
-            settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, model=model))
+            settings = dataclasses.replace(
+                settings,
+                model=dataclasses.replace(settings.model, model=model),
+                endpoint=dataclasses.replace(settings.endpoint, is_model_named=True),
+            )
         self.settings = settings
         path = settings.questions.examples
         self.examples = read_examples(path, settings.questions) if path is not None else None

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import csv
 import gzip
+import html
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from idefics_cli.config import (
     Across,
     Duration,
     EndpointSettings,
+    Format,
     ModelSettings,
     OutputSettings,
     PageSettings,
@@ -317,6 +320,64 @@ def test_the_key_is_sent_and_never_told(
     assert "secret" not in caplog.text.replace(str(path), "")
 
 
+ODD_KEY = 'k"<b>&/%c\\very-secret+='
+"""Of characters that JSON, HTML and addresses write otherwise."""
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        error(400, f"wrong key {ODD_KEY}"),
+        Reply(400, {"detail": [{"input": ODD_KEY}]}),
+        Reply(400, f"<html><b>wrong key</b> {ODD_KEY}</html>".encode()),
+        Reply(400, f"<html><b>wrong key</b> {html.escape(ODD_KEY)}</html>".encode()),
+        Reply(307, b"", {"location": f"http://127.0.0.1/?key={quote(ODD_KEY, safe='')}"}),
+        Reply(200, {"choices": [{"key": ODD_KEY}]}),
+    ],
+)
+def test_a_key_is_not_told_however_the_server_writes_it(
+    grey_png: Png, monkeypatch: pytest.MonkeyPatch, reply: Reply
+) -> None:
+    monkeypatch.setenv("IDEFICS_CLI_API_KEY", ODD_KEY)
+    with misbehaving(poisoned(reply)) as server:
+        rows = rows_of(server, grey_png("a.png", 90), ["One?", "poison?"], concurrency=1)
+        assert server.headers[-1]["authorization"] == f"Bearer {ODD_KEY}"
+    assert (rows[1].status, "***" in rows[1].error) == ("failed", True)
+    assert "secret" not in rows[1].error
+
+
+@pytest.mark.parametrize("key", ["x", "-", "max"])
+def test_a_key_that_is_a_part_of_other_words_does_not_change_what_errors_say(
+    grey_png: Png, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Such keys are given to servers that want none; what is refused must still be understood."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+
+    def behave(number: int, body: dict[str, Any]) -> Reply:
+        if "max_tokens" in body:
+            return error(400, f"Use 'max_completion_tokens' in place of 'max_tokens'; key {key}")
+        if "poison" in json.dumps(body["messages"]):
+            return error(400, f"This model's maximum context length is 4096 tokens; key {key}")
+        return OK
+
+    with misbehaving(behave) as server:
+        rows = rows_of(server, grey_png("a.png", 90), ["One?", "poison?"], concurrency=1)
+    assert [row.status for row in rows] == ["ok", "failed"]
+    assert rows[1].error == "too-large: HTTP 400: This model's maximum context length is 4096 tokens; key ***"
+
+
+def test_a_proxy_that_is_not_there_is_named(grey_png: Png, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    words = "HTTP_PROXY is set: NO_PROXY says which hosts"
+    with misbehaving() as server:
+        with pytest.raises(ModelError, match=words):
+            rows_of(server, grey_png("a.png", 90), ["One?"])
+        with pytest.raises(ModelError, match=words):
+            rows_of(server, grey_png("a.png", 90), ["One?"], model=ModelSettings("m"), give_up_after=Duration(0.1))
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -468,6 +529,13 @@ def test_the_model_is_the_only_one_or_one_that_is_named() -> None:
                 Session(settings=settings(server.url))
 
 
+def test_the_default_model_is_asked_for_where_it_is_named() -> None:
+    with misbehaving() as server:
+        with Session("HuggingFaceM4/idefics2-8b", settings(server.url)) as session:
+            assert session.engine.info.name == "HuggingFaceM4/idefics2-8b"
+        assert server.headers == []
+
+
 def test_a_list_of_models_has_bounds_and_only_names_that_can_be_shown() -> None:
     names = ["a\x1b[31m\nb", "\ud800", "", "x" * 5000, 7, "one"]
     models = Reply(200, {"data": [{"id": name} for name in names]})
@@ -524,6 +592,34 @@ def test_without_logprobs_the_first_page_with_an_answer_is_taken(grey_png: Png, 
         (row,) = rows_of(server, path, ["Who?"], concurrency=1, pages=PageSettings(workers=1, across=Across.BEST))
     assert (row.answer, row.page, row.confidence) == ("second", "2", None)
     assert row.warning == "no log-probabilities: of 3 pages the first with an answer, not the most certain"
+
+
+def test_a_line_of_a_batch_file_gets_the_log_probabilities_of_the_server(tmp_path: Path) -> None:
+    def line(number: int, **fields: Any) -> str:
+        body = {"messages": [{"role": "user", "content": "Who?"}], **fields}
+        return json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body})
+
+    questions, path = tmp_path / "batch.jsonl", tmp_path / "rows.jsonl"
+    questions.write_text(f"{line(1, logprobs=True)}\n{line(2)}\n", encoding="utf-8")
+    # The letter of two bytes is two tokens; the second token has no bytes.
+    tokens = [
+        {"token": "Er", "logprob": -0.25, "bytes": [69, 114]},
+        {"token": "ik", "logprob": -0.5},
+        {"token": "?", "logprob": -0.125, "bytes": [0xC3]},
+        {"token": "?", "logprob": -0.125, "bytes": [0xB8]},
+    ]
+    said = completion("Erik\u00f8", logprobs={"content": tokens})
+    with misbehaving(lambda *_: Reply(200, said)) as server:
+        output = OutputSettings(path, Format.OPENAI_BATCH)
+        batch.run([], str(questions), settings(server.url, output=output), io.StringIO())
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = {line["custom_id"]: line["response"]["body"]["choices"][0]["logprobs"] for line in lines}
+    assert [(token["token"], token["logprob"]) for token in found["1"]["content"]] == [
+        ("Er", -0.25),
+        ("ik", -0.5),
+        ("\u00f8", -0.125),
+    ]
+    assert found["2"] is None
 
 
 def test_several_pages_and_examples_are_one_conversation(grey_png: Png, tmp_path: Path) -> None:

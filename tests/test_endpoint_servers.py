@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from idefics_cli.records import COLUMNS
 from tests.conftest import SAMPLES, Run
@@ -133,6 +134,48 @@ def test_ask_prints_answers_and_one_that_is_gone_is_exit_4(cli: Run) -> None:
     assert "--model NAME does without it" in done.stderr
 
 
+def test_a_chat_says_which_model_answers_and_a_model_that_is_named_is_asked(cli: Run) -> None:
+    document, default = SAMPLES / "documents" / "letter.pdf", "HuggingFaceM4/idefics2-8b"
+    with misbehaving() as server:
+        words = ("ask", document, "Who?", "--endpoint", server.url)
+        chat = cli(*words, "--chat", stdin="")
+        assert (chat.returncode, chat.stdout) == (0, "Who? answered\n"), chat.stderr
+        assert chat.stderr == f"note: {server.url}/v1 answers with served, its only model\n"
+        done = cli(*words, "--model", default)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [body["model"] for body in server.bodies] == ["served", default]
+
+
+def test_shards_of_a_server_are_merged_and_not_with_those_of_the_model_here(cli: Run, tmp_path: Path) -> None:
+    documents, questions = [tmp_path / f"{grey}.png" for grey in range(0, 240, 40)], tmp_path / "q.jsonl"
+    for path in documents:
+        Image.new("RGB", (80, 60), (int(path.stem),) * 3).save(path)
+    names = [path.name for path in documents]
+    asked: list[dict[str, object]] = [{"question": "Which?", "document": name} for name in names]
+    asked.append({"question": "Which of them?", "documents": [names[0], {"document": names[1], "page": "1"}]})
+    turns = [("user", [{"type": "image", "path": names[2]}, {"type": "text", "text": "Shade?"}]), ("assistant", "80")]
+    turns.append(("user", [{"type": "text", "text": "And?"}]))
+    asked.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    questions.write_text("".join(json.dumps(line) + "\n" for line in asked), encoding="utf-8")
+    parts, merged, here = [tmp_path / f"{at}.csv" for at in (1, 2)], tmp_path / "all.csv", tmp_path / "here.csv"
+    with misbehaving() as server:
+        for at, path in enumerate(parts, 1):
+            words = ("run", "-q", questions, "-o", path, "--shard", f"{at}/2", "--endpoint", server.url)
+            assert cli(*words).returncode == 0
+    done = cli("merge", *parts, "-o", merged, "-q", questions, "--shards", "2")
+    assert done.returncode == 0, done.stderr
+    assert all(read(path) for path in parts)
+    done = cli("run", "-q", questions, "-o", here, "--model", "tiny", "--no-server", "--max-new-tokens", "2")
+    assert done.returncode == 0, done.stderr
+    same = ("document", "page", "question", "key", "status")
+    assert [[row[name] for name in same] for row in read(merged)] == [
+        [row[name] for name in same] for row in read(here)
+    ]
+    done = cli("merge", parts[0], here, "-o", tmp_path / "mixed.csv")
+    assert done.returncode == 3
+    assert "answered with other settings" in done.stderr
+
+
 def test_run_ends_with_4_when_the_server_is_gone_and_resume_goes_on(cli: Run, tmp_path: Path) -> None:
     output = tmp_path / "rows.csv"
     words = ["run", str(SAMPLES / "documents" / "letter.pdf"), "-o", str(output), "--resume", "--concurrency", "2"]
@@ -159,6 +202,13 @@ def test_run_ends_with_4_when_the_server_is_gone_and_resume_goes_on(cli: Run, tm
         (["--endpoint", "http://127.0.0.1:9", "--choices", "Yes,No"], "--choices"),
         (["--endpoint", "http://127.0.0.1:9", "--quantize", "int8"], "--quantize"),
         (["--endpoint", "http://127.0.0.1:9", "--gpus", "2"], "--gpus and --endpoint"),
+        (["--endpoint", "http://127.0.0.1:9", "--ray", "auto"], "--ray and --endpoint"),
+        (["--endpoint", "http://127.0.0.1:9", "--no-server"], "--no-server loads the model here"),
+        (["--endpoint", "http://127.0.0.1:9/\udcff"], "--endpoint is not UTF-8"),
+        (["--endpoint", "http://127.0.0.1:9", "--model", "\udcff"], "--model with --endpoint is not UTF-8"),
+        (["--prompt", "{question}\udcff"], "--prompt is not UTF-8"),
+        (["--stop", "\udcff"], "--stop is not UTF-8"),
+        (["--choices", "a,\udcff"], "--choices is not UTF-8"),
         (["--endpoint", "http://127.0.0.1:9", "--give-up-after", "x"], "90s, 10m"),
     ],
 )

@@ -33,3 +33,12 @@ def test_a_data_uri_is_the_image_to_the_pixel_and_jpeg_where_that_is_large() -> 
     assert uri.startswith("data:image/jpeg;base64,")
     assert decoded(uri).size == (800, 1000)
     assert len(uri) < large.nbytes
+
+
+def test_an_image_that_is_too_long_for_jpeg_stays_png() -> None:
+    rng = np.random.default_rng(1)
+    for length, kind in ((65_500, "jpeg"), (65_501, "png")):
+        strip = rng.integers(0, 255, (10, length, 3), dtype=np.uint8)
+        uri = data_uri(strip)
+        assert uri.startswith(f"data:image/{kind};base64,")
+        assert decoded(uri).size == (length, 10)

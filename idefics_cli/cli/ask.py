@@ -9,7 +9,7 @@ import typer
 
 from idefics_cli.cli.answers import AnswerPrinter, is_file
 from idefics_cli.cli.console import log, note, set_up_messages
-from idefics_cli.cli.options import AsJson, PasswordFile, checked_pages, from_settings
+from idefics_cli.cli.options import AsJson, PasswordFile, checked_pages, from_settings, with_named_model
 from idefics_cli.cli.progress import RunState, progress_line
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import (
@@ -33,6 +33,7 @@ _ADDRESS = ("http://", "https://")
 @from_settings(without=("batch_size", "columns", "limit", "root", "allow_empty", "page_timeout", "max_pixels"))
 def ask(
     *,
+    context: typer.Context,
     documents: Annotated[
         list[str] | None,
         typer.Argument(
@@ -89,7 +90,12 @@ def ask(
     names, texts = split_words([*(documents or []), question], questions or [], is_chat=chat)
     _check_options(names, pages, together=together, chat=chat)
     settings = RunSettings(
-        checked_pages(pages, password_file), model, allowed, messages=messages, server=server, endpoint=endpoint
+        checked_pages(pages, password_file),
+        model,
+        allowed,
+        messages=messages,
+        server=server,
+        endpoint=with_named_model(endpoint, context),
     )
     with results_on_stdout() as stdout:
         if chat:

@@ -54,6 +54,8 @@ def chat_about(
     with Answers(settings, log.info, note) as answers:
         if answers.chat_refusal:
             raise ModelError(f"--chat: {answers.chat_refusal}")
+        for words in answers.notes:
+            note(words)
         answers.start()  # the weights are loaded while the first question is typed
         for setting, value in answers.engine_settings.items():
             log.info("%s: %s", setting, value)

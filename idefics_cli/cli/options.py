@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from idefics_cli.config import GenerationSettings, Option, PageSettings, Panel, option_of
+from idefics_cli.config import EndpointSettings, GenerationSettings, Option, PageSettings, Panel, option_of
 from idefics_cli.errors import UsageError
 
 _PANELS = list(Panel)
@@ -162,6 +162,12 @@ def _parameter(name: str, hint: Any, option: Option, default: Any) -> tuple[int,
     annotation: Any = Annotated[str | None, info] if option.parse else Annotated[hint, info]
     kind = inspect.Parameter.KEYWORD_ONLY
     return _PANELS.index(option.panel), inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def with_named_model(endpoint: EndpointSettings, context: typer.Context) -> EndpointSettings:
+    """Note whether an option or the environment names the model, which the name itself does not tell."""
+    source = context.get_parameter_source("model_model")
+    return dataclasses.replace(endpoint, is_model_named=source is not None and source.name != "DEFAULT")
 
 
 def checked_pages(pages: PageSettings, password_file: Path | None) -> PageSettings:

@@ -13,7 +13,7 @@ import typer
 
 from idefics_cli.cli.console import log, note, set_up_messages
 from idefics_cli.cli.exit_codes import Interrupted
-from idefics_cli.cli.options import PasswordFile, checked_pages, from_settings
+from idefics_cli.cli.options import PasswordFile, checked_pages, from_settings, with_named_model
 from idefics_cli.cli.progress import RunState, progress_line
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import (
@@ -61,6 +61,7 @@ AskedTexts = Annotated[
 
 @from_settings(without=("keep",))
 def run(
+    context: typer.Context,
     pages: PageSettings,
     model: ModelSettings,
     asked: QuestionSettings,
@@ -111,7 +112,7 @@ def run(
             workers,
             server,
             max_failures,
-            endpoint,
+            with_named_model(endpoint, context),
         )
         if dry_run:
             from idefics_cli.cli.report import report_dry_run

@@ -16,7 +16,7 @@ from idefics_cli.config.model import (
     ModelSettings,
     Quantize,
 )
-from idefics_cli.config.option import Option, Panel, check_above_zero, flag_of, option_of, positive_or_auto
+from idefics_cli.config.option import Option, Panel, check_above_zero, check_text, flag_of, option_of, positive_or_auto
 from idefics_cli.config.pages import Across, PageSettings, Rasterizer, Split, available_cores
 from idefics_cli.config.run import (
     Format,
@@ -65,6 +65,7 @@ __all__ = [
     "WorkerSettings",
     "available_cores",
     "check_above_zero",
+    "check_text",
     "flag_of",
     "option_of",
     "parse_choices",

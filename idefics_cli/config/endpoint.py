@@ -57,6 +57,8 @@ class EndpointSettings:
             parse=Duration.parse,
         ),
     ] = None
+    is_model_named: bool = False
+    """Whether `--model` was given; the default model is asked for by its name then too, whatever the server lists."""
     retry_delay: float = 0.5
     """Seconds before a request is sent a second time; twice as many before each further one, up to 8."""
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
 
-from idefics_cli.config.option import Option, Panel, check_above_zero, positive_or_auto
+from idefics_cli.config.option import Option, Panel, check_above_zero, check_text, positive_or_auto
 from idefics_cli.errors import UsageError
 
 MOST_CHOICES = 200
@@ -130,6 +130,9 @@ class GenerationSettings:
             raise UsageError(f"--temperature takes 0 (greedy) or a number from 0.01 to 100: not {self.temperature}")
         if not all(self.stop):
             raise UsageError("--stop takes a text of one character or more")
+        for flag, texts in (("--stop", self.stop), ("--choices", self.choices or ())):
+            for text in texts:
+                check_text(flag, text)
 
     def _check_choices(self, choices: tuple[str, ...]) -> None:
         if len(choices) < 2 or not all(map(str.strip, choices)):

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from idefics_cli.config.generation import GenerationSettings
-from idefics_cli.config.option import Option, Panel, check_above_zero, positive_or_auto
+from idefics_cli.config.option import Option, Panel, check_above_zero, check_text, positive_or_auto
 from idefics_cli.errors import UsageError
 
 DEFAULT_MODEL = "HuggingFaceM4/idefics2-8b"
@@ -205,6 +205,7 @@ class ModelSettings(GenerationSettings):
             object.__setattr__(self, "device", Device.parse(self.device))
         if "{question}" not in self.prompt:
             raise UsageError("--prompt must contain {question}, for example --prompt '{question} Answer briefly.'")
+        check_text("--prompt", self.prompt)
         if not self.model.strip():
             raise UsageError("--model takes a hub id, a folder with safetensors, or 'tiny'")
         if self.revision is not None and not self.revision.strip():

@@ -68,6 +68,17 @@ def positive_or_auto(value: str) -> int | None:
     return int(text)
 
 
+def check_text(flag: str, value: str) -> None:
+    """Refuse a text that no tokenizer and no server takes: bytes of a command line that are not UTF-8.
+
+    Raises:
+        UsageError: it is one.
+
+    """
+    if not value.isascii() and value.encode(errors="replace").decode() != value:
+        raise UsageError(f"{flag} is not UTF-8")
+
+
 def check_above_zero(flag: str, value: float | None, what: str = "a number") -> None:
     """Refuse a value of 0 or below.
 

@@ -188,3 +188,5 @@ class RunSettings:
         ):
             if given is not None:
                 raise UsageError(f"{flag} and --endpoint exclude each other: a model runs here, or a server answers")
+        if self.server.no_server:
+            raise UsageError("--no-server loads the model here, --endpoint asks a server: leave one of them out")

@@ -13,6 +13,7 @@ from idefics_cli.records import Crop
 
 _MOST_PNG = 1_500_000  # bytes; servers refuse bodies of a few megabytes
 _JPEG_QUALITY = 90
+_LONGEST_JPEG_EDGE = 65_500  # pixels, of libjpeg
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,13 @@ class WholePage:
 
 
 def data_uri(crop: Crop) -> str:
-    """Return an image as a data URI: PNG, which loses nothing, or JPEG where that would be above 1.5 MB."""
+    """Return an image as a data URI: PNG, which loses nothing, or JPEG where that would be above 1.5 MB.
+
+    An image that is too long for JPEG stays PNG.
+    """
     image, kind, data = Image.fromarray(crop), "png", io.BytesIO()
     image.save(data, "PNG")
-    if data.tell() > _MOST_PNG:
+    if data.tell() > _MOST_PNG and max(image.size) <= _LONGEST_JPEG_EDGE:
         kind, data = "jpeg", io.BytesIO()
         image.save(data, "JPEG", quality=_JPEG_QUALITY)
     return f"data:image/{kind};base64,{base64.b64encode(data.getbuffer()).decode()}"

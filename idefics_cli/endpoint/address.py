@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies_environment
 
+from idefics_cli.config import check_text
 from idefics_cli.errors import UsageError
 
 KEY_VARIABLES = ("IDEFICS_CLI_API_KEY", "OPENAI_API_KEY")
 _PORTS = {"http": 80, "https": 443}
+_SHORTEST_SECRET = 8  # characters
 _TAILS = ("/chat/completions", "/models")
 
 
@@ -40,8 +44,22 @@ class Address:
         return self.key is not None and parts.scheme == "http" and not _is_local(parts.hostname or "")
 
     def redacted(self, words: str) -> str:
-        """Return words of the server without the key, which some servers repeat."""
-        return words.replace(self.key, "***") if self.key else words
+        """Return words of the server without the key, which some servers repeat, as it is or escaped."""
+        if self.key is None:
+            return words
+        forms = {self.key, json.dumps(self.key)[1:-1], repr(self.key)[1:-1], quote(self.key, safe="")}
+        pattern = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
+        if len(self.key) < _SHORTEST_SECRET:  # such as `x`, for servers that want none: it is a part of other words
+            pattern = rf"(?<!\w)(?:{pattern})(?!\w)"
+        return re.sub(pattern, "***", words)
+
+    @property
+    def proxy_words(self) -> str:
+        """What to add to a failed connection: that the environment names a proxy; empty where it names none."""
+        scheme = urlsplit(self.base).scheme
+        proxies = getproxies_environment()
+        name = next((name for name in (scheme, "all") if proxies.get(name)), None)
+        return f"; {name.upper()}_PROXY is set: NO_PROXY says which hosts are reached without it" if name else ""
 
 
 def read_address(url: str, environment: dict[str, str] | os._Environ[str] = os.environ) -> Address:
@@ -52,6 +70,7 @@ def read_address(url: str, environment: dict[str, str] | os._Environ[str] = os.e
 
     """
     given = url.strip()
+    check_text("--endpoint", given)
     try:
         parts = urlsplit(given)
         host, port = parts.hostname, parts.port

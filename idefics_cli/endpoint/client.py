@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import re
 import ssl
@@ -164,7 +165,8 @@ def _of_connection(error: Exception, address: Address, timeout: float, flag: str
     import httpx2
 
     if isinstance(error, httpx2.ConnectTimeout):
-        return TransientError(f"no connection within {min(timeout, _CONNECT_SECONDS):g} s", is_of_server=True)
+        words = f"no connection within {min(timeout, _CONNECT_SECONDS):g} s{address.proxy_words}"
+        return TransientError(words, is_of_server=True)
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
         words = f"no answer within {timeout:g} s{flag}"
         return TransientError(words, outcome=Outcome.OVERLOADED, cost=_COSTLY)
@@ -174,12 +176,13 @@ def _of_connection(error: Exception, address: Address, timeout: float, flag: str
     if _is_of_certificate(error):
         return ModelError(f"{address.base}: its certificate is not trusted: {words}")
     if "WRONG_VERSION_NUMBER" in words:
-        return ModelError(f"{address.base}: no TLS is spoken there; is its address http://... ?")
+        return ModelError(f"{address.base}: no TLS is spoken there; is its address http://... ?{address.proxy_words}")
     of_request = httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError
     if isinstance(error, of_request | ValueError | OverflowError):  # such as the port of a proxy
         return ModelError(f"{address.base}: {words}")
     is_unconnected = isinstance(error, httpx2.ConnectError | httpx2.ProxyError)
-    return TransientError(f"connection failed: {words}", is_of_server=is_unconnected)
+    words = f"connection failed: {words}{address.proxy_words if is_unconnected else ''}"
+    return TransientError(words, is_of_server=is_unconnected)
 
 
 def _is_of_certificate(error: BaseException | None) -> bool:
@@ -228,7 +231,9 @@ def _error_of(status: int, data: bytes, address: Address) -> RefusedError:
     fields: Mapping[str, Any] = error if isinstance(error, dict) else {}
     words = error if isinstance(error, str) else fields.get("message") or fields.get("detail")
     if words is None:
-        words = re.sub(r"<[^>]*>", " ", data[:_READ].decode("utf-8", "replace"))
+        # without the key before tags go and entities are read, which may be a part of it, and once more below
+        text = address.redacted(data[:_READ].decode("utf-8", "replace"))
+        words = html.unescape(re.sub(r"<[^>]*>", " ", text))
     code, param = (fields.get(name) for name in ("code", "param"))
     shown = _one_line(address.redacted(words if isinstance(words, str) else json.dumps(words)))
     return RefusedError(

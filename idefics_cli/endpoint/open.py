@@ -8,7 +8,7 @@ import time
 import typing
 from collections.abc import Iterator
 
-from idefics_cli.config import DEFAULT_MODEL, ModelSettings, RunSettings, option_of
+from idefics_cli.config import DEFAULT_MODEL, ModelSettings, RunSettings, check_text, option_of
 from idefics_cli.endpoint.address import Address, read_address
 from idefics_cli.endpoint.client import list_models
 from idefics_cli.endpoint.engine import EndpointEngine
@@ -43,7 +43,10 @@ def open_endpoint(settings: RunSettings) -> EndpointEngine:
         raise UsageError(f"--temperature with --endpoint: {_HIGHEST_TEMPERATURE:g} at most")
     if importlib.util.find_spec("httpx2") is None:
         raise ModelError("--endpoint needs httpx2, which is not installed: pip install 'idefics-cli[endpoint]'")
-    name, notes = _model(address, settings.model.model)
+    wanted = settings.model.model
+    check_text("--model with --endpoint", wanted)  # a folder's name may be any bytes
+    is_named = settings.endpoint.is_model_named or wanted != DEFAULT_MODEL
+    name, notes = (wanted, []) if is_named else _model_of(address)
     if address.exposes_key:
         notes.append(f"the key goes to {address.base} without encryption")
     generation = _generation(settings.model, name)
@@ -68,13 +71,11 @@ def _refused(settings: RunSettings) -> Iterator[str]:
             yield option.flags(field.name)[0]
 
 
-def _model(address: Address, wanted: str) -> tuple[str, list[str]]:
-    """Return the name of the model that is asked, and what the user is told of it."""
-    if wanted != DEFAULT_MODEL:
-        return wanted, []
+def _model_of(address: Address) -> tuple[str, list[str]]:
+    """Return the name of the model that is asked where the user names none, and what the user is told of it."""
     names = _listed(address)
-    if wanted in names:
-        return wanted, []
+    if DEFAULT_MODEL in names:
+        return DEFAULT_MODEL, []
     if len(names) == 1:
         return names[0], [f"{address.base} answers with {names[0]}, its only model"]
     if not names:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from idefics_cli.errors import one_line
-from idefics_cli.records import Answer
+from idefics_cli.records import Answer, GeneratedTokens
 
 _SHOWN = 200
+_MOST_TOKENS = 8192  # their texts are joined once for each
 _BROKEN_OFF = ("error", "abort")  # finish reasons of servers that failed in the middle
 
 
@@ -74,6 +75,7 @@ def read_completion(
         is_complete=not is_cut,
         is_scored=scores is not None,
         is_timed=None not in times,
+        tokens=_tokens(choice.get("logprobs"), stop),
     )
 
 
@@ -106,6 +108,35 @@ def _scores(own: Mapping[str, Any], logprobs: object) -> tuple[float, float] | N
     if not known or len(known) < len(values):
         return None
     return math.exp(math.fsum(known)), math.fsum(known) / len(known)
+
+
+def _tokens(logprobs: object, stop: Sequence[str]) -> GeneratedTokens | None:
+    """Return the tokens that the server lists, with their positions for ids.
+
+    None where there are none or too many, or where one lacks its text or a finite log-probability.
+    """
+    content = _mapping(logprobs).get("content")
+    entries = [_mapping(entry) for entry in content] if isinstance(content, list) else []
+    if len(entries) > _MOST_TOKENS:
+        return None
+    found = [(_bytes_of(entry), _number(entry.get("logprob"))) for entry in entries]
+    pieces = [piece for piece, _ in found if piece is not None]
+    values = [value for _, value in found if value is not None]
+    if not found or len(pieces) < len(found) or len(values) < len(found):
+        return None
+
+    def decode(ids: Sequence[int]) -> str:
+        return _text(b"".join(pieces[at] for at in ids).decode("utf-8", "replace").strip())
+
+    return GeneratedTokens(tuple(range(len(found))), tuple(values), decode, tuple(stop))
+
+
+def _bytes_of(entry: Mapping[str, Any]) -> bytes | None:
+    """Return a token's bytes, which may be a part of a character; None where it has neither bytes nor a text."""
+    raw, text = entry.get("bytes"), entry.get("token")
+    if isinstance(raw, list) and all(type(value) is int and 0 <= value < 256 for value in raw):
+        return bytes(raw)
+    return text.encode("utf-8", "replace") if isinstance(text, str) else None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
