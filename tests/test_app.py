@@ -106,3 +106,11 @@ def test_the_question_of_ask_comes_last(tmp_path: object) -> None:
 
 def test_every_command_is_there() -> None:
     assert {command.name for command in make_app().registered_commands} == set(COMMANDS)
+
+
+def test_a_command_imports_no_other() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "idefics_cli", "ask", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "idefics_cli.cli.ask" in imported
+    assert imported.isdisjoint({"idefics_cli.cli.bench", "idefics_cli.cli.serve", "idefics_cli.cli.run"})

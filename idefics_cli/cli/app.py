@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import typer
 
 NAME = "idefics-cli"
+COMMANDS = ("ask", "run", "serve", "status", "merge", "export", "eval", "demo", "bench", "prepare", "doctor")
+_MODULES = {"eval": "evaluate"}  # where the name is another
 _RETRY_FAILED = "--retry-failed"
 
 
@@ -25,7 +27,8 @@ def main() -> None:
 
 def _run() -> object:
     arguments = completed(sys.argv[1:]) or ["--help"]
-    return make_app()(args=arguments, prog_name=NAME, standalone_mode=False)
+    names = arguments[:1] if arguments[0] in COMMANDS else COMMANDS  # to import the others takes longer than `ask` has
+    return make_app(names)(args=arguments, prog_name=NAME, standalone_mode=False)
 
 
 def completed(arguments: Sequence[str]) -> list[str]:
@@ -40,11 +43,13 @@ def completed(arguments: Sequence[str]) -> list[str]:
     return arguments
 
 
-def make_app() -> typer.Typer:
-    """Put the commands together."""
+def make_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
+    """Put commands together, by their names."""
+    from importlib import import_module
+
     import typer
 
-    from idefics_cli.cli import ask, bench, demo, doctor, evaluate, export, merge, options, prepare, run, serve, status
+    from idefics_cli.cli import options
 
     app = typer.Typer(
         name=NAME,
@@ -58,19 +63,9 @@ def make_app() -> typer.Typer:
     def before_commands(version: bool = version) -> None:
         """Ask questions of documents with Idefics2 and get answers, with what each one cost."""
 
-    for name, command in (
-        ("ask", ask.ask),
-        ("run", run.run),
-        ("serve", serve.serve),
-        ("status", status.status),
-        ("merge", merge.merge),
-        ("export", export.export),
-        ("eval", evaluate.evaluate),
-        ("demo", demo.demo),
-        ("bench", bench.bench),
-        ("prepare", prepare.prepare),
-        ("doctor", doctor.doctor),
-    ):
+    for name in names:
+        module = _MODULES.get(name, name)
+        command = getattr(import_module(f"idefics_cli.cli.{module}"), module)
         app.command(name, cls=options.Command)(command)
     return app
 
