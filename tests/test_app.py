@@ -109,8 +109,7 @@ def test_every_command_is_there() -> None:
 
 
 def test_a_command_imports_no_other() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "idefics_cli", "ask", "--help"]
+    command = [sys.executable, "-v", "-m", "idefics_cli", "ask", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "idefics_cli.cli.ask" in imported
-    assert imported.isdisjoint({"idefics_cli.cli.bench", "idefics_cli.cli.serve", "idefics_cli.cli.run"})
+    imported = [name for name in ("ask", "run", "bench", "serve") if f"import 'idefics_cli.cli.{name}'" in done.stderr]
+    assert imported == ["ask"]
