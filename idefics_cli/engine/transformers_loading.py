@@ -171,9 +171,10 @@ def load_random(
     """Make a model with random weights, as `load_checkpoint` makes one; raises ModelError where it is too large."""
     model = _without_weights(checkpoint, dtype, attention)
     shapes = {name: tuple(weight.shape) for name, weight in _weights(model).items()}
+    drawn = RandomSource(shapes, dtype, device)  # also what is then quantized from the host: a CPU draws for minutes
     filled_on = device if quantize.is_native else torch.device("cpu")
     try:
-        model = _filled(model, RandomSource(shapes, dtype, filled_on), filled_on)
+        model = _filled(model, lambda name: drawn(name).to(filled_on), filled_on)
         if not quantize.is_native:
             model = quantize_text_model(model, quantize, device)
     except torch.OutOfMemoryError as error:
