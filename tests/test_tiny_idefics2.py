@@ -16,6 +16,7 @@ from tools.tiny_idefics2.__main__ import MODEL
 from tools.tiny_idefics2.compiled import load_compiled, save_compiled
 from tools.tiny_idefics2.data import SHAPES, Encoder, Level, Pages
 from tools.tiny_idefics2.draw import Scan, characters, draw
+from tools.tiny_idefics2.drawers import drawn_batches, shared_level
 from tools.tiny_idefics2.evaluate import sample_pages
 from tools.tiny_idefics2.fonts import families
 from tools.tiny_idefics2.formats import compare_formats
@@ -254,3 +255,14 @@ def test_formats_are_asked_about_the_same_pages() -> None:
     assert 0 < first.exact <= first.asked
     assert same == first
     assert same.same == same.asked
+
+
+def test_a_process_that_draws_pages_is_replaced_when_it_dies() -> None:
+    others = multiprocessing.active_children()
+    batches = drawn_batches(Pages(1, 1, shared_level(Level.ONE_FIELD)), processes=1)
+    first = next(batches)
+    for child in set(multiprocessing.active_children()) - set(others):
+        child.kill()
+    for _ in range(12):  # more than are drawn ahead
+        assert next(batches).images.shape[1:] == first.images.shape[1:]
+    del batches  # which ends them

@@ -8,7 +8,9 @@ import queue
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Semaphore
 
@@ -16,9 +18,10 @@ import torch
 
 from tools.tiny_idefics2.data import Batch, Pages
 
-_CONTEXT = multiprocessing.get_context("spawn")  # a forked child of a process that uses CUDA may crash when it collects
+_CONTEXT = multiprocessing.get_context("spawn")  # children forked beside CUDA and its compiling threads crashed
 _AHEAD = 2  # batches that a process holds drawn
 _PINNED = 4  # batches ready for the GPU
+_LOOK_EVERY = 5.0  # seconds in which a process sees that training was killed
 
 
 def shared_level(level: int) -> Synchronized[int]:
@@ -27,46 +30,69 @@ def shared_level(level: int) -> Synchronized[int]:
 
 
 def drawn_batches(pages: Pages, processes: int) -> Iterator[Batch]:
-    """Yield batches as they are drawn, endlessly, in memory pinned where there is a GPU."""
+    """Yield batches as they are drawn, without end, pinned where there is a GPU; to close it ends the processes."""
     if processes < 1:
         yield from pages
-    ready: queue.Queue[Batch] = queue.Queue(_PINNED)
-    threading.Thread(target=_collect, args=(pages, processes, ready), daemon=True).start()
-    while True:
-        yield ready.get()
+    drawers = _Drawers(pages, processes)
+    threading.Thread(target=drawers.collect, daemon=True).start()
+    try:
+        while True:
+            yield drawers.ready.get()
+    finally:
+        drawers.close()
 
 
-def _collect(pages: Pages, processes: int, ready: queue.Queue[Batch]) -> None:
-    """Take batches from whichever process has one, and start another for one that died."""
-    drawers: dict[Connection, Semaphore] = {}
-    started = 0
-    while True:
-        while len(drawers) < processes:
-            receiver, room = _start(pages, started)
-            drawers[receiver] = room
-            started += 1
-        receiver = random.choice(wait(list(drawers)))
-        try:
-            batch = receiver.recv()
-        except (EOFError, OSError, RuntimeError):
-            print(f"a drawing process died; number {started} is started", flush=True)
-            del drawers[receiver]
-            receiver.close()
-            continue
-        drawers[receiver].release()
-        ready.put(batch.pin_memory() if torch.cuda.is_available() else batch)
+@dataclass(frozen=True, slots=True)
+class _Drawer:
+    process: SpawnProcess
+    room: Semaphore
 
 
-def _start(pages: Pages, number: int) -> tuple[Connection, Semaphore]:
-    receiver, sender = _CONTEXT.Pipe(duplex=False)
-    room = _CONTEXT.Semaphore(_AHEAD)
-    _CONTEXT.Process(target=_draw, args=(pages, number, sender, room), daemon=True).start()
-    sender.close()
-    return receiver, room
+class _Drawers:
+    """The processes, by the connection that each sends its batches through."""
+
+    def __init__(self, pages: Pages, processes: int) -> None:
+        self.ready: queue.Queue[Batch] = queue.Queue(_PINNED)
+        self._pages, self._processes = pages, processes
+        self._running: dict[Connection, _Drawer] = {}
+        self._started = 0
+        self._is_closed = False
+
+    def collect(self) -> None:
+        """Take batches from whichever process has one, and start another for one that died."""
+        while not self._is_closed:
+            while len(self._running) < self._processes:
+                self._start()
+            receiver = random.choice(wait(list(self._running)))
+            try:
+                batch = receiver.recv()
+            except (EOFError, OSError, RuntimeError):
+                del self._running[receiver]
+                receiver.close()
+                continue
+            self._running[receiver].room.release()
+            self.ready.put(batch.pin_memory() if torch.cuda.is_available() else batch)
+
+    def close(self) -> None:
+        self._is_closed = True
+        for drawer in list(self._running.values()):
+            drawer.process.terminate()
+
+    def _start(self) -> None:
+        receiver, sender = _CONTEXT.Pipe(duplex=False)
+        room = _CONTEXT.Semaphore(_AHEAD)
+        process = _CONTEXT.Process(target=_draw, args=(self._pages, self._started, sender, room), daemon=True)
+        process.start()
+        sender.close()
+        self._running[receiver] = _Drawer(process, room)
+        self._started += 1
 
 
 def _draw(pages: Pages, number: int, sender: Connection, room: Semaphore) -> None:
     faulthandler.enable()
+    parent = multiprocessing.parent_process()
     for batch in pages.batches(number):
-        room.acquire()
+        while not room.acquire(timeout=_LOOK_EVERY):
+            if parent is None or not parent.is_alive():
+                return
         sender.send(batch)
