@@ -95,7 +95,7 @@ def run(
 
     """
     inputs = read_inputs(documents, questions, settings)
-    settings = _for_requests(settings) if inputs.is_batch else settings
+    settings = _for_inputs(settings, inputs)
     result = BatchResult()
     with contextlib.ExitStack() as stack:
         workers = open_workers(settings, inputs.columns, open_with, on_note)
@@ -131,8 +131,10 @@ def run(
     return result
 
 
-def _for_requests(settings: RunSettings) -> RunSettings:
-    """Return the settings of a run whose questions may want longer answers than the others."""
+def _for_inputs(settings: RunSettings, inputs: Inputs) -> RunSettings:
+    """Return the settings of a run; a question of a batch file may want a longer answer than the others."""
+    if not inputs.is_batch:
+        return settings
     longest = max(LONGEST_ANSWER, settings.model.max_new_tokens or 0)
     return replace(settings, model=replace(settings.model, most_new_tokens=longest))
 
@@ -194,7 +196,7 @@ def dry_run(
 
     """
     inputs = read_inputs(documents, questions, settings)
-    settings = _for_requests(settings) if inputs.is_batch else settings
+    settings = _for_inputs(settings, inputs)
     workers = open_workers(settings, inputs.columns, open_with, on_note, is_dry=True)
     if workers is not None:
         workers.pool.close(is_done=False)
