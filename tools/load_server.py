@@ -1,12 +1,12 @@
 """Drives a server of the OpenAI chat form with many clients at once, over generated pages.
 
-    python tools/load_server.py load URL [--clients 64] [--pages 100] [--first 0] [--questions 10] [--stream] [--model NAME]
+    python tools/load_server.py load URL [--clients 64] [--pages 100] [--first 0] [--questions 10] [--stream]
     python tools/load_server.py abuse URL --pid PID [--requests 10000] [--connections 1000]
 
 URL is that of the API, http://127.0.0.1:8000/v1. `load` prints questions a second, latencies and, with --stream, the
-time to the first token; any server of the form will do. The same page numbers are the same pages, which a server that was
-asked of them before has encoded already: to measure again, ask of new ones, with --first where the last call ended (after
---pages 100, --first 100). `abuse` is for `idefics-cli serve` started with
+time to the first token; any server of the form will do. Pages have numbers, and a number is always the same page: a
+server that was asked of it before has encoded it already. To measure once more, begin where the last call ended: after
+--pages 100, with --first 100. `abuse` is for `idefics-cli serve` started with
 IDEFICS_CLI_API_KEY=load: clients that leave, broken and huge bodies, wrong keys, and good requests among them; it fails
 unless every code is right, and memory and sequences return to where they were.
 """
@@ -285,7 +285,7 @@ def main() -> None:
             command.add_argument("--questions", type=int, default=10)
             command.add_argument("--processes", type=int, default=4)
             command.add_argument(
-                "--first", type=int, default=0, help="number of the first page; new numbers, new pages"
+                "--first", type=int, default=0, help="number of the first page"
             )
         else:
             command.add_argument("--pid", type=int, required=True)

@@ -10,7 +10,7 @@ from idefics_cli.records import GeneratedTokens
 
 
 class NewsDesk:
-    """Wakes the streams that there is news for, all of a step with one call to the event loop: each is a system call."""
+    """Wakes the streams that there is news for, all of a step with one call to the event loop, a system call."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
