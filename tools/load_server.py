@@ -284,9 +284,7 @@ def main() -> None:
             command.add_argument("--clients", type=int, default=64)
             command.add_argument("--questions", type=int, default=10)
             command.add_argument("--processes", type=int, default=4)
-            command.add_argument(
-                "--first", type=int, default=0, help="number of the first page"
-            )
+            command.add_argument("--first", type=int, default=0, help="number of the first page")
         else:
             command.add_argument("--pid", type=int, required=True)
             command.add_argument("--requests", type=int, default=10_000)
