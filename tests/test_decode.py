@@ -35,8 +35,12 @@ def decode(
     ends: Collection[int] = (),
     suppressed: Collection[int] = (),
     count: int = 8,
+    watched: Collection[int] = (),
 ) -> list[Output]:
-    """Decode six prompts, so many together; the next takes the index of one that has ended."""
+    """Decode six prompts, so many together; the next takes the index of one that has ended.
+
+    What is told of those that are watched, at most of their steps, must be what their outputs begin with.
+    """
     torch.manual_seed(0)
     prompts = [torch.randn(length, 32) for length in (5, 40, 17, 33, 8, 21)]
     weights, family = weights_of(settings_of(folder))
@@ -45,6 +49,8 @@ def decode(
     rules = GenerationRules(count, frozenset(ends), frozenset(suppressed))
     decoder = TokenDecoder(model, cache, torch_ops, max_num_seqs=together, rows=rows, rules=rules)
     waiting, running, done = list(range(6)), dict[int, int](), dict[int, Output]()
+    told: list[tuple[int, tuple[int, ...], tuple[float, ...]]] = []
+    steps = 0
     while waiting or running:
         for index in [index for index in range(together) if index not in running and waiting]:
             if waiting:
@@ -56,14 +62,28 @@ def decode(
                 decoder.start([Start(index, segment, ())], states[packed.last])
         for index, output in decoder.finished(list(running)).items():
             done[running.pop(index)] = output
+        steps += 1
+        shown = [index for index, number in running.items() if number in watched and (number + steps) % 3]
+        for index, (tokens, logprobs) in (decoder.tokens_so_far(shown) if shown else {}).items():
+            assert len(tokens) > max((len(before) for number, before, _ in told if number == running[index]), default=0)
+            told.append((running[index], tokens, logprobs))
         if running:
             decoder.step(list(running))
+    for number, tokens, logprobs in told:
+        assert done[number].tokens[: len(tokens)] == tokens
+        assert done[number].logprobs[: len(tokens)] == logprobs
+    assert {number for number, _, _ in told} == set(watched)
     return [done[number] for number in range(6)]
 
 
 @pytest.mark.parametrize("together", [2, 3, 6])
 def test_sequences_are_decoded_alike_in_any_company(together: int, folder: Path) -> None:
     assert decode(folder, together=together, rows=4) == decode(folder, together=1, rows=4)
+
+
+@pytest.mark.parametrize("watched", [range(6), [0, 3, 4]])
+def test_tokens_so_far_are_told_at_any_steps(watched: Collection[int], folder: Path) -> None:
+    assert decode(folder, together=3, rows=4, watched=watched) == decode(folder, together=3, rows=4)
 
 
 def test_a_sequence_ends_with_its_end_token_or_at_the_limit(folder: Path) -> None:

@@ -180,12 +180,31 @@ def test_tokens_with_their_log_probabilities_add_up_to_the_answer() -> None:
 def test_chunks_have_the_form_of_the_api() -> None:
     completion = Completion("m")
     cut = Answer("x", prompt_tokens=3, new_tokens=2, is_complete=False)
-    chunks = [json.loads(one.removeprefix(b"data: ")) for one in (
-        completion.first_chunk(), completion.text_chunk("x"), completion.last_chunk(cut), completion.usage_chunk(cut)
-    )]  # fmt: skip
+    made = completion.chunks()
+    stream = made.first() + made.text("x") + made.end(cut, include_usage=True)
+    *events, done, nothing = stream.split(b"\n\n")
+    assert (done, nothing) == (b"data: [DONE]", b"")
+    chunks = [json.loads(one.removeprefix(b"data: ")) for one in events]
+    assert b"usage" not in made.end(cut, include_usage=False)
     assert {(chunk["object"], chunk["id"], chunk["model"]) for chunk in chunks} == {
         ("chat.completion.chunk", completion.id, "m")
     }
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:3]] == [None, None, "length"]
     assert chunks[3]["choices"] == []
     assert chunks[3]["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+@pytest.mark.parametrize("model", ["m", '"content": ""', '\\"content": "', "\u00e9\n", '"', "content"])
+@pytest.mark.parametrize("text", ["x", 'a "quoted" \\ word\n', "\u4e2d\u2028\x00", ""])
+def test_a_chunk_of_text_is_that_of_the_whole_body_written_as_json(model: str, text: str) -> None:
+    completion = Completion(model)
+
+    def written(logprobs: object) -> bytes:
+        body = {"id": completion.id, "object": "chat.completion.chunk", "created": completion.created, "model": model, "choices": [
+            {"index": 0, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": None}
+        ]}  # fmt: skip
+        return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+    chunks = completion.chunks()
+    assert chunks.text(text) == written(None)
+    assert chunks.text(text, [{"token": "x"}]) == written({"content": [{"token": "x"}], "refusal": None})

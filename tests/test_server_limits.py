@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -253,3 +254,56 @@ def test_nothing_that_clients_sent_is_left_behind(number: int, tmp_path: Path) -
     assert list(temporary.iterdir())
     assert process.end(number) == (0 if number == signal.SIGTERM else -number)
     until(lambda: not list(temporary.rglob("*")))
+
+
+@pytest.mark.parametrize("parser", ["httptools", "h11"])
+def test_both_parsers_of_http_do_the_same(parser: str, tmp_path: Path) -> None:
+    if parser == "httptools":
+        pytest.importorskip("httptools")
+    else:
+        (tmp_path / "httptools.py").write_text("raise ImportError('it is not installed')")
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    path = os.pathsep.join(filter(None, [str(tmp_path), str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+    process = ServerProcess("--port", "0", "--max-body", "2", runtime=runtime, PYTHONPATH=path)
+    url = httpx2.URL(process.address)
+    body = json.dumps(asking("What?", image("notice.bmp"), max_tokens=2)).encode()
+    try:
+        with socket.create_connection((url.host, url.port), timeout=60) as early:
+            early.sendall(head(100_000_000))
+            assert early.recv(64).startswith(b"HTTP/1.1 413 ")
+        with socket.create_connection((url.host, url.port), timeout=60) as early:
+            early.sendall(head(100_000_000, "Expect: 100-continue"))
+            assert early.recv(64).startswith(b"HTTP/1.1 413 ")
+        with socket.create_connection((url.host, url.port), timeout=60) as polite:
+            polite.sendall(head(len(body), "Expect: 100-continue", "Connection: close"))
+            assert polite.recv(64).startswith(b"HTTP/1.1 100 ")
+            polite.sendall(body)
+            assert polite.recv(64).startswith(b"HTTP/1.1 200 ")
+        with socket.create_connection((url.host, url.port), timeout=60) as kept:
+            for _ in range(3):
+                kept.sendall(head(len(body)) + body[:1000])
+                kept.sendall(body[1000:])
+                assert b"idefics_cli" in answer_of(kept)
+            kept.sendall(b"no HTTP\r\n\r\n")
+            assert kept.recv(64).startswith(b"HTTP/1.1 400 ")
+        with httpx2.Client(base_url=process.address, timeout=60, trust_env=False) as client:
+            assert client.post(PATH, content=(b"x" * 100_000 for _ in range(50))).status_code == 413
+            whole = client.post(PATH, content=body).json()
+            chunks = events(client.post(PATH, content=body[:-1] + b', "stream": true}').text)
+        told = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        assert told == whole["choices"][0]["message"]["content"]
+    finally:
+        assert process.end() == 0
+
+
+def answer_of(connection: socket.socket) -> bytes:
+    """Read a response whose length is told; returns its body."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(4096)
+    told, _, body = received.partition(b"\r\n\r\n")
+    (length,) = [int(line.split(b":")[1]) for line in told.split(b"\r\n") if line.lower().startswith(b"content-length")]
+    while len(body) < length:
+        body += connection.recv(4096)
+    return body

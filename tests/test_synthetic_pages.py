@@ -16,3 +16,11 @@ def test_letters_are_pdfs_of_one_page_full_of_text_no_two_alike(tmp_path: Path) 
             texts.append(document[0].get_textpage().get_text_range())
     assert len(set(texts)) == 3
     assert all(len(text.split()) == 64 * 12 for text in texts)
+
+
+def test_letters_go_on_where_the_last_ones_ended(tmp_path: Path) -> None:
+    whole = [path.read_bytes() for path in write_letters(tmp_path, 4)]
+    (tmp_path / "later").mkdir()
+    later = write_letters(tmp_path / "later", 2, first=2)
+    assert [path.read_bytes() for path in later] == whole[2:]
+    assert later[0].name == "letter-0002.pdf"

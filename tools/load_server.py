@@ -1,10 +1,12 @@
 """Drives a server of the OpenAI chat form with many clients at once, over generated pages.
 
-    python tools/load_server.py load URL [--clients 64] [--pages 100] [--questions 10] [--stream] [--model NAME]
+    python tools/load_server.py load URL [--clients 64] [--pages 100] [--first 0] [--questions 10] [--stream]
     python tools/load_server.py abuse URL --pid PID [--requests 10000] [--connections 1000]
 
 URL is that of the API, http://127.0.0.1:8000/v1. `load` prints questions a second, latencies and, with --stream, the
-time to the first token; any server of the form will do. `abuse` is for `idefics-cli serve` started with
+time to the first token; any server of the form will do. Pages have numbers, and a number is always the same page: a
+server that was asked of it before has encoded it already. To measure once more, begin where the last call ended: after
+--pages 100, with --first 100. `abuse` is for `idefics-cli serve` started with
 IDEFICS_CLI_API_KEY=load: clients that leave, broken and huge bodies, wrong keys, and good requests among them; it fails
 unless every code is right, and memory and sequences return to where they were.
 """
@@ -39,10 +41,10 @@ _SECONDS = 600.0
 _GROWTH = 1.10  # of memory between the first tenth of the abuse and its end
 
 
-def page_images(count: int) -> list[str]:
-    """Return generated letter pages as data URIs, no two alike."""
+def page_images(count: int, first: int = 0) -> list[str]:
+    """Return generated letter pages as data URIs, no two alike: those numbered from `first` on."""
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor() as pool:
-        return list(pool.map(data_uri, write_letters(Path(folder), count)))
+        return list(pool.map(data_uri, write_letters(Path(folder), count, first=first)))
 
 
 def data_uri(path: Path) -> str:
@@ -125,7 +127,7 @@ def run_clients(options: argparse.Namespace, bodies: list[bytes], count: int, pa
 
 def load(options: argparse.Namespace) -> None:
     """Measure."""
-    bodies = [body_of(image, options) for image in page_images(options.pages)]
+    bodies = [body_of(image, options) for image in page_images(options.pages, options.first)]
     processes = min(options.processes, options.clients, len(bodies))
     shares = [options.clients // processes + (at < options.clients % processes) for at in range(processes)]
     started = time.perf_counter()
@@ -282,6 +284,7 @@ def main() -> None:
             command.add_argument("--clients", type=int, default=64)
             command.add_argument("--questions", type=int, default=10)
             command.add_argument("--processes", type=int, default=4)
+            command.add_argument("--first", type=int, default=0, help="number of the first page")
         else:
             command.add_argument("--pid", type=int, required=True)
             command.add_argument("--requests", type=int, default=10_000)

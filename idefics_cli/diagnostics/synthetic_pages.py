@@ -16,10 +16,10 @@ _LINES, _POINTS = 64, 9
 _WORDS = ("amount", "account", "balance", "customer", "delivery", "invoice", "number", "order", "payment", "total")
 
 
-def write_letters(folder: Path, count: int) -> list[Path]:
-    """Write PDFs of one letter page with 64 lines of text each, no two alike."""
+def write_letters(folder: Path, count: int, *, first: int = 0) -> list[Path]:
+    """Write PDFs of one letter page with 64 lines of text each, no two alike: those numbered from `first` on."""
     paths = []
-    for number in range(count):
+    for number in range(first, first + count):
         words = random.Random(number)  # noqa: S311
         lines = [" ".join(words.choice(_WORDS) for _ in range(12)) for _ in range(_LINES)]
         path = folder / f"letter-{number:04}.pdf"

@@ -122,14 +122,17 @@ def from_data_uri(uri: str) -> Document:
         raise RowFailedError(FailureKind.UNREADABLE, "a data URI must look like data:image/png;base64,...")
     body = uri[match.end() :]
     try:
-        data = (
-            base64.b64decode(re.sub(r"\s", "", body), validate=True)
-            if "base64" in match["options"].split(";")
-            else unquote_to_bytes(body)
-        )
+        data = _from_base64(body) if "base64" in match["options"].split(";") else unquote_to_bytes(body)
     except (binascii.Error, ValueError) as error:
         raise RowFailedError(FailureKind.UNREADABLE, f"the data URI's base64 does not decode: {error}") from error
     return Document(short_name(uri), data=data)
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:  # lines and spaces are taken, though few have any: to look for them takes as long again
+        return base64.b64decode("".join(text.split()), validate=True)
 
 
 def short_name(name: str) -> str:

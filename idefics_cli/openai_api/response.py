@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 
 from idefics_cli.records import Answer, GeneratedTokens
 
-DONE = b"data: [DONE]\n\n"
+_DONE = b"data: [DONE]\n\n"
+_NO_TEXT = b'"content": ""'  # stands in no model's name: quotes are escaped there
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 _HELD_BACK = "\N{REPLACEMENT CHARACTER}"  # the bytes of a character that are not all there
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A completion that is being answered: what all of its bodies have in common."""
+    """A completion that is being answered: what all of its bodies and chunks have in common."""
 
     model: str
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
@@ -40,34 +42,54 @@ class Completion:
         }
         return self._body("chat.completion", [choice]) | {"usage": usage_of(answer), "idefics_cli": own}
 
-    def first_chunk(self) -> bytes:
-        """Return the event that a stream begins with."""
-        return self._chunk({"role": "assistant", "content": ""}, None)
+    def chunks(self) -> Chunks:
+        """Return what makes the events of a stream."""
+        return Chunks(self)
 
-    def text_chunk(self, text: str, tokens: Sequence[object] | None = None) -> bytes:
-        """Return the event of a piece of the answer, with its tokens where these are wanted."""
-        logprobs = None if tokens is None else {"content": tokens, "refusal": None}
-        return self._chunk({"content": text}, None, logprobs)
-
-    def last_chunk(self, answer: Answer) -> bytes:
-        """Return the event that says why the answer ended."""
-        return self._chunk({}, _finish_reason(answer))
-
-    def usage_chunk(self, answer: Answer) -> bytes:
-        """Return the event with the usage, whose `choices` are empty."""
-        return event(self._body("chat.completion.chunk", []) | {"usage": usage_of(answer)})
-
-    def _chunk(self, delta: object, finish_reason: str | None, logprobs: object = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return event(self._body("chat.completion.chunk", [choice]))
+    def chunk_body(self, choices: Sequence[object]) -> dict[str, object]:
+        """Return the body of a chunk."""
+        return self._body("chat.completion.chunk", choices)
 
     def _body(self, kind: str, choices: Sequence[object]) -> dict[str, object]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
 
+class Chunks:
+    """Makes the server-sent events of a stream."""
+
+    def __init__(self, completion: Completion) -> None:
+        self._body = completion.chunk_body
+        # All that is not text is the same in each chunk: it is written once.
+        self._before, _, self._behind = self._chunk({"content": ""}, None).rpartition(_NO_TEXT)
+
+    def first(self) -> bytes:
+        """Return the event that a stream begins with."""
+        return self._chunk({"role": "assistant", "content": ""}, None)
+
+    def text(self, text: str, tokens: Sequence[object] | None = None) -> bytes:
+        """Return the event of a piece of the answer, with its tokens where these are wanted."""
+        if tokens is None:
+            return b'%b"content": %b%b' % (self._before, _json(text), self._behind)
+        return self._chunk({"content": text}, None, {"content": tokens, "refusal": None})
+
+    def end(self, answer: Answer, *, include_usage: bool) -> bytes:
+        """Return the events that a stream ends with: why the answer ended, and the usage, whose `choices` are empty."""
+        last = self._chunk({}, _finish_reason(answer))
+        usage = event(self._body([]) | {"usage": usage_of(answer)}) if include_usage else b""
+        return last + usage + _DONE
+
+    def _chunk(self, delta: object, finish_reason: str | None, logprobs: object = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return event(self._body([choice]))
+
+
 def event(body: Mapping[str, object]) -> bytes:
     """Return a body as a server-sent event."""
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: %b\n\n" % _json(body)
+
+
+def _json(value: object) -> bytes:
+    return _ENCODER.encode(value).encode()
 
 
 def usage_of(answer: Answer) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import secrets
 from dataclasses import dataclass
 
@@ -13,7 +12,8 @@ from idefics_cli.documents.page_cache import PageCache
 from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine.base import EngineInfo
 from idefics_cli.errors import FailureKind, RowFailedError
-from idefics_cli.openai_api.errors import ApiError, error_of
+from idefics_cli.openai_api.body import parse_body
+from idefics_cli.openai_api.errors import error_of
 from idefics_cli.openai_api.request import ChatRequest, read_request
 from idefics_cli.questions.messages import MOST_TOGETHER, documents_of
 from idefics_cli.questions.pages import select_pages
@@ -61,15 +61,16 @@ class ChatPreparer:
         """Delete what is kept in files."""
         self._documents.close()
 
-    def prepare(self, body: bytes) -> PreparedChat:
+    def prepare(self, body: bytes | bytearray) -> PreparedChat:
         """Read a body and prepare its pages; waits for the page processes.
 
         Raises:
             ApiError: it can't be answered.
 
         """
-        chat = read_request(_parsed(body), allow_urls=self._allow_urls)
-        sources = [part.document for part in documents_of(chat.turns)]
+        parsed, uris = parse_body(body)
+        chat = read_request(parsed, allow_urls=self._allow_urls)
+        sources = [uris.get(part.document, part.document) for part in documents_of(chat.turns)]
         try:
             with self._documents.stored(sources) as documents:
                 return self._prepared(chat, documents)
@@ -130,10 +131,3 @@ class ChatPreparer:
             wanted, max_new_tokens=None if longest is None else min(longest, self._longest), seed=seed
         )
         return None if generation == Generation() else generation
-
-
-def _parsed(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from error

@@ -6,9 +6,8 @@ A client that goes away is noticed at once, whatever its request waits for, and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
@@ -19,12 +18,13 @@ from idefics_cli.engine.base import Engine
 from idefics_cli.errors import ModelError
 from idefics_cli.openai_api.errors import ApiError, error_of
 from idefics_cli.openai_api.request import ChatRequest
-from idefics_cli.openai_api.response import DONE, Completion, TextStream, TokenStream, event
-from idefics_cli.records import Answer, GeneratedTokens, Request
+from idefics_cli.openai_api.response import Completion, TextStream, TokenStream, event
+from idefics_cli.records import Answer, Request
 from idefics_cli.server.admission import Admission, BodyRoom
 from idefics_cli.server.chat import ChatPreparer
 from idefics_cli.server.exchange import ClientLeftError, Reply, client_left, read_body, refuse, send_json
 from idefics_cli.server.metrics import Metrics
+from idefics_cli.server.news import News, NewsDesk
 
 _RETRY_AFTER = 5  # seconds
 _LEFT = 499  # what proxies call a client that has gone
@@ -41,7 +41,7 @@ class ChatCompletions:
         """Take what answers, and within which limits."""
         self._engine, self._preparer, self._admission = engine, preparer, admission
         self._metrics, self._model_name = metrics, model_name
-        self._stopped = asyncio.Event()
+        self._stopped, self._desk = asyncio.Event(), NewsDesk()
         self._preparing = asyncio.Semaphore(_PREPARED_AHEAD)
         self._engine_room = asyncio.Semaphore(engine.info.capacity)
         self._threads = ThreadPoolExecutor(2 * _PREPARED_AHEAD, "request")
@@ -103,7 +103,7 @@ class ChatCompletions:
             # An error's frames would hold the task that holds the error, and so the body until garbage is collected.
             del answering, leaving, stopping, task
 
-    async def _answer(self, body: bytes, send: Send, room: BodyRoom, started: float) -> None:
+    async def _answer(self, body: bytearray, send: Send, room: BodyRoom, started: float) -> None:
         with self._metrics.queued.track_inprogress():
             async with self._preparing:
                 prepared = await self._in_thread(self._preparer.prepare, body)
@@ -128,7 +128,7 @@ class ChatCompletions:
         self, completion: Completion, chat: ChatRequest, request: Request, send: Send, started: float
     ) -> None:
         """Send the answer as it grows; what fails before the first token is an error like any other."""
-        news = _News()
+        news = self._desk.news()
         future = await self._submit(replace(request, on_tokens=news.tell))
         del request
         answer = asyncio.wrap_future(future)
@@ -140,33 +140,31 @@ class ChatCompletions:
             self._metrics.first_token.observe(time.monotonic() - started)
             await send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
             try:
-                async for chunk in self._chunks(completion, chat, news, answer):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                end = await self._send_chunks(completion, chat, news, answer, send)
             except (ApiError, ModelError) as error:  # too late for another status
-                body = error.body if isinstance(error, ApiError) else ApiError(503, str(error)).body
-                await send({"type": "http.response.body", "body": event(body), "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+                end = event(error.body if isinstance(error, ApiError) else ApiError(503, str(error)).body)
+            await send({"type": "http.response.body", "body": end})
         finally:
             answer.cancel()
 
-    async def _chunks(
-        self, completion: Completion, chat: ChatRequest, news: _News, answer: asyncio.Future[Answer]
-    ) -> AsyncIterator[bytes]:
-        text, tokens = TextStream(), TokenStream()
-        yield completion.first_chunk()
+    async def _send_chunks(
+        self, completion: Completion, chat: ChatRequest, news: News, answer: asyncio.Future[Answer], send: Send
+    ) -> bytes:
+        """Send the chunks of an answer while it grows; returns those of its end. Each `send` is a system call."""
+        chunks, text, tokens = completion.chunks(), TextStream(), TokenStream()
+        unsent = chunks.first()
         while not answer.done():
             if news.latest is not None and (added := text.added(news.latest)):
-                yield completion.text_chunk(added, tokens.added(news.latest) if chat.logprobs else None)
+                unsent += chunks.text(added, tokens.added(news.latest) if chat.logprobs else None)
+                await send({"type": "http.response.body", "body": unsent, "more_body": True})
+                unsent = b""
             await news.wait()
         whole = self._checked(answer.result())
         rest = text.rest(whole)
         entries = tokens.added(whole.tokens, is_whole=True) if chat.logprobs and whole.tokens is not None else None
         if rest or entries:
-            yield completion.text_chunk(rest, entries)
-        yield completion.last_chunk(whole)
-        if chat.include_usage:
-            yield completion.usage_chunk(whole)
-        yield DONE
+            unsent += chunks.text(rest, entries)
+        return unsent + chunks.end(whole, include_usage=chat.include_usage)
 
     def _checked(self, answer: Answer, *, is_counted: bool = True) -> Answer:
         if answer.failure is not None:
@@ -184,32 +182,12 @@ class ChatCompletions:
             submitting.add_done_callback(_withdraw)
             raise
 
-    async def _in_thread(self, call: Callable[[bytes], _Result], body: bytes) -> _Result:
+    async def _in_thread(self, call: Callable[[bytearray], _Result], body: bytearray) -> _Result:
         running = asyncio.get_running_loop().run_in_executor(self._threads, call, body)
         try:
             return await running
         finally:
             del running  # as above
-
-
-class _News:
-    """The latest tokens of an answer, told from the engine's thread; what a slow reader misses is not kept."""
-
-    def __init__(self) -> None:
-        self.latest: GeneratedTokens | None = None
-        self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
-
-    def tell(self, tokens: GeneratedTokens) -> None:
-        self.latest = tokens
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._changed.set)
-
-    def wake(self) -> None:
-        self._changed.set()
-
-    async def wait(self) -> None:
-        await self._changed.wait()
-        self._changed.clear()
 
 
 _EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]

@@ -47,8 +47,10 @@ class DocumentStore:
         self._delete_folder()
 
     @contextlib.contextmanager
-    def stored(self, sources: Sequence[str]) -> Iterator[list[Document]]:
+    def stored(self, sources: Sequence[str | memoryview]) -> Iterator[list[Document]]:
         """Yield the documents of data URIs and addresses, in their order; their files stay as long.
+
+        Memory holds a data URI, in UTF-8.
 
         Raises:
             RowFailedError: one can't be read or stored; names it where there are several.
@@ -58,7 +60,7 @@ class DocumentStore:
         documents = []
         try:
             for number, source in enumerate(sources, 1):
-                if source[: len(_DATA)].lower() != _DATA:
+                if isinstance(source, str) and source[: len(_DATA)].lower() != _DATA:
                     documents.append(Document(source, url=source))
                     continue
                 with naming("document", number, len(sources)):
@@ -72,16 +74,18 @@ class DocumentStore:
                     self._stored[digest].users -= 1
                 self._delete_unused()
 
-    def _taken(self, source: str) -> str:
+    def _taken(self, source: str | memoryview) -> str:
         """Return the digest of a document, which is stored and has one more user."""
         # Many requests bring the same text: it is decoded once.
-        key = hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest()
+        key = hashlib.sha256(source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source).digest()
         with self._lock:
             if (known := self._by_source.get(key)) is not None:
                 self._stored.move_to_end(known)
                 self._stored[known].users += 1
                 return known
-        data = from_data_uri(source).data or b""
+        # Bytes that are no UTF-8 are no base64 either: that is said of them.
+        uri = source if isinstance(source, str) else str(source, "utf-8", "surrogateescape")
+        data = from_data_uri(uri).data or b""
         digest = hashlib.sha256(data).hexdigest()
         with self._lock:
             if digest not in self._stored:

@@ -30,13 +30,13 @@ class Reply:
     is_body_read: bool = False
 
 
-async def read_body(scope: Scope, receive: Receive, room: BodyRoom, *, seconds: float = _BODY_SECONDS) -> bytes:
+async def read_body(scope: Scope, receive: Receive, room: BodyRoom, *, seconds: float = _BODY_SECONDS) -> bytearray:
     """Read a body; one that is too large is refused by its length before it is read, else as it grows."""
     headers = dict(scope["headers"])
     length = headers.get(b"content-length", b"")
     if length.isdigit():
         room.grow(int(length))
-    parts = bytearray()
+    body = bytearray()  # returned as it is: a copy of a page takes as long as to read it
     while True:
         try:
             async with asyncio.timeout(seconds):
@@ -45,10 +45,10 @@ async def read_body(scope: Scope, receive: Receive, room: BodyRoom, *, seconds: 
             raise ApiError(408, f"nothing of the body came for {seconds:g} seconds", code="body_too_slow") from error
         if message["type"] == "http.disconnect":
             raise ClientLeftError
-        parts += message.get("body", b"")
-        room.grow(len(parts))
+        body += message.get("body", b"")
+        room.grow(len(body))
         if not message.get("more_body", False):
-            return bytes(parts)
+            return body
 
 
 async def client_left(receive: Receive) -> None:

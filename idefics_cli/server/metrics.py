@@ -29,12 +29,12 @@ class Metrics:
         self.local_jobs = self._gauge("local_connections", "Runs of ask and run that are connected.")
         self._pages = self._counter("pages_prepared", "Pages rendered and cut for requests.")
         self._page_hits = self._counter("pages_prepared_hits", "Pages of requests that were prepared already.")
-        self._seconds = self._counter("stage_seconds", "Seconds spent, by stage.", "stage")
-        self._tokens = self._counter("tokens", "Tokens read (prompt) and written (answer).", "kind")
+        seconds = self._counter("stage_seconds", "Seconds spent, by stage.", "stage")
+        self._seconds = {stage: seconds.labels(stage) for stage in _STAGES}
+        tokens = self._counter("tokens", "Tokens read (prompt) and written (answer).", "kind")
+        self._prompt_tokens, self._answer_tokens = tokens.labels("prompt"), tokens.labels("answer")
         self.latency = self._histogram("request_seconds", "From a request's first byte to its last.")
         self.first_token = self._histogram("first_token_seconds", "To the first token of streams.")
-        for stage in _STAGES:
-            self._seconds.labels(stage)
         self._registry.register(_EngineCollector(stats, is_loaded))
 
     def _counter(self, name: str, words: str, *labels: str) -> Counter:
@@ -50,18 +50,18 @@ class Metrics:
         """Count the pages of a request, those of them that were not there, and what they cost."""
         self._pages.inc(new)
         self._page_hits.inc(pages - new)
-        self._seconds.labels("prepare").inc(seconds)
+        self._seconds["prepare"].inc(seconds)
 
     def answered(self, answer: Answer) -> None:
         """Count what an answer cost."""
-        self._tokens.labels("prompt").inc(answer.prompt_tokens)
-        self._tokens.labels("answer").inc(answer.new_tokens)
+        self._prompt_tokens.inc(answer.prompt_tokens)
+        self._answer_tokens.inc(answer.new_tokens)
         for stage, spent in (
             ("vision", answer.vision_ms),
             ("prefill", answer.prefill_ms),
             ("decode", answer.decode_ms),
         ):
-            self._seconds.labels(stage).inc(spent / 1e3)
+            self._seconds[stage].inc(spent / 1e3)
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""

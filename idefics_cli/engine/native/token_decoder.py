@@ -59,6 +59,8 @@ class TokenDecoder(StepDecoder):
         self._processors = logits_processors(rules, model, self._size, self._budget)
         self._sampler = Sampler(self._size, device)
         self._is_drawn = [False] * max_num_seqs
+        self._copied: list[tuple[tuple[int, ...], tuple[float, ...]]] = [((), ())] * max_num_seqs
+        """Tokens and log-probabilities that have been copied from the device."""
         self._stops: list[tuple[str, ...]] = [()] * max_num_seqs
         self._draws = self._has_drawn = bool(rules.temperature)
         """Whether any row of this step is drawn, and whether any of any step was."""
@@ -79,15 +81,21 @@ class TokenDecoder(StepDecoder):
         }
 
     def tokens_so_far(self, indices: Sequence[int]) -> Mapping[int, tuple[tuple[int, ...], tuple[float, ...]]]:
-        """See `StepDecoder`; waits for the device."""
-        longest = max(self._lengths[index] for index in indices)
-        rows = self._tokens[list(indices), :longest].tolist()
-        logprobs = self._logprobs[list(indices), :longest].tolist()
-        found = {}
-        for index, row, scores in zip(indices, rows, logprobs, strict=True):
-            tokens = tuple(token for token in row if token >= 0)
-            found[index] = tokens, tuple(scores[: len(tokens)])
-        return found
+        """See `StepDecoder`; waits for the device, and copies from it what is new since the last call."""
+        starts = [len(self._copied[index][0]) for index in indices]
+        counts = [self._lengths[index] - start for index, start in zip(indices, starts, strict=True)]
+        most = max(counts)
+        if most:
+            # (2, sequences, most): the rows and columns of new tokens; what a sequence lacks is not read below
+            at = torch.tensor([[*indices], starts])[:, :, None].repeat(1, 1, most)
+            at[1] = (at[1] + torch.arange(most)).clamp(max=self._tokens.shape[1] - 1)
+            rows, columns = to_device(at, self._tokens.device)
+            new = zip(self._tokens[rows, columns].tolist(), self._logprobs[rows, columns].tolist(), strict=True)
+            for index, count, (row, scores) in zip(indices, counts, new, strict=True):
+                tokens, logprobs = self._copied[index]
+                added = tuple(token for token in row[:count] if token >= 0)
+                self._copied[index] = (*tokens, *added), (*logprobs, *scores[: len(added)])
+        return {index: self._copied[index] for index in indices}
 
     @torch.inference_mode()
     def start(self, starts: Sequence[Start], hidden: Tensor) -> None:
@@ -95,6 +103,7 @@ class TokenDecoder(StepDecoder):
         for start in starts:
             rules = start.rules or self._rules
             self._stops[start.index], self._is_drawn[start.index] = rules.stop, bool(rules.temperature)
+            self._copied[start.index] = (), ()
         super().start(starts, hidden)
 
     def _takes_recorded_step(self, indices: Sequence[int]) -> bool:
