@@ -38,7 +38,7 @@ _QUESTION = b"@QUESTION@"
 _KEY = "load"
 _SCALE = 1960 / 792  # of 72 dots an inch: 1515 by 1960 pixels, whose quarters are as large as Idefics2 takes them
 _SECONDS = 600.0
-_GROWTH = 1.10  # of memory between the first tenth of the abuse and its end
+_GROWTH = 1.10  # of memory between the middle of the abuse and its end
 
 
 def page_images(count: int, first: int = 0) -> list[str]:
@@ -251,17 +251,18 @@ def abuse(options: argparse.Namespace) -> int:
     """Abuse a server; returns the exit code."""
     bodies = [body_of(image, options) for image in page_images(options.pages)]
     found = Abuse()
-    asyncio.run(abuse_all(options, bodies, options.requests // 10, found))
+    half = options.requests // 2
+    asyncio.run(abuse_all(options, bodies, half, found))
     first = idle(options)
     before, descriptors = memory(options.pid), open_files(options.pid)
     started = time.perf_counter()
-    asyncio.run(abuse_all(options, bodies, options.requests - options.requests // 10, found))
+    asyncio.run(abuse_all(options, bodies, options.requests - half, found))
     seconds = time.perf_counter() - started
     last = idle(options)
     after, then = memory(options.pid), open_files(options.pid)
     for kind, codes in found.codes.items():
         print(f"{kind}: {dict(codes)}")
-    print(f"{options.requests} requests, {options.requests * 0.9 / seconds:.0f}/s; left held: {first} and {last}")
+    print(f"{options.requests} requests, {(options.requests - half) / seconds:.0f}/s; left held: {first} and {last}")
     print(f"memory {before:.0f} MB -> {after:.0f} MB; open files {descriptors} -> {then}")
     is_leaking = after > before * _GROWTH or then > descriptors + 8 or any(last.values())
     for line, count in Counter(found.wrong).items():
