@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import json
 import random
 import statistics
@@ -30,9 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pypdfium2
 
 from idefics_cli.diagnostics.synthetic_pages import write_letters
+from idefics_cli.documents.whole_page import data_uri
 
 _QUESTION = b"@QUESTION@"
 _KEY = "load"
@@ -44,15 +44,13 @@ _GROWTH = 1.10  # of memory between the middle of the abuse and its end
 def page_images(count: int, first: int = 0) -> list[str]:
     """Return generated letter pages as data URIs, no two alike: those numbered from `first` on."""
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor() as pool:
-        return list(pool.map(data_uri, write_letters(Path(folder), count, first=first)))
+        return list(pool.map(page_image, write_letters(Path(folder), count, first=first)))
 
 
-def data_uri(path: Path) -> str:
-    """Render a PDF's page as a PNG."""
+def page_image(path: Path) -> str:
+    """Render a PDF's page; return it as a data URI."""
     image = pypdfium2.PdfDocument(path)[0].render(scale=_SCALE).to_pil()
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return data_uri(np.asarray(image.convert("RGB")))
 
 
 def body_of(image: str, options: argparse.Namespace) -> bytes:

@@ -34,13 +34,14 @@ timed() { # a command: its seconds, and the last line that it prints
 }
 
 several() {
-    local pages=${PAGES:-640} counts=(1) count ways
+    local pages=${PAGES:-640} counts=(1) count way ways has_ray=
     $PYTHON tools/write_letters.py "$work/letters" $((pages * gpus))
     for count in 2 4 8; do [ "$count" -le "$gpus" ] && counts+=("$count"); done
     ways=("${counts[@]/#/--gpus }")
-    if $PYTHON -c 'import ray' 2>/dev/null; then
-        $PYTHON -m ray.scripts.scripts start --head --num-gpus "$gpus" --include-dashboard=false >/dev/null 2>&1
-        ways+=("--ray auto --gpus $gpus")
+    # Not where a cluster runs already: it belongs to someone, and would be stopped below.
+    if $PYTHON -c 'import ray' 2>/dev/null && ! pgrep -x gcs_server >/dev/null; then
+        $PYTHON -m ray.scripts.scripts start --head --num-gpus "$gpus" --include-dashboard=false >/dev/null 2>&1 && has_ray=yes
+        [ -n "$has_ray" ] && ways+=("--ray auto --gpus $gpus")
     fi
     for way in "${ways[@]}"; do
         count=${way##* }
@@ -50,7 +51,7 @@ several() {
         grep -v "passed over" "$work/err"
         $PYTHON tools/compare_outputs.py "$work/gpus1.csv" "$work/${way//[ -]/}.csv"
     done
-    $PYTHON -c 'import ray' 2>/dev/null && $PYTHON -m ray.scripts.scripts stop --force >/dev/null 2>&1
+    [ -n "$has_ray" ] && $PYTHON -m ray.scripts.scripts stop --force >/dev/null 2>&1
 }
 
 wait_for() { # an address

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -77,15 +78,16 @@ class PacedEngine:
             for request, future, ids in running:
                 ids.append(len(ids))
                 if len(ids) == _TOKENS:
-                    self.answered += 1
-                    future.set_result(Answer(_words(ids), 0.5, -0.5, 500, _TOKENS))
+                    if future.set_running_or_notify_cancel():  # else its client has left
+                        self.answered += 1
+                        future.set_result(Answer(_words(ids), 0.5, -0.5, 500, _TOKENS))
                 elif request.on_tokens is not None:
                     request.on_tokens(GeneratedTokens(tuple(ids), (-0.5,) * len(ids), _words))
             running = [one for one in running if len(one[2]) < _TOKENS]
 
 
-def _words(ids: object) -> str:
-    return "word " * len(list(ids))  # type: ignore[call-overload]
+def _words(ids: Sequence[int]) -> str:
+    return "word " * len(ids)
 
 
 def _report(engine: PacedEngine) -> None:

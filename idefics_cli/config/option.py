@@ -75,8 +75,10 @@ def check_text(flag: str, value: str) -> None:
         UsageError: it is one.
 
     """
-    if not value.isascii() and value.encode(errors="replace").decode() != value:
-        raise UsageError(f"{flag} is not UTF-8")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{flag} is not UTF-8") from None
 
 
 def check_above_zero(flag: str, value: float | None, what: str = "a number") -> None:

@@ -30,16 +30,12 @@ def shared_level(level: int) -> Synchronized[int]:
 
 
 def drawn_batches(pages: Pages, processes: int) -> Iterator[Batch]:
-    """Yield batches as they are drawn, without end, pinned where there is a GPU; to close it ends the processes."""
+    """Start to draw; return batches as they come, pinned where there is a GPU; closing them ends the processes."""
     if processes < 1:
-        yield from pages
+        return iter(pages)
     drawers = _Drawers(pages, processes)
     threading.Thread(target=drawers.collect, daemon=True).start()
-    try:
-        while True:
-            yield drawers.ready.get()
-    finally:
-        drawers.close()
+    return drawers.batches()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +48,18 @@ class _Drawers:
     """The processes, by the connection that each sends its batches through."""
 
     def __init__(self, pages: Pages, processes: int) -> None:
-        self.ready: queue.Queue[Batch] = queue.Queue(_PINNED)
+        self._ready: queue.Queue[Batch] = queue.Queue(_PINNED)
         self._pages, self._processes = pages, processes
         self._running: dict[Connection, _Drawer] = {}
         self._started = 0
         self._is_closed = False
+
+    def batches(self) -> Iterator[Batch]:
+        try:
+            while True:
+                yield self._ready.get()
+        finally:
+            self._close()
 
     def collect(self) -> None:
         """Take batches from whichever process has one, and start another for one that died."""
@@ -71,9 +74,9 @@ class _Drawers:
                 receiver.close()
                 continue
             self._running[receiver].room.release()
-            self.ready.put(batch.pin_memory() if torch.cuda.is_available() else batch)
+            self._ready.put(batch.pin_memory() if torch.cuda.is_available() else batch)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._is_closed = True
         for drawer in list(self._running.values()):
             drawer.process.terminate()

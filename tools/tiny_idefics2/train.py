@@ -51,8 +51,7 @@ def _train(rank: int, world: int, plan: Plan) -> None:
     state = State(plan, device)
     level = shared_level(state.level)
     pages = Pages(plan.seed + 1000 * rank + 7 * state.step, plan.pages, level)
-    batches = drawn_batches(pages, plan.workers or 0)
-    next(batches)  # the processes draw on while the layers are compiled
+    batches = drawn_batches(pages, plan.workers or 0)  # drawn while the layers are compiled
     if plan.compile:
         load_compiled(plan.start, rank)
         _compile(state.reader, plan, device)
