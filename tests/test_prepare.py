@@ -109,6 +109,20 @@ def test_compressed_tensors_reads_them(quantize: Quantize, small: Path, tmp_path
         assert error < 1e-3, name
 
 
+@pytest.mark.parametrize("quantize", [Quantize.INT4, Quantize.INT8])
+def test_a_folder_is_answered_from_the_levels_that_it_holds(quantize: Quantize, small: Path, tmp_path: Path) -> None:
+    folder = written(small, tmp_path / "made", quantize=quantize)
+    checkpoint, _, _ = opened(settings_of(folder))
+    source = CheckpointSource(checkpoint, torch.float32, CPU)
+    dense = {name: source(name) for name in checkpoint.weight_shapes()}
+    plain = shutil.copytree(small, tmp_path / "plain")
+    save_file(dense, plain / "model.safetensors", metadata={"format": "pt"})
+    found, wanted = answers(folder), answers(plain)
+    assert [answer.text for answer in found] == [answer.text for answer in wanted]
+    confidences = [answer.confidence for answer in wanted]
+    assert [answer.confidence for answer in found] == pytest.approx(confidences, rel=1e-5)
+
+
 def test_what_stands_in_the_file_is_half_or_less(small: Path, tmp_path: Path) -> None:
     sizes = {}
     for quantize in filter(lambda one: one.is_native, Quantize):

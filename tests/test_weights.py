@@ -54,6 +54,15 @@ def test_layers_come_in_their_order_and_errors_come_through(folder: Path) -> Non
         weights.layers(build, 3)
 
 
+def test_weights_that_are_not_wanted_any_more_are_not_read(folder: Path) -> None:
+    checkpoint, _, _ = opened(settings_of(folder))
+    source, answers = CheckpointSource(checkpoint, torch.float32, CPU), iter([False, False, True])
+    weights = Weights(source, Quantize.NONE, torch.float32, CPU, is_cancelled=lambda: next(answers))
+    weights.tensor(f"{GATE}.weight")
+    with pytest.raises(ModelError, match="closed"):
+        weights.linear([GATE, UP])
+
+
 def test_damaged_files_are_a_model_error(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "m")
     checkpoint, _, _ = opened(settings_of(folder))

@@ -31,7 +31,7 @@ from idefics_cli.engine.families import native_family_of
 from idefics_cli.engine.native.loading import load_native, random_source
 from idefics_cli.engine.native.memory_plan import weight_bytes
 from idefics_cli.engine.transformers import TransformersEngine, TransformersModel
-from idefics_cli.errors import IdeficsCliError, ModelError
+from idefics_cli.errors import IdeficsCliError, ModelError, first_line
 from idefics_cli.records import Document, PreparedPage, Request
 
 ANSWERS = 20
@@ -132,12 +132,16 @@ class _Measured:
 
 
 def _in_a_process(measure: Callable[[_Asked], _Result], asked: _Asked) -> _Result:
-    """Run a measurement in a fresh process; raises ModelError where that dies."""
+    """Run a measurement in a fresh process; raises ModelError where that dies or fails in any way."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         try:
             return process.submit(measure, asked).result()
         except BrokenProcessPool as error:
             raise ModelError("the measuring process died: the machine's memory may have been too small") from error
+        except IdeficsCliError:
+            raise
+        except Exception as error:  # one form that fails does not take the others along
+            raise ModelError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def _smallest_cap(asked: _Asked, weights_gb: float) -> int | None:

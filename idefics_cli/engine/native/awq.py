@@ -22,7 +22,8 @@ def dense_weight(words: Tensor, zeros: Tensor, scales: Tensor) -> Tensor:
 
     """
     levels, group_zeros = _levels(words, zeros)
-    return ((levels.float() - group_zeros.float()[..., None]) * scales.t().float()[..., None]).flatten(1)
+    dense = (levels.float() - group_zeros.float()[..., None]) * scales.t().float()[..., None]
+    return dense.flatten(1).contiguous()  # the words are transposed, and products take rows
 
 
 def grouped_weight(words: Tensor, zeros: Tensor, scales: Tensor) -> GroupedWeight | None:

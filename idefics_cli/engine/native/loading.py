@@ -52,10 +52,10 @@ def load_native(
         family.check_weights(checkpoint.weight_shapes())
     prompts = family.prompt_builder(settings.prompt)
     try:
-        source = _cancellable(source or CheckpointSource(checkpoint, dtype, device), is_cancelled)
+        source = source or CheckpointSource(checkpoint, dtype, device)
         with torch.inference_mode():
             readers = layers_at_once(family.config, settings.quantize, dtype.itemsize, spare)
-            weights = Weights(source, settings.quantize, dtype, device, readers=readers)
+            weights = Weights(source, settings.quantize, dtype, device, readers=readers, is_cancelled=is_cancelled)
             runner = ModelRunner(weights, family, settings)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{checkpoint.name}: the weights do not fit the GPU's memory; {_SMALLER}") from error
@@ -78,17 +78,6 @@ def _work_sizes(family: NativeFamily, settings: ModelSettings, dtype: torch.dtyp
     return WorkSizes.of(
         family.config, dtype.itemsize, settings.quantize, wide_item=wide.itemsize, edge=family.image_edge
     )
-
-
-def _cancellable(source: Source, is_cancelled: Callable[[], bool]) -> Source:
-    """Return a source of weights that raises ModelError once they are not wanted any more."""
-
-    def read(name: str) -> torch.Tensor:
-        if is_cancelled():
-            raise ModelError("the engine has been closed")
-        return source(name)
-
-    return read
 
 
 def random_source(family: NativeFamily, choice: DeviceChoice) -> Source:

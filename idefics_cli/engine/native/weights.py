@@ -19,6 +19,7 @@ from idefics_cli.engine.native.ops.linear import Linear, QuantizedLinear, linear
 from idefics_cli.engine.native.tensor_reader import TensorReader
 from idefics_cli.engine.native.torch_device import use_device, wide_dtype
 from idefics_cli.engine.quantization import CompressedFormat
+from idefics_cli.errors import ModelError
 
 Source = Callable[[str], Tensor]
 """Returns a tensor by its name, on the device and in the dtype of the model."""
@@ -36,6 +37,7 @@ class Weights:
         device: torch.device,
         *,
         readers: int = MOST_LAYERS_AT_ONCE,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Say where weights come from and what they become.
 
@@ -45,9 +47,11 @@ class Weights:
             dtype: of the model.
             device: of the model.
             readers: layers that are read at once, each of which takes memory on its way to its format.
+            is_cancelled: asked before each weight is read; once it says so, that raises ModelError.
 
         """
         self._source, self._linear, self._readers = source, linear_class(quantize), readers
+        self._is_cancelled = is_cancelled
         is_stored = isinstance(source, CheckpointSource) and quantize is source.quantize
         self._stored = source.quantized if isinstance(source, CheckpointSource) and is_stored else None
         # A prepared folder says what is quantized: the rest stays as it is.
@@ -57,7 +61,8 @@ class Weights:
         """For products that outgrow float16."""
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor."""
+        """Return a tensor; raises ModelError if it is damaged, or not wanted any more."""
+        self._check_wanted()
         return self._source(name)
 
     def linear(self, names: Sequence[str], *, bias: bool = False, dtype: torch.dtype | None = None) -> Linear:
@@ -71,17 +76,22 @@ class Weights:
             dtype: of their inputs and outputs; None is that of the model.
 
         """
+        self._check_wanted()
         dtype = dtype or self.dtype
-        joined_bias = _joined([self._source(f"{name}.bias") for name in names]) if bias else None
+        joined_bias = _joined([self.tensor(f"{name}.bias") for name in names]) if bias else None
         stored = [self._stored(f"{name}.weight") for name in names] if self._stored else []
         parts = [part for part in stored if part is not None]
         if parts and len(parts) == len(stored) and issubclass(self._linear, QuantizedLinear):
             return self._linear.of_stored(parts, joined_bias, dtype)
-        return self._new(_joined([self._source(f"{name}.weight") for name in names]).to(dtype), joined_bias)
+        return self._new(_joined([self.tensor(f"{name}.weight") for name in names]).to(dtype), joined_bias)
 
     def linear_of(self, weight: Tensor) -> Linear:
         """Return a product with a weight that was computed from others."""
         return self._new(weight, None)
+
+    def _check_wanted(self) -> None:
+        if self._is_cancelled():
+            raise ModelError("the engine has been closed")
 
     def _new(self, weight: Tensor, bias: Tensor | None) -> Linear:
         return (Linear if self._is_prepared else self._linear)(weight, bias)
