@@ -18,7 +18,7 @@ from idefics_cli.errors import RowFailedError, UsageError
 from idefics_cli.local_socket.background import serve_arguments
 from idefics_cli.openai_api.errors import ApiError
 from idefics_cli.server.admission import Admission
-from idefics_cli.server.chat import ChatPreparer
+from idefics_cli.server.chat import ChatPreparer, kept_page_bytes
 from idefics_cli.server.documents import DocumentStore
 from tests.fakes import FakeEngine
 from tests.servers import asking, data_uri, image
@@ -119,6 +119,14 @@ def test_pages_of_a_body_are_prepared_once(preparer: Callable[..., ChatPreparer]
     assert (again.pages_prepared, again.prepare_s) == (0, 0.0)
     assert set(again.request.page_ids) == set(first.request.page_ids)
     assert len(preparer(selection="1").prepare(body("What?", fax)).request.pages) == 1
+
+
+def test_pages_of_hundreds_of_clients_are_kept_where_memory_allows() -> None:
+    page = 5 * 980 * 756 * 3  # bytes of a split page
+    assert kept_page_bytes(128 * 10**9) > 300 * page
+    assert kept_page_bytes(10**12) == kept_page_bytes(128 * 10**9)
+    assert kept_page_bytes(24 * 10**9) == 3 * 10**9
+    assert kept_page_bytes(None) == kept_page_bytes(10**9) == 512_000_000
 
 
 def test_settings_of_a_body_are_bounded_and_plain_ones_none(preparer: Callable[..., ChatPreparer]) -> None:

@@ -1,14 +1,17 @@
 """Drives a server of the OpenAI chat form with many clients at once, over generated pages.
 
-    python tools/load_server.py load URL [--clients 64] [--pages 100] [--first 0] [--questions 10] [--stream]
+    python tools/load_server.py load URL [--clients 64] [--pages 100] [--questions 10] [--together] [--stream]
     python tools/load_server.py abuse URL --pid PID [--requests 10000] [--connections 1000]
 
 URL is that of the API, http://127.0.0.1:8000/v1. `load` prints questions a second, latencies and, with --stream, the
-time to the first token; any server of the form will do. Pages have numbers, and a number is always the same page: a
-server that was asked of it before has encoded it already. To measure once more, begin where the last call ended: after
---pages 100, with --first 100. `abuse` is for `idefics-cli serve` started with
-IDEFICS_CLI_API_KEY=load: clients that leave, broken and huge bodies, wrong keys, and good requests among them; it fails
-unless every code is right, and memory and sequences return to where they were.
+time to the first token; any server of the form will do. Each client takes a page and asks its questions one after
+another, as someone does who wants to know several things of a document; with --together, clients that are free take
+the next question, so that most of them ask about the same few pages at the same time.
+
+Pages have numbers, and a number is always the same page: a server that was asked of it before has encoded it already.
+To measure once more, begin where the last call ended: after --pages 100, with
+--first 100. `abuse` is for `idefics-cli serve` started with IDEFICS_CLI_API_KEY=load: clients that leave, broken and
+huge bodies, wrong keys, and good requests among them; it fails unless every code is right, and memory and sequences return to where they were.
 """
 
 from __future__ import annotations
@@ -75,17 +78,18 @@ class Sample:
 async def clients(options: argparse.Namespace, bodies: list[bytes], count: int, part: int) -> list[Sample]:
     """Ask every question of the pages of this process, so many at a time."""
     samples: list[Sample] = []
-    asked: Iterator[bytes] = (
-        body.replace(_QUESTION, f"What is word {number} of line {part}?".encode())
-        for body in bodies
-        for number in range(options.questions)
+    questions = [f"What is word {number} of line {part}?".encode() for number in range(options.questions)]
+    taken: Iterator[tuple[bytes, list[bytes]]] = (  # by one client: a page and what it asks of it
+        (body, some) for body in bodies for some in ([[one] for one in questions] if options.together else [questions])
     )
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(timeout=_SECONDS, limits=limits, trust_env=False, headers=headers()) as client:
 
         async def one_client() -> None:
-            for content in asked:
-                samples.append(await one_request(client, options, content))  # noqa: PERF401 - as they come
+            for body, some in taken:
+                for question in some:
+                    sample = await one_request(client, options, body.replace(_QUESTION, question))
+                    samples.append(sample)
 
         await asyncio.gather(*(one_client() for _ in range(count)))
     return samples
@@ -284,6 +288,7 @@ def main() -> None:
             command.add_argument("--questions", type=int, default=10)
             command.add_argument("--processes", type=int, default=4)
             command.add_argument("--first", type=int, default=0, help="number of the first page")
+            command.add_argument("--together", action="store_true", help="all clients ask about the same pages")
         else:
             command.add_argument("--pid", type=int, required=True)
             command.add_argument("--requests", type=int, default=10_000)

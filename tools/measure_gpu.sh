@@ -58,12 +58,12 @@ wait_for() { # an address
     for _ in $(seq 1500); do curl -s "$1" >/dev/null && return; sleep 0.2; done
 }
 
-load() { # an address, a model, then clients:pages:questions...
+load() { # an address, a model, then clients:pages:questions[:together]...
     local first=${FIRST:-0} one
     for one in "${@:3}"; do
-        IFS=: read -r clients pages questions <<<"$one"
-        timeout 200 $PYTHON tools/load_server.py load "$1/v1" --model "$2" --max-tokens 16 --stream --processes 6 \
-            --first "$first" --clients "$clients" --pages "$pages" --questions "$questions"
+        IFS=: read -r clients pages questions together <<<"$one"
+        timeout 200 $PYTHON tools/load_server.py load "$1/v1" --model "$2" --max-tokens 16 --stream --processes 8 \
+            --first "$first" --clients "$clients" --pages "$pages" --questions "$questions" ${together:+--together}
         first=$((first + pages))
     done
 }
@@ -77,7 +77,7 @@ serve() {
     server=$!
     wait_for 127.0.0.1:8017/health
     echo "== serve"
-    load http://127.0.0.1:8017 any ${LOAD:-4:8:1 1:5:10 16:60:10 64:200:10 256:300:10 1:40:1 16:120:1 64:320:1 256:400:1}
+    load http://127.0.0.1:8017 any ${LOAD:-4:8:1 1:5:10 16:64:10 64:256:10 64:192:10:together 256:512:10 1:32:1 16:96:1 64:256:1 256:512:1}
     echo "== ask through it: new pages, then a page that it knows"
     for number in 3 4 5 6 6 6; do timed $cli ask "$work/asked/letter-000$number.pdf" "What is word $RANDOM?" $fixed; done
     kill "$server" && wait "$server"
@@ -88,7 +88,7 @@ serve() {
         $PYTHON -c 'from transformers.cli.transformers import main; main()' serve "$model" --port 8018 >"$work/other.log" 2>&1 &
         server=$!
         wait_for 127.0.0.1:8018/health
-        load http://127.0.0.1:8018 "$model" ${LOAD:-1:1:2 1:2:10 16:4:10 64:8:8 64:64:1}
+        load http://127.0.0.1:8018 "$model" ${LOAD:-1:1:2 1:2:10 16:4:4:together 64:8:4:together 64:24:1}
         kill "$server"
         sleep 3
         kill -9 "$server" 2>/dev/null

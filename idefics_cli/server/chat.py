@@ -11,6 +11,7 @@ from idefics_cli.conversation import request_of
 from idefics_cli.documents.page_cache import PageCache
 from idefics_cli.documents.pool import PagePool
 from idefics_cli.engine.base import EngineInfo
+from idefics_cli.engine.device import free_host_memory
 from idefics_cli.errors import FailureKind, RowFailedError
 from idefics_cli.openai_api.body import parse_body
 from idefics_cli.openai_api.errors import error_of
@@ -20,8 +21,17 @@ from idefics_cli.questions.pages import select_pages
 from idefics_cli.records import Document, Generation, PreparedPage, Question, Request
 from idefics_cli.server.documents import DocumentStore, naming
 
-_KEPT_BYTES = 512_000_000
-"""Of documents in files, and of prepared pages, that requests may ask for again."""
+_KEPT_DOCUMENTS = 512_000_000
+"""Bytes of documents in files that requests may ask for again."""
+_KEPT_PAGES = 4_000_000_000
+"""Bytes of prepared pages that requests may ask for again, 11 MB each in sub-images of Idefics2: some hundred clients
+with a page each would otherwise have theirs prepared anew for every question."""
+_KEPT_AT_LEAST, _SHARE_OF_MEMORY = 512_000_000, 8
+
+
+def kept_page_bytes(free: int | None) -> int:
+    """Return how many bytes of prepared pages are kept, of the memory that is free, in bytes; None is unknown."""
+    return _KEPT_AT_LEAST if free is None else max(_KEPT_AT_LEAST, min(_KEPT_PAGES, free // _SHARE_OF_MEMORY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +64,8 @@ class ChatPreparer:
         """
         self._info, self._pool, self._settings = info, pool, settings
         self._allow_urls, self._longest = allow_urls, longest
-        self._cache = PageCache(pool, info.image_processor, kept_bytes=_KEPT_BYTES)
-        self._documents = DocumentStore(_KEPT_BYTES, pool.folder)
+        self._cache = PageCache(pool, info.image_processor, kept_bytes=kept_page_bytes(free_host_memory()))
+        self._documents = DocumentStore(_KEPT_DOCUMENTS, pool.folder)
 
     def close(self) -> None:
         """Delete what is kept in files."""
