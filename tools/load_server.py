@@ -9,9 +9,9 @@ another, as someone does who wants to know several things of a document; with --
 the next question, so that most of them ask about the same few pages at the same time.
 
 Pages have numbers, and a number is always the same page: a server that was asked of it before has encoded it already.
-To measure once more, begin where the last call ended: after --pages 100, with
---first 100. `abuse` is for `idefics-cli serve` started with IDEFICS_CLI_API_KEY=load: clients that leave, broken and
-huge bodies, wrong keys, and good requests among them; it fails unless every code is right, and memory and sequences return to where they were.
+To measure once more, begin where the last call ended: after --pages 100, with --first 100. `abuse` is for
+`idefics-cli serve` started with IDEFICS_CLI_API_KEY=load: clients that leave, broken and huge bodies, wrong keys, and
+good requests among them; it fails unless every code is right, and memory and sequences return to where they were.
 """
 
 from __future__ import annotations
