@@ -118,6 +118,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def shortened(text: str, length: int) -> str:
+    """Return a text of at most so many characters, and dots where it was cut."""
+    return text if len(text) <= length else text[:length] + "..."
+
+
 def one_line(text: str) -> str:
     """Return a text without line ends and without characters that control a terminal."""
     spaced = " ".join(text.split())

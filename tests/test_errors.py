@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pickle
 
+import pytest
+
 from idefics_cli import errors
-from idefics_cli.errors import FailureKind, IdeficsCliError, RowFailedError
+from idefics_cli.errors import FailureKind, IdeficsCliError, RowFailedError, shortened
 
 
 def test_exit_codes_are_those_promised() -> None:
@@ -22,3 +24,8 @@ def test_exit_codes_are_those_promised() -> None:
 def test_a_failed_row_crosses_processes_whole() -> None:
     failure = pickle.loads(pickle.dumps(RowFailedError(FailureKind.ENCRYPTED, "needs a password")))
     assert (failure.failure.kind, str(failure)) == (FailureKind.ENCRYPTED, "encrypted: needs a password")
+
+
+@pytest.mark.parametrize(("text", "shown"), [("", ""), ("12345", "12345"), ("123456", "12345...")])
+def test_a_long_text_is_cut_and_says_so(text: str, shown: str) -> None:
+    assert shortened(text, 5) == shown

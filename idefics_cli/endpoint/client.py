@@ -17,7 +17,7 @@ from idefics_cli.endpoint.address import Address
 from idefics_cli.endpoint.concurrency import Outcome
 from idefics_cli.endpoint.errors import RefusedError, TransientError
 from idefics_cli.endpoint.retry import retry_after
-from idefics_cli.errors import ModelError, first_line, one_line
+from idefics_cli.errors import ModelError, first_line, one_line, shortened
 
 if TYPE_CHECKING:
     import httpx2
@@ -245,5 +245,4 @@ def _error_of(status: int, data: bytes, address: Address) -> RefusedError:
 
 
 def _one_line(text: str) -> str:
-    text = one_line(text).encode("utf-8", "replace").decode()
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return shortened(one_line(text).encode("utf-8", "replace").decode(), _SHOWN)

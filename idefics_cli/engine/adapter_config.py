@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from idefics_cli.engine.files import read_json
-from idefics_cli.errors import ModelError
+from idefics_cli.errors import ModelError, shortened
 
 _FILE = "adapter_config.json"
+_SHOWN = 80
 _HONOURED = (
     *("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias"),
     *("modules_to_save", "init_lora_weights", "auto_mapping", "base_model_name_or_path", "revision"),
@@ -146,5 +147,4 @@ def _matching(patterns: Mapping[str, float], module: str, default: float) -> flo
 
 
 def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shortened(str(value), _SHOWN)

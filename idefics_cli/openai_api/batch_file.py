@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping
 
 from idefics_cli.config import GenerationSettings
-from idefics_cli.errors import Failure, FailureKind
+from idefics_cli.errors import Failure, FailureKind, shortened
 from idefics_cli.openai_api.errors import ApiError, error_of
 from idefics_cli.openai_api.request import ChatRequest, read_request
 from idefics_cli.openai_api.response import Completion
@@ -121,4 +121,4 @@ def response_of(
 
 def _shown(value: object) -> str:
     text = "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return shortened(text, _SHOWN)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from idefics_cli.errors import one_line
+from idefics_cli.errors import one_line, shortened
 from idefics_cli.records import Answer, GeneratedTokens
 
 _SHOWN = 200
@@ -165,4 +165,4 @@ def _text(value: str) -> str:
 
 def _shown(value: object, redacted: Callable[[str], str]) -> str:
     text = one_line(redacted(str(value)))  # before it is cut: half a key is too much
-    return _text(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+    return _text(shortened(text, _SHOWN))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from idefics_cli.errors import RowFailedError
+from idefics_cli.errors import RowFailedError, shortened
 from idefics_cli.openai_api.errors import ApiError
 from idefics_cli.questions.messages import question_of, read_messages
 from idefics_cli.records import Generation, Turn
@@ -243,5 +243,4 @@ def _check_text(text: str, param: str) -> None:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return shortened(json.dumps(value, ensure_ascii=False, default=repr), _SHOWN)

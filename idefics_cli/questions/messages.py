@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from idefics_cli.errors import shortened
 from idefics_cli.questions.pages import selection_of
 from idefics_cli.records import DocumentPart, Role, Turn
 
@@ -156,5 +157,4 @@ def check_count(count: int, name: str, things: str = "documents") -> None:
 
 
 def _shown(value: object) -> str:
-    text = value if isinstance(value, str) else type(value).__name__
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+    return repr(shortened(value if isinstance(value, str) else type(value).__name__, _SHOWN))

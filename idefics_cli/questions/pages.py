@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from idefics_cli.errors import FailureKind, RowFailedError, UsageError
+from idefics_cli.errors import FailureKind, RowFailedError, UsageError, shortened
 
 _NUMBER = "-?[0-9]{1,9}"
 _PART = re.compile(f"(?P<first>{_NUMBER})(?:-(?P<last>{_NUMBER}))?")
@@ -92,4 +92,4 @@ def _resolve(page: int, count: int, selection: str) -> int:
 
 
 def _shown(selection: str) -> str:
-    return repr(selection if len(selection) <= _SHOWN_LENGTH else selection[:_SHOWN_LENGTH] + "...")
+    return repr(shortened(selection, _SHOWN_LENGTH))

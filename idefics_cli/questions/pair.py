@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
-from idefics_cli.errors import FailureKind, InputError, RowFailedError
+from idefics_cli.errors import FailureKind, InputError, RowFailedError, shortened
 from idefics_cli.questions.messages import check_count
 from idefics_cli.questions.read import failed
 from idefics_cli.records import Document, DocumentPart, Job, PagePart, Question, Turn
@@ -189,4 +189,4 @@ def _bad(detail: str) -> RowFailedError:
 
 
 def _shown(name: str) -> str:
-    return repr(name if len(name) <= _SHOWN_NAME else name[:_SHOWN_NAME] + "...")
+    return repr(shortened(name, _SHOWN_NAME))
