@@ -67,8 +67,8 @@ def case(
 ) -> tuple[ModelSettings, list[Request]]:
     """A checkpoint and what it is asked: the random one is quick, the trained one is real."""
     name, count = request.param.split()
-    tiny = dataclasses.replace(tiny_settings, max_new_tokens=14)
-    asked = sample_requests if count == "200" else sample_requests[::3]  # whose answers are of many lengths
+    tiny = dataclasses.replace(tiny_settings, max_new_tokens=11)
+    asked = sample_requests if count == "200" else sample_requests[::11]  # whose answers are of many lengths
     return (small if name == "small" else tiny), asked[: int(count)]
 
 

@@ -21,8 +21,8 @@ from tools.tiny_idefics2.page import Page
 
 SHAPES = ((756, 980), (692, 980), (980, 756), (490, 980), (980, 692))  # letter, A4, landscape, receipt, A4 landscape
 SHAPE_WEIGHTS = (38, 28, 10, 15, 9)
-KIND_WEIGHTS = (5, 3, 7, 4, 12, 10, 30, 25, 6)  # of KINDS_OF_PAGES: what is read worst is shown more than it is asked
-MIDDLING = (20.0, 25.0)  # em at which one image is just enough
+KIND_WEIGHTS = (5, 3, 6, 3, 12, 9, 32, 32, 5)  # of KINDS_OF_PAGES: what is read worst is shown more than it is asked
+MIDDLING = (20.0, 28.0)  # em at which one image is just enough: half of the whole pages
 LEGIBLE = 9.0  # em in pixels of an image from which its characters are asked of the patches
 IGNORED = -100
 
@@ -61,8 +61,8 @@ class Level(IntEnum):
 
 SCRAPS = {Level.ONE_FIELD: ((140, 70), (1, 1), 16, 150), Level.SCRAPS: ((196, 140), (1, 3), 12, 240)}
 """Size of a scrap, how many fields, how many times a step's split pages, and its tokens."""
-SPLIT_SHARE = {Level.SPLIT: 0.5, Level.ALL: 0.62}
-WHOLE_SHARE = 0.8  # of unsplit pages: large print seen whole; the others are quarters
+SPLIT_SHARE = {Level.SPLIT: 0.5, Level.ALL: 0.6}
+WHOLE_SHARE = 0.88  # of unsplit pages: large print seen whole; the others are quarters
 SEEN_AGAIN = {True: 1, False: 2}  # how often split and unsplit pages are asked again
 UNSPLIT_TOKENS, SPLIT_TOKENS = 448, 1152
 
@@ -121,7 +121,7 @@ class Pages:
             half = (size[0] // 2, size[1] // 2)
             em = rng.uniform(DENSE[0], 22)
             return make_page(rng, size=half, em=em, held_out=False, kind=kind, few=few), scan, 1.0
-        em = rng.uniform(MIDDLING[0], LARGE[1])
+        em = rng.uniform(MIDDLING[0], (MIDDLING if rng.random() < 0.5 else LARGE)[1])
         return make_page(rng, size=size, em=em, held_out=False, kind=kind, few=few), scan, 0.5
 
 
