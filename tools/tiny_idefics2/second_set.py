@@ -6,23 +6,16 @@ drawn from its number: the kind, the print (odd numbers are large) and all that 
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass, field
-from functools import cache
-from importlib import import_module
 from random import Random
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from tools.tiny_idefics2.fonts import package_folder
 from tools.tiny_idefics2.model import IMAGE_SIZE
 from tools.tiny_idefics2.reading import AskedPage
+from tools.tiny_idefics2.second_sheet import FACES, Sheet, worn
 
 EDGE = 1684  # pixels of a page's longest edge: A4 at 144 dots an inch
 SMALL_EM, LARGE_EM = (6.4, 8.4), (13.0, 20.0)  # pixels of one unsplit image
-FACES = ("lato", "red-hat", "noto-sans", "ubuntu", "space-mono", "fira-mono", "computer-modern")
-_PYMUPDF = {"noto-sans": "NotoSans", "ubuntu": "Ubuntu", "space-mono": "SpaceMono", "fira-mono": "FiraMono"}
 _PEOPLE = [
     "Hannah Whitcombe",
     "Declan O'Rourke",
@@ -111,78 +104,6 @@ _MONTHS = [
     "November",
     "December",
 ]
-Asked = tuple[str, str, str]
-Box = tuple[float, float, float, float]
-
-
-@cache
-def _file(name: str, bold: bool) -> bytes:
-    weight = "Bold" if bold else "Regular"
-    if name in _PYMUPDF:
-        return bytes(import_module(f"pymupdf_fonts.{_PYMUPDF[name]}_{weight}").fontbuffer)
-    if name == "computer-modern":
-        return (package_folder("matplotlib") / f"mpl-data/fonts/ttf/cm{'b' if bold else 'r'}10.ttf").read_bytes()
-    package, stem = {"lato": ("font_lato", "Lato"), "red-hat": ("font_rhd", "RedHatDisplay")}[name]
-    return (package_folder(package) / "files" / f"{stem}-{weight}.ttf").read_bytes()
-
-
-@dataclass
-class Sheet:
-    """A page being drawn, word by word: its pen, its type, and what it can be asked."""
-
-    rng: Random
-    em: float
-    image: Image.Image
-    face: str
-    capitals: bool
-    y: float = 0.0
-    asked: list[Asked] = field(default_factory=list)
-
-    @property
-    def pen(self) -> ImageDraw.ImageDraw:
-        return ImageDraw.Draw(self.image)
-
-    @property
-    def left(self) -> float:
-        return 0.07 * self.image.width
-
-    @property
-    def right(self) -> float:
-        return 0.94 * self.image.width
-
-    def font(self, bold: bool = False, scale: float = 1.0) -> ImageFont.FreeTypeFont:
-        size = round(self.em * scale)
-        return ImageFont.truetype(io.BytesIO(_file(self.face, bold)), size, layout_engine=ImageFont.Layout.BASIC)
-
-    def say(self, x: float, y: float, text: str, *, bold: bool = False, scale: float = 1.0) -> Box:
-        """Write one line of text; return its box."""
-        font, start = self.font(bold, scale), x
-        for word in text.split():
-            self.pen.text((x, y), word, font=font, fill=25)
-            x += font.getlength(word) + 0.32 * self.em * scale
-        return (start, y + 0.15 * self.em, x - 0.32 * self.em * scale, y + self.em * scale)
-
-    def width(self, text: str, bold: bool = False) -> float:
-        words = text.split()
-        return sum(self.font(bold).getlength(word) for word in words) + 0.32 * self.em * (len(words) - 1)
-
-    def rule(self, x0: float, y0: float, x1: float, y1: float) -> None:
-        self.pen.rectangle((x0, y0, x1, y1), fill=70)
-
-    def down(self, lines: float) -> bool:
-        """Go down so many lines, past the seam in the middle; False when the page ends there."""
-        self.y += lines * 1.5 * self.em
-        middle = self.image.height / 2
-        if self.y < middle < self.y + 1.4 * self.em:
-            self.y = middle + 0.2 * self.em
-        return self.y + 2 * self.em < 0.97 * self.image.height
-
-    def ask(self, question: str, answer: str, kind: str, *boxes: Box) -> None:
-        """Ask, unless splitting the page would cut through the evidence."""
-        middle_x, middle_y = self.image.width / 2, self.image.height / 2
-        cut = any(x0 < middle_x < x1 or y0 < middle_y < y1 or x1 > self.image.width for x0, y0, x1, y1 in boxes)
-        if not cut:
-            self.asked.append((question, answer, kind))
 
 
 def _money(rng: Random) -> str:
@@ -334,18 +255,6 @@ def _letter(sheet: Sheet) -> None:
         sheet.ask("Who signed the letter?", signer, "letter", box)
 
 
-def _worn(image: Image.Image, rng: Random) -> Image.Image:
-    """Turn, dirty and compress a page as a scanner does; half of the pages stay as they are."""
-    if rng.random() < 0.5:
-        return image
-    image = image.rotate(rng.uniform(-0.8, 0.8), Image.Resampling.BICUBIC, fillcolor=255)
-    noise = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(3, 12), (image.height, image.width))
-    image = Image.fromarray((np.asarray(image) * rng.uniform(0.88, 1.0) + noise).clip(0, 255).astype(np.uint8))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=rng.randint(55, 90))
-    return Image.open(stream).convert("L")
-
-
 def asked_page(number: int) -> AskedPage:
     """Draw page `number` of the set, with up to three questions."""
     seed = number
@@ -363,4 +272,4 @@ def asked_page(number: int) -> AskedPage:
             break
         seed += 1000
     questions = tuple(rng.sample(sheet.asked, 3))
-    return AskedPage(_worn(sheet.image, rng), f"second-{'large' if large else 'small'}", em, questions)
+    return AskedPage(worn(sheet.image, rng), f"second-{'large' if large else 'small'}", em, questions)
