@@ -52,10 +52,10 @@ class Weights:
         """
         self._source, self._linear, self._readers = source, linear_class(quantize), readers
         self._is_cancelled = is_cancelled
-        is_stored = isinstance(source, CheckpointSource) and quantize is source.quantize
-        self._stored = source.quantized if isinstance(source, CheckpointSource) and is_stored else None
+        checkpoint = source if isinstance(source, CheckpointSource) else None
+        self._stored = checkpoint.quantized if checkpoint and quantize is checkpoint.quantize else None
         # A prepared folder says what is quantized: the rest stays as it is.
-        self._is_prepared = isinstance(source, CheckpointSource) and source.is_prepared
+        self._is_prepared = checkpoint is not None and checkpoint.is_prepared
         self.dtype, self.device = dtype, device
         self.wide_dtype = wide_dtype(dtype, device)
         """For products that outgrow float16."""
