@@ -56,7 +56,7 @@ def decode(
             if waiting:
                 number = running[index] = waiting.pop(0)
                 segment = Segment(len(prompts[number]), suffix_start=1 + index * ROOM)
-                packed = PackedSegments([segment], CPU)
+                packed = PackedSegments.of([segment], CPU)
                 hidden = prompts[number].clone()
                 states = model.forward(hidden, packed.positions, packed.slots, packed.metadata, cache, torch_ops)
                 decoder.start([Start(index, segment, ())], states[packed.last])

@@ -42,7 +42,7 @@ def reference(model: Any, embeds: Tensor) -> Tensor:
 def last_states(
     made: Decoder, cache: KVCache, parts: list[Tensor], segments: list[Segment], padded_to: int = 0
 ) -> Tensor:
-    packed = PackedSegments(segments, CPU, padded_to=padded_to)
+    packed = PackedSegments.of(segments, CPU, padded_to=padded_to)
     hidden = torch.cat([*parts, torch.zeros(max(0, padded_to - sum(map(len, parts))), parts[0].shape[1])])
     states = made.forward(hidden, packed.positions, packed.slots, packed.metadata, cache, torch_ops)
     return states[packed.last]

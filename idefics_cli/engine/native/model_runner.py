@@ -20,11 +20,12 @@ from idefics_cli.engine.native.decode import Start, StepDecoder
 from idefics_cli.engine.native.encoder_cache import EncoderCache
 from idefics_cli.engine.native.image_encoder import ImageEncoder
 from idefics_cli.engine.native.memory_plan import DECODE_SEQUENCES, MemoryPlan
-from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, to_device
+from idefics_cli.engine.native.models.decoder import Decoder, KVCache
 from idefics_cli.engine.native.models.vision import vision_encoder
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.base import Ops, has_triton
-from idefics_cli.engine.native.prefill import Piece, batches_of, copy_heads, payers_of, pieces_of
+from idefics_cli.engine.native.prefill import batches_of, payers_of, pieces_of
+from idefics_cli.engine.native.prefill_forward import PrefillForward
 from idefics_cli.engine.native.sequence import CostShare, Output, Sequence
 from idefics_cli.engine.native.timer import Timer
 from idefics_cli.engine.native.weights import Weights
@@ -56,12 +57,21 @@ class ModelRunner:
         self.plan = plan
         self.cache: KVCache | None = None  # the old ones go before the new ones come
         self._decoding: StepDecoder | None = None
+        self._prefilling: PrefillForward | None = None
         self._encoder: ImageEncoder | None = None
         self.cache = KVCache(self._family.config.text, slots, self.decoder.dtype, self.device)
         prompts = self._family.prompt_builder(self._settings.prompt)
         rows = DECODE_SEQUENCES[self.device.type]
         sizes = {"max_num_seqs": plan.max_num_seqs, "rows": rows, "most_new_tokens": self.most_new_tokens}
         self._decoding = step_decoder(self.decoder, self.cache, self.ops, self.rules, prompts, **sizes)
+        self._prefilling = PrefillForward(
+            self.decoder,
+            self.cache,
+            self.ops,
+            self._family.config.image_token_id,
+            recorded_tokens=plan.max_num_suffix_tokens or 0,
+            rows=plan.max_num_seqs,
+        )
         self._encoder = ImageEncoder(
             self.vision,
             self.ops,
@@ -83,9 +93,14 @@ class ModelRunner:
         return self._decoding
 
     def record_graph(self) -> None:
-        """Record a decoding step, where kernels run; without room for it, steps are launched kernel by kernel."""
+        """Record a decoding step, where kernels run, and prefills of questions once they come.
+
+        Without room for it, steps are launched kernel by kernel.
+        """
         if self.ops is torch_ops:
             return
+        assert self._prefilling is not None
+        self._prefilling.record_when_used()
         try:
             self.decoding.record()
             return
@@ -99,6 +114,8 @@ class ModelRunner:
         self.features.clear_unused()
         if self._encoder is not None:
             self._encoder.release_memory()
+        if self._prefilling is not None:
+            self._prefilling.release_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -112,13 +129,15 @@ class ModelRunner:
 
         """
         starting: list[tuple[Start, Tensor]] = []
-        image, limit = self._family.config.image_token_id, self.plan.max_num_batched_tokens
-        for pieces in batches_of(pieces_of(admitted, self.features, image), limit, image):
+        assert self._prefilling is not None
+        image, plan = self._family.config.image_token_id, self.plan
+        pieces = pieces_of(admitted, self.features, image)
+        for batch in batches_of(pieces, plan.max_num_batched_tokens, plan.max_num_suffix_tokens, image):
             timer = Timer(self.device)
-            hidden = self._forward(pieces)
+            hidden = self._prefilling.run(batch.pieces, padded_to=batch.padded_to)
             timer.stop()
-            total = sum(len(piece.tokens) for piece in pieces)
-            for piece, last in zip(pieces, hidden, strict=True):
+            total = sum(len(piece.tokens) for piece in batch.pieces)
+            for piece, last in zip(batch.pieces, hidden, strict=True):
                 share = len(piece.tokens) / total
                 if piece.fills is not None:
                     piece.fills.is_filled = True
@@ -154,23 +173,6 @@ class ModelRunner:
         watched = {index: sequence for index, sequence in running.items() if sequence.is_watched}
         tokens = self.decoding.tokens_so_far(list(watched)) if watched else {}
         return {sequence: tokens[index] for index, sequence in watched.items()}
-
-    def _forward(self, pieces: SequenceOf[Piece]) -> Tensor:
-        """Run the tokens of pieces through the decoder; returns the last hidden state of each, (pieces, width)."""
-        packed = PackedSegments(
-            [piece.segment for piece in pieces], self.device, padded_to=self.plan.max_num_batched_tokens or 0
-        )
-        tokens = torch.tensor([token for piece in pieces for token in piece.tokens])
-        padding = len(packed.positions) - len(tokens)
-        hidden = self.decoder.embed(to_device(torch.cat([tokens, tokens.new_zeros(padding)]), self.device))
-        features = [piece.features for piece in pieces if piece.features is not None]
-        if features:
-            images = to_device((tokens == self._family.config.image_token_id).nonzero()[:, 0], self.device)
-            hidden[images] = torch.cat(features).to(hidden.dtype)
-        assert self.cache is not None
-        copy_heads(pieces, self.cache)
-        states = self.decoder.forward(hidden, packed.positions, packed.slots, packed.metadata, self.cache, self.ops)
-        return states[packed.last]
 
 
 def choose_ops(kernels: Kernels, device: torch.device, head_dim: int) -> Ops:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -127,38 +128,14 @@ class _Layer:
 
 
 class PackedSegments:
-    """The index tensors of packed segments, brought to the device in one copy."""
+    """The index tensors of packed segments, views of one tensor on the device."""
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device, *, padded_to: int = 0) -> None:
-        """Lay segments out one after another.
-
-        Args:
-            segments: in their order.
-            device: where the tensors go.
-            padded_to: tokens in all; what the segments lack is filled with tokens that write to slot 0.
-
-        """
-        lengths = torch.tensor([segment.length for segment in segments])
-        done = torch.tensor([segment.suffix_done for segment in segments])
-        prefix = torch.tensor([segment.prefix_length for segment in segments])
-        suffix = torch.tensor([segment.suffix_start for segment in segments])
-        ends = lengths.cumsum(0)
-        step = torch.arange(int(ends[-1])) - (ends - lengths).repeat_interleave(lengths)
-        padding = torch.zeros(max(0, padded_to - int(ends[-1])), dtype=step.dtype)
-        parts = [
-            torch.cat([step + (prefix + done).repeat_interleave(lengths), padding]),
-            torch.cat([step + (suffix + done).repeat_interleave(lengths), padding]),
-            ends - 1,
-            ends - lengths,
-            lengths,
-            torch.tensor([segment.prefix_start for segment in segments]),
-            prefix,
-            suffix,
-            done + lengths,
-        ]
-        packed = to_device(torch.cat(parts).to(torch.int32), device)
-        self.positions, self.slots, self.last, *fields = torch.split(packed, [len(part) for part in parts])
+    def __init__(self, packed: Tensor, tokens: int, *, max_query_length: int) -> None:
+        """Take what `pack` has laid out, on the device, and its `tokens`."""
+        rows = (len(packed) - 2 * tokens) // _OF_A_SEGMENT
+        self.positions, self.slots, self.last, *fields = torch.split(packed, [tokens] * 2 + [rows] * _OF_A_SEGMENT)
         query_start, query_length, prefix_start, prefix_length, suffix_start, suffix_length = fields
+        # Never 1: that is how attention knows decoding from the prefill of a single token.
         self.metadata = AttentionMetadata(
             query_start,
             query_length,
@@ -166,9 +143,53 @@ class PackedSegments:
             prefix_length,
             suffix_start,
             suffix_length,
-            # Never 1: that is how attention knows decoding from the prefill of a single token.
-            max_query_length=max(2, int(lengths.max())),
+            max_query_length=max(2, max_query_length),
         )
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], device: torch.device, *, padded_to: int = 0) -> PackedSegments:
+        """Lay segments out one after another, and bring them to the device in one copy; see `pack`."""
+        tokens = max(padded_to, sum(segment.length for segment in segments))
+        longest = max(segment.length for segment in segments)
+        packed = torch.from_numpy(pack(segments, tokens, len(segments)))
+        return cls(to_device(packed, device), tokens, max_query_length=longest)
+
+
+_OF_A_SEGMENT = 7  # index tensors
+
+
+def rows_packed(tokens: int, rows: int) -> int:
+    """Return how many numbers `pack` makes of so many."""
+    return 2 * tokens + _OF_A_SEGMENT * rows
+
+
+def pack(segments: Sequence[Segment], tokens: int, rows: int) -> np.ndarray:
+    """Return the indices of segments in their order, int32 (numbers,).
+
+    Tokens that the segments lack are filled with some that write to slot 0, rows with segments of no tokens. It is done
+    in NumPy: each operation of torch lets another thread have the interpreter, and a server's always wait for it.
+    """
+    packed = np.zeros(rows_packed(tokens, rows), np.int32)
+    positions, slots = packed[:tokens], packed[tokens : 2 * tokens]
+    by_row = packed[2 * tokens :].reshape(_OF_A_SEGMENT, rows)
+    start = 0
+    for row, segment in enumerate(segments):
+        end = start + segment.length
+        first = segment.prefix_length + segment.suffix_done
+        slot = segment.suffix_start + segment.suffix_done
+        positions[start:end] = np.arange(first, first + segment.length)
+        slots[start:end] = np.arange(slot, slot + segment.length)
+        by_row[:, row] = (
+            end - 1,
+            start,
+            segment.length,
+            segment.prefix_start,
+            segment.prefix_length,
+            segment.suffix_start,
+            segment.suffix_done + segment.length,
+        )
+        start = end
+    return packed
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
