@@ -1,11 +1,11 @@
-"""What of prompts is computed together: prefixes once, suffixes in batches of their own."""
+"""What of prompts is computed together: prefixes once, and who pays."""
 
 from __future__ import annotations
 
 from idefics_cli.engine.families.base import Prompt
 from idefics_cli.engine.native.encoder_cache import EncoderCache
 from idefics_cli.engine.native.kv_cache import KVCacheManager
-from idefics_cli.engine.native.prefill import PieceBatch, batches_of, payers_of, pieces_of
+from idefics_cli.engine.native.prefill import Piece, batches_of, payers_of, pieces_of
 from idefics_cli.engine.native.scheduler import Scheduler
 from idefics_cli.engine.native.sequence import Sequence
 
@@ -21,52 +21,41 @@ def admitted(*prompts: tuple[int, int, int]) -> dict[int, Sequence]:
     return scheduler.running
 
 
-def batches(sequences: dict[int, Sequence], prefix_tokens: int | None, suffix_tokens: int | None) -> list[PieceBatch]:
-    pieces = pieces_of(sequences, EncoderCache(), IMAGE)
-    return list(batches_of(pieces, prefix_tokens, suffix_tokens, IMAGE))
+def batches(sequences: dict[int, Sequence], tokens: int | None) -> list[list[Piece]]:
+    return list(batches_of(pieces_of(sequences, EncoderCache(), IMAGE), tokens, IMAGE))
 
 
-def shape(made: list[PieceBatch]) -> list[tuple[int, list[tuple[int, ...]]]]:
-    return [(batch.padded_to, [piece.tokens for piece in batch.pieces]) for batch in made]
+def shape(made: list[list[Piece]]) -> list[list[tuple[int, ...]]]:
+    return [[piece.tokens for piece in batch] for batch in made]
 
 
-def test_prefixes_come_first_and_what_is_full_is_cut() -> None:
+def test_each_prefix_comes_before_its_suffix_and_what_is_full_is_cut() -> None:
     sequences = admitted((0, 5, 2), (100, 6, 3), (200, 1, 4))
-    assert shape(batches(sequences, 8, 4)) == [
-        (8, [(0, 1, 2, 3, 4), (100, 101, 102)]),
-        (8, [(103, 104, 105), (200,)]),
-        (4, [(5, 6), (106, 107)]),
-        (4, [(108,), (201, 202, 203)]),
-        (4, [(204,)]),
+    assert shape(batches(sequences, 8)) == [
+        [(0, 1, 2, 3, 4), (5, 6), (100,)],
+        [(101, 102, 103, 104, 105), (106, 107, 108)],
+        [(200,), (201, 202, 203, 204)],
     ]
-
-
-def test_a_token_is_in_a_batch_of_the_same_size_whoever_is_with_it() -> None:
-    for others in ([], [(300, 40, 9)], [(300, 3, 9), (400, 2, 1)]):
-        made = batches(admitted(*others, (0, 5, 2)), 16, 4)
-        for batch in made:
-            for piece in batch.pieces:
-                assert batch.padded_to == (16 if piece.starts is None and not piece.segment.prefix_length else 4)
 
 
 def test_parts_of_a_cut_piece_follow_each_other_in_the_cache() -> None:
     sequences = admitted((0, 5, 7))
-    parts = [piece for batch in batches(sequences, 4, 3) for piece in batch.pieces]
+    parts = [piece for batch in batches(sequences, 4) for piece in batch]
     done = [(piece.segment.length, piece.segment.suffix_done) for piece in parts]
-    assert done == [(4, 0), (1, 4), (3, 0), (3, 3), (1, 6)]
-    assert [piece.starts for piece in parts] == [None, None, None, None, 0]  # only its end has the last state
-    assert [piece.fills is not None for piece in parts] == [False, True, False, False, False]
+    assert done == [(4, 0), (1, 4), (3, 0), (4, 3)]
+    assert [piece.starts for piece in parts] == [None, None, None, 0]  # only its end has the last state
+    assert [piece.fills is not None for piece in parts] == [False, True, False, False]
 
 
 def test_without_sizes_each_piece_is_by_itself_a_shared_prefix_once() -> None:
     sequences = admitted((0, 5, 2), (0, 5, 2))
-    made = batches(sequences, None, None)
-    assert shape(made) == [(0, [(0, 1, 2, 3, 4)]), (0, [(5, 6)]), (0, [(5, 6)])]
+    made = batches(sequences, None)
+    assert shape(made) == [[(0, 1, 2, 3, 4)], [(5, 6)], [(5, 6)]]
 
 
 def test_a_prefix_is_paid_for_by_all_that_share_it() -> None:
     sequences = admitted((0, 5, 2), (0, 5, 2))
-    prefix, first, _ = [batch.pieces[0] for batch in batches(sequences, None, None)]
+    prefix, first, _ = [batch[0] for batch in batches(sequences, None)]
     sharing = {sequences[0].prefix_key: [*sequences.values()]}
     assert list(payers_of(prefix, sequences, sharing)) == [(sequences[0], 0.5), (sequences[1], 0.5)]
     assert list(payers_of(first, sequences, sharing)) == [(sequences[0], 1.0)]

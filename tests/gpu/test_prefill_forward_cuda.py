@@ -18,7 +18,7 @@ from tests.small_checkpoints import opened
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda")
-TOKENS, ROWS = 256, 16
+TOKENS, ROWS = 1024, 16
 
 
 @pytest.mark.parametrize("quantize", [quantize for quantize in Quantize if quantize.is_native])
@@ -39,7 +39,7 @@ def test_a_graph_and_neighbours_change_no_bit(quantize: Quantize, tiny_settings:
 
         prefix = Piece(Segment(100, suffix_start=1), tuple(range(100)), None, None, None)
         launched, recorded = forward(recorded=False), forward(recorded=True)
-        launched.run([prefix], padded_to=1024)
+        launched.run([prefix], padded_to=TOKENS)
         questions = [
             Piece(Segment(length, 200 * (index + 1), prefix_start=1, prefix_length=100), ids, None, None, index)
             for index, length in enumerate([5, 20, 1, 64, 33, 2])

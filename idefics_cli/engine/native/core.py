@@ -26,7 +26,7 @@ from idefics_cli.errors import Failure, FailureKind, ModelError
 from idefics_cli.records import PreparedPage
 
 _LEAST_BATCHED_TOKENS = 64
-_STEPS_BETWEEN_PREFILLS = 2  # of padded batches: a prefill of one question takes as long as a step of all
+_STEPS_BETWEEN_PREFILLS = 4  # of padded batches: a prefill of one question takes as long as a few steps
 _LAUNCHED_AHEAD = 2  # encodings: the device has work, and the host is never far from hearing a signal
 
 

@@ -84,16 +84,11 @@ class MemoryPlan:
     max_projected_patches: int
     """Patches whose widest activations exist together in the connector."""
     max_num_batched_tokens: int | None
-    """Tokens of a prefill batch of prefixes, to which it is padded; None computes each segment by itself."""
+    """Tokens of a prefill batch, to which it is padded; None computes each segment by itself."""
     max_encoded_pages: int = 1
     """Pages that go through the vision model side by side."""
     most_slots: int = 0
     """Slots that there would be memory for, where prompts are longer than planned; no more than `slots` if smaller."""
-
-    @property
-    def max_num_suffix_tokens(self) -> int | None:
-        """Tokens of a prefill batch of what follows the prefixes: questions, which are short and come one by one."""
-        return None if self.max_num_batched_tokens is None else min(SUFFIX_TOKENS, self.max_num_batched_tokens)
 
     def bytes(self, sizes: WorkSizes) -> int:
         """Return the memory at the peak, weights aside: the cache, encoding, whose graphs keep theirs, and prefill."""
@@ -192,10 +187,7 @@ def plan_memory(
 
 
 PREFILL_TOKENS = 1024
-"""Tokens of a prefill batch of prefixes on a GPU. It is always the same number, so that the products of a prompt, and
-with them its answer, never depend on what else is in the batch."""
-SUFFIX_TOKENS = 256
-"""Of suffixes: a batch of them takes little longer than to read the weights, as a few questions about known pages are
-worth."""
+"""Tokens of a prefill batch on a GPU. It is always the same number, so that the products of a prompt, and with them its
+answer, never depend on what else is in the batch."""
 DECODE_SEQUENCES = {"cpu": CPU_SEQUENCES, "mps": CPU_SEQUENCES, "cuda": GPU_SEQUENCES}
 """Sequences of a decoding step, by device; what is lacking is filled up, for the same reason."""

@@ -69,7 +69,7 @@ class ModelRunner:
             self.cache,
             self.ops,
             self._family.config.image_token_id,
-            recorded_tokens=plan.max_num_suffix_tokens or 0,
+            recorded_tokens=plan.max_num_batched_tokens or 0,
             rows=plan.max_num_seqs,
         )
         self._encoder = ImageEncoder(
@@ -130,14 +130,13 @@ class ModelRunner:
         """
         starting: list[tuple[Start, Tensor]] = []
         assert self._prefilling is not None
-        image, plan = self._family.config.image_token_id, self.plan
-        pieces = pieces_of(admitted, self.features, image)
-        for batch in batches_of(pieces, plan.max_num_batched_tokens, plan.max_num_suffix_tokens, image):
+        image, limit = self._family.config.image_token_id, self.plan.max_num_batched_tokens
+        for pieces in batches_of(pieces_of(admitted, self.features, image), limit, image):
             timer = Timer(self.device)
-            hidden = self._prefilling.run(batch.pieces, padded_to=batch.padded_to)
+            hidden = self._prefilling.run(pieces, padded_to=limit or 0)
             timer.stop()
-            total = sum(len(piece.tokens) for piece in batch.pieces)
-            for piece, last in zip(batch.pieces, hidden, strict=True):
+            total = sum(len(piece.tokens) for piece in pieces)
+            for piece, last in zip(pieces, hidden, strict=True):
                 share = len(piece.tokens) / total
                 if piece.fills is not None:
                     piece.fills.is_filled = True

@@ -74,52 +74,24 @@ def _prefix_pieces(
     yield Piece(segment, tokens[head.length :], features[images:], prefix, None, copies=head)
 
 
-@dataclass(frozen=True, slots=True)
-class PieceBatch:
-    """Pieces that are computed together."""
-
-    pieces: list[Piece]
-    padded_to: int
-    """Tokens that they are filled up to; 0 is as many as they have."""
-
-
-def batches_of(
-    pieces: Iterator[Piece], prefix_tokens: int | None, suffix_tokens: int | None, image_token_id: int
-) -> Iterator[PieceBatch]:
-    """Pack prefixes, then suffixes, into batches of a fixed number of tokens each, cut where one is full.
-
-    A token of a prompt so always goes through products of the same shape. None computes each piece by itself.
-    """
-    if prefix_tokens is None or suffix_tokens is None:
-        yield from (PieceBatch([piece], 0) for piece in pieces)
-        return
-    suffixes: list[Piece] = []
-
-    def prefixes() -> Iterator[Piece]:
-        for piece in pieces:
-            if piece.starts is None:
-                yield piece
-            else:
-                suffixes.append(piece)
-
-    yield from _filled(prefixes(), prefix_tokens, image_token_id)
-    yield from _filled(iter(suffixes), suffix_tokens, image_token_id)
-
-
-def _filled(pieces: Iterator[Piece], limit: int, image_token_id: int) -> Iterator[PieceBatch]:
+def batches_of(pieces: Iterator[Piece], limit: int | None, image_token_id: int) -> Iterator[list[Piece]]:
+    """Pack pieces into batches of a fixed number of tokens, cut where a batch is full; or each by itself."""
     batch: list[Piece] = []
-    room = limit
+    room = limit or 0
     for piece in pieces:
+        if limit is None:
+            yield [piece]
+            continue
         rest: Piece | None = piece
         while rest is not None:
             head, rest = _cut(rest, room, image_token_id)
             batch.append(head)
             room -= len(head.tokens)
             if room == 0 or head.ends_batch:
-                yield PieceBatch(batch, limit)
+                yield batch
                 batch, room = [], limit
     if batch:
-        yield PieceBatch(batch, limit)
+        yield batch
 
 
 def _cut(piece: Piece, room: int, image_token_id: int) -> tuple[Piece, Piece | None]:

@@ -1,4 +1,4 @@
-"""Runs batches of pieces of prompts through the decoder; on a GPU those of questions by a CUDA graph."""
+"""Runs batches of pieces of prompts through the decoder; on a GPU those of questions alone by a CUDA graph."""
 
 from __future__ import annotations
 
