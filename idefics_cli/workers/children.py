@@ -3,60 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import select
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, Pipe, wait
 
-from idefics_cli.interpreter import start_interpreter
+from idefics_cli.child_process import SECONDS_TO_STOP, ChildProcess, connect_to_parent
 from idefics_cli.workers.messages import Lost, Report, ToWorker, WorkerSpec
 
-_SECONDS_TO_STOP = 5.0
-_PR_SET_PDEATHSIG = 1
 
-
-class Child:
+class Child(ChildProcess):
     """A worker process, as its parent sees it."""
 
     def __init__(self, spec: WorkerSpec, environment: Mapping[str, str]) -> None:
         """Start it; the environment is set before anything is imported there."""
-        self.connection, there = Pipe()
-        is_main = threading.current_thread() is threading.main_thread()
-        with there:
-            arguments = (there.fileno(), os.getpid(), is_main)
-            self._process = start_interpreter(main, arguments, [there.fileno()], environment)
+        super().__init__(main, environment)
         self.send(spec)
 
     def send(self, message: ToWorker | WorkerSpec) -> None:
         """Send a message; that the process has gone is seen where its reports are read."""
         with contextlib.suppress(ConnectionError, OSError):
             self.connection.send(message)
-
-    def kill(self) -> None:
-        """Kill the process; returns at once."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    def end(self, seconds: float = 0.0) -> str:
-        """Wait so long for the process to end, kill it then, and say how it ended."""
-        try:
-            code = self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            try:
-                code = self._process.wait(_SECONDS_TO_STOP)
-            except subprocess.TimeoutExpired:  # it waits in the system, for a device that hangs
-                return "killed, and not gone yet"
-        finally:
-            self.connection.close()
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 class ChildPool:
@@ -107,34 +74,20 @@ class ChildPool:
 
     def close(self, *, is_done: bool) -> None:
         """End all workers: when the run is done, those that have been told to stop may do so by themselves."""
-        deadline = time.monotonic() + (_SECONDS_TO_STOP if is_done else 0.0)
+        deadline = time.monotonic() + (SECONDS_TO_STOP if is_done else 0.0)
         if not is_done:
             for child in self._children.values():
                 child.kill()
         for child in self._children.values():
-            child.end(max(0.0, deadline - time.monotonic()) if is_done else _SECONDS_TO_STOP)
+            child.end(max(0.0, deadline - time.monotonic()) if is_done else SECONDS_TO_STOP)
         self._children.clear()
 
 
 def main(descriptor: int, parent: int, is_of_main_thread: bool) -> None:
     """Be a worker until the parent says so or has gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux" and is_of_main_thread:  # the system takes the thread for the parent
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-    threading.Thread(target=_end_with_parent, args=(descriptor,), name="parent", daemon=True).start()
-    connection = Connection(descriptor)
+    connection = connect_to_parent(descriptor, parent, is_of_main_thread)
     spec = connection.recv()
     from idefics_cli.workers.worker import serve
 
     serve(spec, connection.recv, connection.send)
     os._exit(0)  # threads that wait for the parent are not waited for
-
-
-def _end_with_parent(descriptor: int) -> None:
-    """End this process, whatever it is doing, when the other end of the connection is gone."""
-    poll = select.poll()
-    poll.register(descriptor, 0)  # hanging up is reported unasked
-    poll.poll()
-    os.killpg(0, signal.SIGKILL)
