@@ -1,4 +1,4 @@
-"""Processes that a parent starts for itself, talks to over a connection, and ends; they end with it, however it ends."""
+"""Processes that a parent starts, talks to over a connection, and ends; they end with it, however it ends."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ class ChildProcess:
             arguments = (there.fileno(), os.getpid(), is_main)
             self._process = start_interpreter(main, arguments, [there.fileno(), *descriptors], environment)
         self.pid = self._process.pid
+        self._closing = threading.Lock()  # no other file has the descriptor's number while it is used
 
     def finish(self) -> None:
         """Send nothing any more: who reads there finds the end. Never blocks, and ends a `send` that does."""
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as stream:
-            stream.shutdown(socket.SHUT_WR)
+        with self._closing, contextlib.suppress(OSError):
+            with socket.socket(fileno=os.dup(self.connection.fileno())) as stream:
+                stream.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
         """Kill the process and what it started; returns at once."""
@@ -66,7 +68,8 @@ class ChildProcess:
             except subprocess.TimeoutExpired:  # it waits in the system, for a device that hangs
                 return "killed, and not gone yet"
         finally:
-            self.connection.close()
+            with self._closing:
+                self.connection.close()
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 
 from idefics_cli.config import ModelSettings, PageSettings, ServeSettings
-from idefics_cli.engine import DeferredEngine, open_engine
+from idefics_cli.engine import DeferredEngine
 from idefics_cli.engine.base import EngineStats
 from idefics_cli.records import Answer, GeneratedTokens, Request
 from idefics_cli.server.serving import Server, ServerSettings
@@ -71,7 +71,7 @@ def running(
     serve: ServeSettings | None = None,
     *,
     model: ModelSettings | None = None,
-    open_with: Callable[[ModelSettings], DeferredEngine] = open_engine,
+    open_with: Callable[[ModelSettings], DeferredEngine] | None = None,
     **settings: Any,
 ) -> Iterator[tuple[Server, httpx2.Client]]:
     """Run a server in a thread; yields it and a client of it."""

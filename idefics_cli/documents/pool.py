@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from idefics_cli.config import PageSettings
 from idefics_cli.documents.page import DocumentInfo, ImageProcessor, open_document, prepare_page
 from idefics_cli.documents.page_process import PageProcess, ProcessDiedError
-from idefics_cli.documents.shared_memory import read_crops, shared_memory
+from idefics_cli.documents.shared_memory import SharedMemory, read_crops, shared_memory
 from idefics_cli.errors import FailureKind, RowFailedError
 from idefics_cli.records import Document, PreparedPage
 
@@ -35,9 +35,19 @@ PageFuture = Future[PreparedPage]
 class PagePool:
     """Opens documents and prepares pages, so many at a time; its processes are started when they are first needed."""
 
-    def __init__(self, settings: PageSettings, *, open_timeout: float = OPEN_TIMEOUT) -> None:
+    def __init__(
+        self, settings: PageSettings, *, open_timeout: float = OPEN_TIMEOUT, memory: SharedMemory | None = None
+    ) -> None:
+        """Take how pages are prepared.
+
+        Args:
+            settings: of pages.
+            open_timeout: seconds that opening a document may take.
+            memory: that crops are written into, where others read them there too; None takes some of its own.
+
+        """
         self._settings, self._open_timeout = settings, open_timeout
-        self._memory = shared_memory()
+        self._memory = memory or shared_memory()
         # Each thread has a process of its own, and waits for it.
         self._threads = ThreadPoolExecutor(settings.worker_count, "page process")
         self._of_thread = threading.local()

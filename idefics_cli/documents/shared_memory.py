@@ -38,6 +38,7 @@ class SharedMemory:
         weakref.finalize(self, os.close, self.descriptor)
         os.ftruncate(self.descriptor, SLOT_BYTES * SLOTS)
         self._memory = map_memory(self.descriptor)
+        self._start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._free = list(range(SLOTS))
         self._lock = threading.RLock()  # the garbage collector may give back a slot in the midst of `take`
 
@@ -47,10 +48,28 @@ class SharedMemory:
             if not self._free:
                 return None
             slot = heapq.heappop(self._free)
-        # Arrays keep the ctypes object that they are made of; of a memoryview they keep what lies beneath it.
-        buffer = _Bytes.from_buffer(self._memory, slot * SLOT_BYTES)
+        buffer = slot_buffer(self._memory, slot)
         weakref.finalize(buffer, self._give_back, slot)
         return slot, buffer
+
+    def put(self, crops: Sequence[Crop]) -> tuple[int, Buffer] | None:
+        """Copy crops into a free slot, which is taken as long as its bytes are held; None where they find no room."""
+        if sum(crop.nbytes for crop in crops) > SLOT_BYTES or (taken := self.take()) is None:
+            return None
+        write_crops(self._memory, taken[0], crops)
+        return taken
+
+    def slot_of(self, crops: Sequence[Crop]) -> int | None:
+        """Return the slot that crops lie in as `write_crops` writes them; None where they lie elsewhere."""
+        places = [crop.__array_interface__["data"][0] - self._start for crop in crops]
+        if not places or not 0 <= places[0] < SLOT_BYTES * SLOTS or places[0] % SLOT_BYTES:
+            return None
+        at = places[0]
+        for place, crop in zip(places, crops, strict=True):
+            if place != at or not crop.flags.c_contiguous:
+                return None
+            at += crop.nbytes
+        return places[0] // SLOT_BYTES if at <= places[0] + SLOT_BYTES else None
 
     def _give_back(self, slot: int) -> None:
         with self._lock:
@@ -68,8 +87,14 @@ def shared_memory() -> SharedMemory | None:
 
 
 def map_memory(descriptor: int) -> mmap.mmap:
-    """Map the memory; a page process inherits its descriptor."""
+    """Map the memory; a process that reads or writes it inherits its descriptor."""
     return mmap.mmap(descriptor, SLOT_BYTES * SLOTS)
+
+
+def slot_buffer(memory: mmap.mmap, slot: int) -> Buffer:
+    """Return the bytes of a slot: arrays over them keep this object, by which it is known when the last is gone."""
+    # Arrays keep the ctypes object that they are made of; of a memoryview they keep what lies beneath it.
+    return _Bytes.from_buffer(memory, slot * SLOT_BYTES)
 
 
 def write_crops(memory: mmap.mmap, slot: int, crops: Sequence[Crop]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from importlib.metadata import version
 
@@ -37,6 +37,23 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
         UsageError: the prompt template is none for this checkpoint.
 
     """
+    opened = open_model(settings)
+    return DeferredEngine(opened.info, opened.load)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A checkpoint with what is known of its engine before torch is imported."""
+
+    info: EngineInfo
+    decode: Callable[[Sequence[int]], str]
+    """That of its `GeneratedTokens`."""
+    load: Callable[[Callable[[], bool]], LoadedEngine]
+    """Loads the weights; see `DeferredEngine`."""
+
+
+def open_model(settings: ModelSettings) -> OpenedModel:
+    """Open a checkpoint; raises as `open_engine`."""
     # Threads of torch that spin while they wait take the cores of page processes: on a busy machine that is what
     # takes most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -46,7 +63,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
     choice = choose_device(settings)
     with reading(checkpoint.name):
         family = family_of(checkpoint)
-        family.prompt_builder(settings.prompt)
+        decode = family.prompt_builder(settings.prompt).decode
         gaps = native_gaps(settings, family, family.generation(settings))
         check_attention(settings, choice, is_native=not gaps)
         info = engine_info(settings, checkpoint, family, choice)
@@ -75,7 +92,7 @@ def open_engine(settings: ModelSettings) -> DeferredEngine:
             f"{settings.model}: --quantize {settings.quantize} is for what the native engine runs, which does not do "
             f"{', '.join(gaps)}"
         )
-    return DeferredEngine(info, load)
+    return OpenedModel(info, decode, load)
 
 
 class DeferredEngine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 import sys
@@ -15,7 +16,9 @@ import uvicorn
 
 from idefics_cli.config import ModelSettings, PageSettings, ServeSettings, Split
 from idefics_cli.documents.pool import PagePool
-from idefics_cli.engine import DeferredEngine, open_engine
+from idefics_cli.documents.shared_memory import shared_memory
+from idefics_cli.engine import DeferredEngine
+from idefics_cli.engine_process.parent import open_in_process
 from idefics_cli.errors import ModelError, UsageError
 from idefics_cli.server.admission import Admission
 from idefics_cli.server.app import make_app
@@ -49,7 +52,7 @@ class Server:
         self,
         settings: ServerSettings,
         *,
-        open_with: Callable[[ModelSettings], DeferredEngine] = open_engine,
+        open_with: Callable[[ModelSettings], DeferredEngine] | None = None,
         on_ready: Callable[[str], None] = lambda _: None,
         on_note: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -57,7 +60,7 @@ class Server:
 
         Args:
             settings: of the server.
-            open_with: opens the checkpoint.
+            open_with: opens the checkpoint; None has the engine run in a process of its own.
             on_ready: told once where it can be asked, in words.
             on_note: told what a user should know.
 
@@ -74,8 +77,11 @@ class Server:
         self._is_told = False
         self.signal = signal.SIGTERM
         """That it was told to stop with."""
+        # Page processes write into it, and the engine's process reads from it.
+        self._memory = shared_memory()
+        opened = open_with or functools.partial(open_in_process, memory=self._memory, on_lost=self._failed)
         self.engine = KeptEngine(
-            lambda: open_with(settings.model),
+            lambda: opened(settings.model),
             keep_alive=serve.keep_alive.seconds if serve.keep_alive else None,
             on_idle=self._idle,
             on_failure=self._failed,
@@ -98,11 +104,11 @@ class Server:
         with contextlib.ExitStack() as stack:
             stack.callback(self.engine.close)
             sockets = [] if serve.socket else [stack.enter_context(listening(serve))]
-            pool = stack.enter_context(PagePool(self._settings.pages))
+            pool = stack.enter_context(PagePool(self._settings.pages, memory=self._memory))
             jobs = JobServer(self.engine, pool, self._settings.model, self.metrics.local_jobs)
             stack.callback(jobs.close)
             jobs.listen()
-            # Threads that read bodies are not to keep the one that feeds the device from its next step for long.
+            # Threads that read bodies are not to keep the one that sends tokens for long.
             sys.setswitchinterval(_SWITCH_SECONDS)
             self.engine.load()
             place = f"http://{_shown_host(serve.host)}:{sockets[0].getsockname()[1]}/v1 and " if sockets else ""
