@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+
+import psutil
 
 from idefics_cli.config import ModelSettings
 from idefics_cli.engine import DeferredEngine
@@ -23,6 +26,15 @@ from tests.fakes import FakeEngine
 def letters(ids: Sequence[int]) -> str:
     """Return the text of tokens."""
     return "".join(map(chr, ids))
+
+
+def engines_of(pid: int) -> list[psutil.Process]:
+    """Return the processes of engines that a process has."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # or it has just ended
+            found += [child] if "engine_process" in " ".join(child.cmdline()) else []
+    return found
 
 
 class TellingEngine(FakeEngine):

@@ -28,7 +28,7 @@ from idefics_cli.openai_api.response import TextStream
 from idefics_cli.records import Answer, GeneratedTokens, PreparedPage, Request
 from tests import process_engines
 from tests.fakes import FakeEngine
-from tests.process_engines import letters, open_telling
+from tests.process_engines import engines_of, letters, open_telling
 from tests.servers import until
 
 SECONDS = 60
@@ -37,8 +37,7 @@ Open = Callable[[ModelSettings], DeferredEngine]
 
 def children() -> list[psutil.Process]:
     """Return the engines' processes that this one has."""
-    found = psutil.Process().children()
-    return [child for child in found if "engine_process" in " ".join(child.cmdline())]
+    return engines_of(os.getpid())
 
 
 @pytest.fixture

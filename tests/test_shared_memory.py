@@ -62,3 +62,38 @@ def test_a_split_page_of_megapixels_fits_and_what_does_not_is_left_to_the_pipe()
     mapped = map_memory(memory.descriptor)
     assert write_crops(mapped, SLOTS - 1, [np.zeros((980, 980, 3), np.uint8)] * 5)
     assert not write_crops(mapped, 0, [np.zeros((1, SLOT_BYTES + 1), np.uint8)])
+
+
+def test_crops_are_known_by_where_they_lie() -> None:
+    memory = SharedMemory()
+    shapes = [crop.shape for crop in crops()]
+    other = memory.take()
+    put = memory.put(crops())
+    assert put is not None
+    slot, buffer = put
+    lying = read_crops(buffer, shapes)
+    assert all(np.array_equal(found, expected) for found, expected in zip(lying, crops(), strict=True))
+    assert memory.slot_of(lying) == memory.slot_of(lying[:1]) == slot == 1
+    assert other is not None
+    elsewhere = (
+        crops(),
+        lying[1:],  # not from the beginning
+        (lying[1], lying[0]),
+        (lying[0][::2],),
+        (lying[0][:, :, ::-1],),
+        (*lying, crops()[0]),
+        (),
+    )
+    for others in elsewhere:
+        assert memory.slot_of(others) is None
+    assert SharedMemory().slot_of(lying) is None
+
+
+def test_crops_that_are_put_are_as_they_were_and_take_a_slot_while_they_are_held() -> None:
+    memory = SharedMemory()
+    assert memory.put([np.zeros((1, SLOT_BYTES + 1), np.uint8)]) is None
+    taken = [memory.put(crops()) for _ in range(SLOTS)]
+    assert memory.put(crops()) is None
+    del taken
+    gc.collect()
+    assert memory.put([crop[::2, ::3] for crop in crops()]) is not None
