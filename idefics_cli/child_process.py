@@ -47,9 +47,12 @@ class ChildProcess:
 
     def finish(self) -> None:
         """Send nothing any more: who reads there finds the end. Never blocks, and ends a `send` that does."""
-        with self._closing, contextlib.suppress(OSError):
-            with socket.socket(fileno=os.dup(self.connection.fileno())) as stream:
-                stream.shutdown(socket.SHUT_WR)
+        with (
+            self._closing,
+            contextlib.suppress(OSError),
+            socket.socket(fileno=os.dup(self.connection.fileno())) as stream,
+        ):
+            stream.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
         """Kill the process and what it started; returns at once."""

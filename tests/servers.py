@@ -22,6 +22,7 @@ import httpx2
 from idefics_cli.config import ModelSettings, PageSettings, ServeSettings
 from idefics_cli.engine import DeferredEngine
 from idefics_cli.engine.base import EngineStats
+from idefics_cli.engine_process.parent import open_in_process
 from idefics_cli.records import Answer, GeneratedTokens, Request
 from idefics_cli.server.serving import Server, ServerSettings
 from tests.fakes import FakeEngine
@@ -74,12 +75,12 @@ def running(
     open_with: Callable[[ModelSettings], DeferredEngine] | None = None,
     **settings: Any,
 ) -> Iterator[tuple[Server, httpx2.Client]]:
-    """Run a server in a thread; yields it and a client of it."""
+    """Run a server in a thread, its engine in a process or as `open_with` opens it; yields it and a client of it."""
     settings.setdefault("pages", PageSettings(workers=2))
     ready: Future[str] = Future()
     server = Server(
         ServerSettings(model or ModelSettings("tiny"), serve=serve or ServeSettings(port=0), **settings),
-        open_with=open_with,
+        open_with=(lambda settings, **_: open_with(settings)) if open_with else open_in_process,
         on_ready=ready.set_result,
     )
     ended: Future[bool] = Future()

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from idefics_cli.engine import DeferredEngine
 from idefics_cli.engine.base import EngineStats
 from idefics_cli.engine_process.child import Reporter, Requests
-from idefics_cli.engine_process.messages import Answered, Cancel, FromEngine, Grown, News, SentPage, Submit
+from idefics_cli.engine_process.messages import Answered, Cancel, FromEngine, News, SentPage, Submit
 from idefics_cli.records import Answer, GeneratedTokens, Request
 from tests.fakes import FakeEngine
 from tests.servers import until
@@ -75,7 +75,7 @@ def test_all_tokens_of_a_step_are_one_message_and_each_is_sent_once() -> None:
         assert watched.news[0].steps == watched.engine.steps
         start = {1: 0, 2: 1, 5: 2}[count]
         ids = tuple(range(start, count))
-        assert watched.news[0].grown[7] == Grown(7, start, ids, (-0.5,) * len(ids), ())
+        assert watched.news[0].grown[7] == (7, start, ids, (-0.5,) * len(ids), ())
     watched.reporter.close()
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from idefics_cli.config import PageSettings, Rasterizer, Split
 from idefics_cli.documents.page_cache import PageCache
 from idefics_cli.documents.pool import PagePool
+from idefics_cli.documents.shared_memory import SLOT_BYTES
 from idefics_cli.engine.families.idefics2 import Idefics2ImageProcessor
 from idefics_cli.errors import RowFailedError
 from idefics_cli.records import Document
@@ -77,6 +78,24 @@ def test_pages_that_nobody_needs_are_kept_within_their_bytes(pool: PagePool) -> 
         cost.append(cache.is_first_use(document, 1))
         cache.release(document, 1)
     assert cost == [True, False, True, True, True]  # two pages of about half a megabyte each fit, three do not
+
+
+def test_kept_pages_stay_in_their_slots_as_long_as_these_have_room(pool: PagePool) -> None:
+    if pool.memory is None:
+        pytest.skip("no anonymous memory files here")
+    cache = PageCache(pool.with_settings(PageSettings(split=Split.NEVER)), TINY, kept_bytes=2 * SLOT_BYTES)
+    slots: list[int | None] = []
+    for name in ("notice.bmp", "transparent.png", "fax.tiff", "notice.bmp", "fax.tiff"):
+        document = sample(name)
+        cache.request(document, 1)
+        page = cache.prepared(document, 1)
+        assert cache.is_first_use(document, 1) == (len(slots) < 3)
+        cache.release(document, 1)
+        slots.append(pool.memory.slot_of(page.crops))
+        del page
+    assert None not in slots[:4]  # each came in one
+    assert slots[3] == slots[0]
+    assert slots[4] is None  # two stay there, the third was copied
 
 
 def test_documents_are_opened_once(pool: PagePool) -> None:

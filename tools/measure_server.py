@@ -1,16 +1,20 @@
 """Serves with models that wait as long as a GPU would compute: what the server itself costs a question.
 
-    python tools/measure_server.py [PORT]                                            # then, from another terminal:
+    python tools/measure_server.py [--port 8000] [--one-process]                     # then, from another terminal:
     python tools/load_server.py load http://127.0.0.1:8000/v1 --clients 64 --stream
 
-    pkill -USR1 -f measure_server
+    kill -USR1 PID                                                                   # as it printed it
 
-Times are those of the 8B shape on an H100 (docs/performance.md). At SIGUSR1 it prints the questions answered since the
-last time, and the milliseconds of processor that the server's threads took for each. Ctrl-C ends it.
+Times are those of the 8B shape on an H100 (docs/performance.md). The engine has a process of its own, as in `serve`, or
+with --one-process that of the server. At SIGUSR1 each process prints the questions answered since the last time, the
+milliseconds of processor that its threads took for each, and its memory. Ctrl-C ends it.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import re
 import signal
 import sys
 import threading
@@ -19,12 +23,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from idefics_cli.config import ModelSettings, PageSettings, ServeSettings, Split
-from idefics_cli.engine import DeferredEngine, open_engine
+from idefics_cli.engine import DeferredEngine, open_model
 from idefics_cli.engine.base import EngineInfo, EngineStats
 from idefics_cli.engine.checkpoint import open_checkpoint
 from idefics_cli.engine.families import native_family_of
@@ -35,6 +40,7 @@ from idefics_cli.engine.native.engine import NativeEngine
 from idefics_cli.engine.native.memory_plan import GPU_SEQUENCES, PREFILL_TOKENS, MemoryPlan
 from idefics_cli.engine.native.sequence import Output
 from idefics_cli.engine.native.sequence import Sequence as Asked
+from idefics_cli.engine_process.parent import EngineProcess, engine_in_process
 from idefics_cli.records import Answer, Crop, Request
 from idefics_cli.server.serving import Server, ServerSettings
 
@@ -98,19 +104,15 @@ class PacedRunner:
 
 
 class PacedEngine:
-    """The engine with all but its models; counts its answers."""
+    """The engine with all but its models."""
 
-    def __init__(self) -> None:
-        settings = ModelSettings("tiny", max_new_tokens=_TOKENS)
+    def __init__(self, info: EngineInfo) -> None:
+        settings = _settings()
         family = native_family_of(open_checkpoint(settings))
-        assert family is not None
-        told = open_engine(settings).info.settings
-        processor = Idefics2ImageProcessor(980, 378)
-        self.info = EngineInfo("paced", told, 2 * GPU_SEQUENCES, processor)
+        self.info = info
         rules = family.generation(settings)
         core = EngineCore(PacedRunner(rules), _PLAN)  # type: ignore[arg-type]
         self._engine = NativeEngine(core, self.info, family.prompt_builder(settings.prompt), rules, 2048)
-        self.answered, self.reported, self.ticks = 0, 0, Counter[str]()
 
     def start(self) -> None:
         """It runs."""
@@ -124,36 +126,84 @@ class PacedEngine:
         return self._engine.steps
 
     def submit(self, request: Request) -> Future[Answer]:
-        answer = self._engine.submit(request)
-        answer.add_done_callback(self._count)
-        return answer
+        return self._engine.submit(request)
 
     def close(self) -> None:
         self._engine.close()
 
+
+class Counted(DeferredEngine):
+    """Counts answers, and says at SIGUSR1 what they took of this process."""
+
+    def __init__(self, engine: DeferredEngine, name: str) -> None:
+        super().__init__(engine.info, lambda _: engine.load())
+        self._name = name
+        self._answered, self._reported, self._ticks = 0, 0, Counter[str]()
+        signal.signal(signal.SIGUSR1, lambda *_: self._report())
+
+    def submit(self, request: Request) -> Future[Answer]:
+        answer = super().submit(request)
+        answer.add_done_callback(self._count)
+        return answer
+
     def _count(self, answer: Future[Answer]) -> None:
-        self.answered += not answer.cancelled()
+        self._answered += not answer.cancelled()
+
+    def _report(self) -> None:
+        """Print what was spent since the last time."""
+        if isinstance(loaded := self.load(), EngineProcess):
+            os.kill(loaded.pid, signal.SIGUSR1)
+        names = {thread.native_id: thread.name.rstrip("-_0123456789") for thread in threading.enumerate()}
+        ticks: Counter[str] = Counter()
+        for task in Path("/proc/self/task").iterdir():
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            ticks[names.get(int(task.name), "other")] += int(fields[11]) + int(fields[12])
+        count, spent = max(1, self._answered - self._reported), ticks - self._ticks
+        each = ", ".join(f"{name} {10 * one / count:.2f}" for name, one in spent.most_common())
+        memory = re.findall(r"(RssAnon|RssShmem):\s+(\d+)", Path("/proc/self/status").read_text())
+        print(
+            f"{self._name}: {count} questions; {10 * sum(spent.values()) / count:.2f} ms of processor a question:",
+            f"{each};",
+            ", ".join(f"{name} {int(kilobytes) / 1e3:.0f} MB" for name, kilobytes in memory),
+            file=sys.stderr,
+            flush=True,
+        )
+        self._reported, self._ticks = self._answered, ticks
 
 
-def _report(engine: PacedEngine) -> None:
-    """Print what was spent since the last time."""
-    names = {thread.native_id: thread.name.rstrip("-_0123456789") for thread in threading.enumerate()}
-    ticks: Counter[str] = Counter()
-    for task in Path("/proc/self/task").iterdir():
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        ticks[names.get(int(task.name), "other")] += int(fields[11]) + int(fields[12])
-    count = engine.answered - engine.reported
-    print(f"{count} questions; milliseconds of processor a question, by thread:", end=" ")
-    spent = (ticks - engine.ticks).most_common()
-    print(", ".join(f"{name} {10 * one / max(1, count):.2f}" for name, one in spent), flush=True)
-    engine.reported, engine.ticks = engine.answered, ticks
+def open_paced(settings: ModelSettings) -> DeferredEngine:  # noqa: ARG001
+    """Open the engine, in whichever process it is to run; its main thread calls it."""
+    info = paced_info()
+    return Counted(DeferredEngine(info, lambda _: PacedEngine(info)), "engine")
+
+
+def paced_info() -> EngineInfo:
+    return EngineInfo(
+        "paced", open_model(_settings()).info.settings, 2 * GPU_SEQUENCES, Idefics2ImageProcessor(980, 378)
+    )
+
+
+def _settings() -> ModelSettings:
+    return ModelSettings("tiny", max_new_tokens=_TOKENS)
 
 
 if __name__ == "__main__":
-    paced = PacedEngine()
-    serve = ServeSettings(port=int(sys.argv[1]) if len(sys.argv) > 1 else 8000)
-    settings = ServerSettings(ModelSettings("paced"), PageSettings(split=Split.ALWAYS), serve)
-    loaded = DeferredEngine(paced.info, lambda _: paced)
-    server = Server(settings, open_with=lambda _: loaded, on_ready=lambda place: print(place, flush=True))
-    signal.signal(signal.SIGUSR1, lambda *_: _report(paced))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--one-process", action="store_true")
+    options = parser.parse_args()
+    from measure_server import open_paced as open_there  # not __main__, which the engine's process does not have
+
+    def open_with(settings: ModelSettings, **given: Any) -> DeferredEngine:
+        """Open the engine as the server wants it."""
+        if options.one_process:
+            return open_paced(settings)
+        decode = open_model(_settings()).decode
+        return Counted(engine_in_process(open_there, settings, paced_info(), decode, **given), "server")
+
+    server = Server(
+        ServerSettings(ModelSettings("paced"), PageSettings(split=Split.ALWAYS), ServeSettings(port=options.port)),
+        open_with=open_with,
+        on_ready=lambda place: print(os.getpid(), place, flush=True),
+    )
     server.run()

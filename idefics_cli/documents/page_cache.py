@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from idefics_cli.documents.document_cache import DocumentCache
 from idefics_cli.documents.page import ImageProcessor
 from idefics_cli.documents.pool import PageFuture, PagePool, result_of
+from idefics_cli.documents.shared_memory import SLOT_BYTES, SLOTS, SharedMemory
 from idefics_cli.records import Document, PreparedPage
 
 
@@ -27,9 +28,13 @@ class _Page:
 class _KeptPages:
     """Prepared pages, by their ids; bounded in bytes."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most, self._bytes = most_bytes, 0
+    def __init__(self, most_bytes: int, memory: SharedMemory | None) -> None:
+        """Take the bound, and the memory of page processes: as long as it has room, pages stay where they lie in it."""
+        self._most, self._bytes, self._memory = most_bytes, 0, memory
         self._pages: OrderedDict[str, PageFuture] = OrderedDict()
+        self._in_slots: set[str] = set()
+        # A slot has the size of the largest page that it has ever held.
+        self._most_slots = min(SLOTS // 2, most_bytes // SLOT_BYTES)
 
     def get(self, page_id: str) -> PageFuture | None:
         if page_id in self._pages:
@@ -44,13 +49,17 @@ class _KeptPages:
         if future.cancelled() or future.exception() is not None:
             return
         prepared = future.result()
-        # A copy: the memory that is shared with page processes is for pages on their way.
-        prepared = dataclasses.replace(prepared, crops=tuple(crop.copy() for crop in prepared.crops))
+        is_in_slot = self._memory is not None and self._memory.slot_of(prepared.crops) is not None
+        if is_in_slot and len(self._in_slots) < self._most_slots:
+            self._in_slots.add(page.page_id)
+        else:  # a copy: the other slots are for pages on their way
+            prepared = dataclasses.replace(prepared, crops=tuple(crop.copy() for crop in prepared.crops))
         kept = self._pages[page.page_id] = PageFuture()
         kept.set_result(prepared)
         self._bytes += _bytes_of(prepared)
         while self._bytes > self._most:
-            _, oldest = self._pages.popitem(last=False)
+            page_id, oldest = self._pages.popitem(last=False)
+            self._in_slots.discard(page_id)
             self._bytes -= _bytes_of(oldest.result())
 
 
@@ -72,7 +81,7 @@ class PageCache(DocumentCache):
         """
         super().__init__(pool)
         self._processor = processor
-        self._kept = _KeptPages(kept_bytes)
+        self._kept = _KeptPages(kept_bytes, pool.memory)
         self._pages: dict[tuple[Document, int], _Page] = {}
 
     def request(self, document: Document, page: int) -> str:

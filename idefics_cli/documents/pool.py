@@ -47,7 +47,8 @@ class PagePool:
 
         """
         self._settings, self._open_timeout = settings, open_timeout
-        self._memory = memory or shared_memory()
+        self.memory = memory or shared_memory()
+        """That pages come in; None where the system has none."""
         # Each thread has a process of its own, and waits for it.
         self._threads = ThreadPoolExecutor(settings.worker_count, "page process")
         self._of_thread = threading.local()
@@ -119,7 +120,7 @@ class PagePool:
 
     def _prepare(self, document: Document, info: DocumentInfo, page: int, processor: ImageProcessor) -> PreparedPage:
         # No other page may have the slot before the process is done with it: this thread holds it until then.
-        slot, buffer = (self._memory.take() if self._memory else None) or (None, None)
+        slot, buffer = (self.memory.take() if self.memory else None) or (None, None)
         seconds = self._settings.page_timeout
         limit = f"the page took longer than --page-timeout {seconds:g}; its process was ended"
         arguments = (document, info, page, self._settings, processor)
@@ -168,7 +169,7 @@ class PagePool:
             with self._lock:
                 self._processes.remove(process)
         try:
-            new = PageProcess(self._memory.descriptor if self._memory else None, self._folder)
+            new = PageProcess(self.memory.descriptor if self.memory else None, self._folder)
         except OSError as error:  # no room for another process or pipe
             raise RowFailedError(FailureKind.RENDER_FAILED, f"no page process can be started: {error}") from error
         self._of_thread.process = new

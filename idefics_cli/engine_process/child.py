@@ -255,7 +255,7 @@ def _grown(watcher: _Watcher, tokens: GeneratedTokens) -> Grown:
     """Return what tokens add to those that were sent; all of them where a sequence has begun anew."""
     start = watcher.sent if watcher.sent <= len(tokens.ids) else 0
     watcher.sent = len(tokens.ids)
-    return Grown(watcher.number, start, tokens.ids[start:], tokens.logprobs[start:], tokens.stop)
+    return watcher.number, start, tokens.ids[start:], tokens.logprobs[start:], tokens.stop
 
 
 def _plain(error: BaseException) -> Exception:

@@ -60,14 +60,10 @@ class Cancel:
 ToEngine = Submit | Cancel
 
 
-class Grown(NamedTuple):
-    """Tokens of an answer that grows: those before `start` are known."""
-
-    number: int
-    start: int
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    stop: tuple[str, ...]
+Grown = tuple[int, int, tuple[int, ...], tuple[float, ...], tuple[str, ...]]
+"""Tokens of an answer that grows: number of the request, how many tokens come before these, their ids and
+log-probabilities, stop strings. A plain tuple is pickled in a tenth of the time, and there is one for each stream and
+step."""
 
 
 def undecoded(ids: Sequence[int]) -> str:

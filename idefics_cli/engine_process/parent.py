@@ -261,11 +261,11 @@ class EngineProcess:
                 future.set_exception(error)
 
     def _tell(self, grown: Grown) -> None:
-        asked = self._asked.get(grown.number)
+        number, start, ids, logprobs, stop = grown
+        asked = self._asked.get(number)
         if asked is not None and asked.on_tokens is not None:
-            asked.ids = asked.ids[: grown.start] + grown.ids
-            asked.logprobs = asked.logprobs[: grown.start] + grown.logprobs
-            asked.on_tokens(GeneratedTokens(asked.ids, asked.logprobs, self._decode, grown.stop))
+            asked.ids, asked.logprobs = asked.ids[:start] + ids, asked.logprobs[:start] + logprobs
+            asked.on_tokens(GeneratedTokens(asked.ids, asked.logprobs, self._decode, stop))
 
     def _answered(self, number: int) -> Future[Answer] | None:
         """Return the future of a request that is done with, None where nobody waits for it."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import uvicorn
 
 from idefics_cli.config import ModelSettings, PageSettings, ServeSettings, Split
 from idefics_cli.documents.pool import PagePool
-from idefics_cli.documents.shared_memory import shared_memory
+from idefics_cli.documents.shared_memory import SharedMemory, shared_memory
 from idefics_cli.engine import DeferredEngine
 from idefics_cli.engine_process.parent import open_in_process
 from idefics_cli.errors import ModelError, UsageError
@@ -45,6 +45,15 @@ class ServerSettings:
     api_key: str | None = field(default=None, repr=False)
 
 
+class OpenServed(Protocol):
+    """Opens the engine of a server."""
+
+    def __call__(
+        self, settings: ModelSettings, *, memory: SharedMemory | None, on_lost: Callable[[ModelError], None]
+    ) -> DeferredEngine:
+        """See `open_in_process`."""
+
+
 class Server:
     """A server; `run` is its life."""
 
@@ -52,7 +61,7 @@ class Server:
         self,
         settings: ServerSettings,
         *,
-        open_with: Callable[[ModelSettings], DeferredEngine] | None = None,
+        open_with: OpenServed = open_in_process,
         on_ready: Callable[[str], None] = lambda _: None,
         on_note: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -60,7 +69,7 @@ class Server:
 
         Args:
             settings: of the server.
-            open_with: opens the checkpoint; None has the engine run in a process of its own.
+            open_with: opens the checkpoint.
             on_ready: told once where it can be asked, in words.
             on_note: told what a user should know.
 
@@ -78,10 +87,9 @@ class Server:
         self.signal = signal.SIGTERM
         """That it was told to stop with."""
         # Page processes write into it, and the engine's process reads from it.
-        self._memory = shared_memory()
-        opened = open_with or functools.partial(open_in_process, memory=self._memory, on_lost=self._failed)
+        self._memory = memory = shared_memory()
         self.engine = KeptEngine(
-            lambda: opened(settings.model),
+            lambda: open_with(settings.model, memory=memory, on_lost=self._failed),
             keep_alive=serve.keep_alive.seconds if serve.keep_alive else None,
             on_idle=self._idle,
             on_failure=self._failed,
