@@ -225,15 +225,23 @@ async def abuse_all(options: argparse.Namespace, bodies: list[bytes], count: int
     await asyncio.gather(*(one(number) for number in range(count)))
 
 
+def processes(pid: int) -> list[Path]:
+    """Return what the system says of a server and of its engine's process."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    started = [Path("/proc", child) for one in children for child in one.read_text().split()]
+    return [Path(f"/proc/{pid}"), *(one for one in started if b"engine_process" in (one / "cmdline").read_bytes())]
+
+
 def memory(pid: int) -> float:
-    """Return the resident memory of the server's own process in MB, without what it shares with page processes."""
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon")]
-    return int(line.split()[1]) / 1e3
+    """Return the resident memory of the server in MB, without what is shared with page processes."""
+    texts = [(process / "status").read_text() for process in processes(pid)]
+    lines = [line for text in texts for line in text.splitlines() if line.startswith("RssAnon")]
+    return sum(int(line.split()[1]) for line in lines) / 1e3
 
 
 def open_files(pid: int) -> int:
     """Return how many files and connections the server has open."""
-    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    return sum(1 for process in processes(pid) for _ in (process / "fd").iterdir())
 
 
 def idle(options: argparse.Namespace) -> dict[str, float]:
