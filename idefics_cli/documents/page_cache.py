@@ -44,6 +44,8 @@ class _KeptPages:
         if future.cancelled() or future.exception() is not None:
             return
         prepared = future.result()
+        if _bytes_of(prepared) > self._most:  # it would drive out all the others, and go itself
+            return
         # A copy: the memory that is shared with page processes is for pages on their way.
         prepared = dataclasses.replace(prepared, crops=tuple(crop.copy() for crop in prepared.crops))
         kept = self._pages[page.page_id] = PageFuture()
