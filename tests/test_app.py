@@ -81,6 +81,7 @@ def test_completion_knows_the_options(shell: str) -> None:
         (["ask", "x", "q", "--pages", "x"], 2, "as in 1-3,7,-1"),
         (["ask", "gone.pdf", "q", "--model", "tiny"], 3, "gone.pdf: no such file"),
         (["status", "gone.csv"], 3, "gone.csv: no such file"),
+        (["status", "/"], 3, "/: a folder, not an output"),
         (["eval", "gone.csv"], 3, "gone.csv"),
     ],
 )

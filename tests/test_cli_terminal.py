@@ -76,3 +76,10 @@ def test_answers_are_all_that_is_left_on_the_terminal() -> None:
     code, shown = on_terminal("ask", NOTICE, "Who is the recipient of the letter?")
     assert code == 0
     assert screen(shown) == ["Diana Censki"]
+
+
+def test_prepare_says_what_it_is_doing_while_it_does(tmp_path: Path) -> None:
+    code, shown = on_terminal("prepare", "tiny", "-o", str(tmp_path / "made"))
+    assert code == 0
+    assert re.search(r"reading the checkpoint|GB written", shown)
+    assert not any(re.search(r"reading|written", line) for line in screen(shown))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import random
 import threading
 import time
@@ -305,6 +306,23 @@ def test_weights_that_are_not_wanted_any_more_are_let_go_at_the_next_one(small: 
     with pytest.raises(ModelError, match="closed"):
         load_native(checkpoint, family, small, choice, info, source=source, is_cancelled=lambda: len(names) >= 3)
     assert len(names) == 3
+
+
+@pytest.mark.parametrize("quantize", [quantize for quantize in Quantize if quantize.is_native])
+def test_weights_go_with_their_engine_without_a_collection_of_garbage(quantize: Quantize, small: ModelSettings) -> None:
+    def tensors() -> int:
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    settings = dataclasses.replace(small, quantize=quantize)
+    answers(settings, small_requests()[:1])  # what is kept for good, such as means of pixels, is there from now on
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        answers(settings, small_requests()[:1])
+        assert tensors() == before
+    finally:
+        gc.enable()
 
 
 def test_weights_that_cannot_fit_are_refused_at_once(small: ModelSettings) -> None:

@@ -93,6 +93,12 @@ def test_what_a_parser_or_a_record_refuses_is_a_usage_error(arguments: tuple[str
         run(*arguments)
 
 
+@pytest.mark.parametrize("option", ["--batch-size", "--workers"])
+def test_what_a_parser_refuses_names_the_option_once(option: str) -> None:
+    with pytest.raises(UsageError, match=f"^{option}[: ](?!.*{option})"):
+        run(option, "letter.pdf")
+
+
 @pytest.mark.parametrize(
     "option", ["--no-resume", "--no-dry-run", "--quantize", "--root", "--split-em", "--ignore-eos"]
 )

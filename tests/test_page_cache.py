@@ -98,6 +98,19 @@ def test_kept_pages_stay_in_their_slots_as_long_as_these_have_room(pool: PagePoo
     assert slots[4] is None  # two stay there, the third was copied
 
 
+def test_a_page_larger_than_what_is_kept_drives_nothing_out(pool: PagePool) -> None:
+    # Five crops of the letter are 2.5 MB, of the fax 2.8 MB.
+    cache = PageCache(pool.with_settings(PageSettings(split=Split.ALWAYS)), TINY, kept_bytes=2_600_000)
+    cost: list[bool] = []
+    for name in ("letter.pdf", "fax.tiff", "letter.pdf", "fax.tiff"):
+        document = sample(name)
+        cache.request(document, 1)
+        assert cache.prepared(document, 1).crops
+        cost.append(cache.is_first_use(document, 1))
+        cache.release(document, 1)
+    assert cost == [True, True, False, True]
+
+
 def test_documents_are_opened_once(pool: PagePool) -> None:
     cache = PageCache(pool, TINY)
     cache.expect(sample("fax.tiff"))

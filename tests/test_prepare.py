@@ -338,6 +338,8 @@ def test_a_stored_shape_that_contradicts_the_words_is_refused(shape: list[int], 
 
 
 def test_the_command(small: Path, tmp_path: Path, cli: Run) -> None:
+    named = cli("prepare", small, "-o", tmp_path / "two words")
+    assert f"use it with --model '{tmp_path / 'two words'}'\n" in named.stdout  # as a shell takes it
     done = cli("prepare", small, "-o", tmp_path / "made", "--quantize", "int8")
     assert done.returncode == 0, done.stderr
     assert "GB of weights in bfloat16, linear layers in int8; use it with --model" in done.stdout

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,9 @@ def test_special_tokens_are_no_question_and_no_template(token: str) -> None:
     assert caught.value.failure.kind is FailureKind.BAD_QUESTION
     with pytest.raises(UsageError, match=token):
         builder(token + "{question}")
+
+
+def test_a_folder_may_have_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    folder = shutil.copytree(FOLDER, tmp_path / os.fsdecode(b"tiny\xff"))
+    turns = plain_turns("What is the total?", 1)
+    assert builder(folder=folder).build(turns, [1]) == builder().build(turns, [1])

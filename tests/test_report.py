@@ -9,12 +9,13 @@ from rich.cells import cell_len
 
 from idefics_cli.batch import BatchResult
 from idefics_cli.cli.console import set_up_messages
-from idefics_cli.cli.report import RowTable, report_run
+from idefics_cli.cli.report import RowTable, report_run, share_words
 from idefics_cli.config import MessageSettings, OutputSettings, RunSettings
 from idefics_cli.errors import Failure, FailureKind
 from idefics_cli.pipeline import Progress
 from idefics_cli.records import Document, Job, Question, Row
 from idefics_cli.rows import PendingRow, finished_row
+from idefics_cli.workers.state import WorkerShare
 
 
 def failed_row(document: str, question: str) -> Row:
@@ -77,3 +78,8 @@ def test_a_run_names_what_failed_and_says_how_the_rest_is_listed(
     assert last == "failed: 2 more rows; idefics-cli status 'my answers.csv' --failed lists all"
     report_run(result, dataclasses.replace(settings, output=OutputSettings()))
     assert capsys.readouterr().err.splitlines()[-1] == "failed: 2 more rows"
+
+
+def test_what_a_worker_did_is_counted_in_the_singular_and_the_plural() -> None:
+    assert share_words(WorkerShare("w", 1, 1, 0.0, 0.0, 0)) == "w: 1 row, 1 page"
+    assert share_words(WorkerShare("w", 2000, 0, 0.0, 0.0, 0)) == "w: 2,000 rows, 0 pages"

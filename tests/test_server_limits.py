@@ -192,11 +192,15 @@ def test_a_device_that_fails_ends_the_server_with_an_error() -> None:
         until(lambda: server.failure is not None)
 
 
-def test_a_port_that_is_taken_is_a_usage_error() -> None:
+def test_where_it_cannot_listen_is_a_usage_error() -> None:
+    elsewhere = ServeSettings(host="192.0.2.1", port=0)
     with serving_fake() as (_, client, _):
         taken = ServeSettings(port=client.base_url.port or 0)
         with pytest.raises(UsageError, match="--port 0"), serving_fake(taken):
             pass
+    # An address of documentation, which no machine has: another port would not help.
+    with pytest.raises(UsageError, match=r"--host 192\.0\.2\.1 --port 0: [^;]*$"), serving_fake(elsewhere):
+        pass
 
 
 def test_weights_go_when_nothing_is_asked_and_come_back_with_the_next_request() -> None:

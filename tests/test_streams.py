@@ -43,3 +43,12 @@ def test_a_pipe_that_was_closed_is_no_error() -> None:
 
 def test_what_can_not_be_written_is_an_output_error() -> None:
     assert "refused: can't write to stdout: No space left" in run(PRINTS_MUCH, "> /dev/full").stderr
+
+
+def test_the_name_of_a_file_that_is_no_utf8_is_shown_by_escapes() -> None:
+    done = run(
+        "import os\n"
+        "from idefics_cli.cli.streams import results_on_stdout\n"
+        "with results_on_stdout() as stdout: print(os.fsdecode(b'a\\xff.pdf'), file=stdout)\n"
+    )
+    assert (done.stdout, done.stderr) == ("a\\udcff.pdf\n", "")

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 
 from idefics_cli.config import Attention, Device, Dtype, ModelSettings, Quantize
 from idefics_cli.diagnostics.table import Form, measure_table, table_forms
+from idefics_cli.engine.prepare import prepare
+from idefics_cli.errors import ModelError, UsageError
 from tests.conftest import Run
+from tests.small_checkpoints import save_checkpoint
 
 CPU = ModelSettings("tiny", device=Device.CPU, max_new_tokens=2)
 
@@ -39,8 +44,35 @@ def test_forms_are_measured_in_processes_and_one_that_fails_is_a_row() -> None:
     assert all(row.seconds is None and "flash" in row.failure.lower() for row in failed)
 
 
-@pytest.mark.parametrize("flag", ["--start", "--no-reference", "--pages=3"])
-def test_what_a_table_would_not_heed_is_refused(flag: str, cli: Run) -> None:
-    done = cli("bench", "--table", flag)
+@pytest.mark.parametrize(
+    ("flag", "other"),
+    [
+        ("--table", "--start"),
+        *((flag, other) for flag in ("--table", "--start") for other in ("--no-reference", "--pages=3", "--workers=2")),
+    ],
+)
+def test_what_would_not_be_heeded_is_refused(flag: str, other: str, cli: Run) -> None:
+    done = cli("bench", flag, other)
     assert done.returncode == 2
-    assert "--table and" in done.stderr
+    assert f"{flag} and {other.partition('=')[0]} exclude each other" in done.stderr
+
+
+def test_a_checkpoint_that_has_no_row_is_one_error(tmp_path: Path) -> None:
+    forms = [Form(True, Dtype.BFLOAT16, Quantize.INT8)]
+    with pytest.raises(ModelError, match="neither a folder here nor a hub id"):
+        list(measure_table(dataclasses.replace(CPU, model="nothing"), forms, random_weights=False))
+    with pytest.raises(UsageError, match="knows the shapes of"):
+        list(measure_table(dataclasses.replace(CPU, model="nothing"), forms, random_weights=True))
+    prepare(dataclasses.replace(CPU, quantize=Quantize.INT4), tmp_path / "made")
+    with pytest.raises(ModelError, match="prepared in int4 have no other format"):
+        list(measure_table(dataclasses.replace(CPU, model=str(tmp_path / "made")), forms, random_weights=False))
+
+
+def test_a_table_whose_rows_have_all_failed_is_an_error(tmp_path: Path, cli: Run) -> None:
+    folder = save_checkpoint(tmp_path / "damaged", generation={})
+    with (folder / "model.safetensors").open("r+b") as stream:
+        stream.truncate(stream.seek(0, os.SEEK_END) - 1)
+    done = cli("bench", "--table", "--quantize", "int8", "--device", "cpu", "--model", folder)
+    assert done.returncode == 4
+    assert "nothing could be measured" in done.stderr
+    assert "model.safetensors is damaged" in done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from idefics_cli.cli.console import print_table, set_up_messages, summary
 from idefics_cli.cli.options import AsJson, from_settings, generation_fields
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import TINY_MODEL, MessageSettings, ModelSettings, Option, Panel, positive_or_auto
-from idefics_cli.errors import UsageError
+from idefics_cli.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,11 +63,11 @@ def bench(
     settings = model(model=name or TINY_MODEL, ignore_eos=not start)
     if settings.max_new_tokens == 1:
         raise UsageError("--max-new-tokens takes a number above 1: the first token is not decoded")
-    _check_table(table=table, others={"--start": start, "--pages": pages is not None, "--no-reference": no_reference})
+    others = {"--pages": pages is not None, "--no-reference": no_reference, "--workers": workers is not None}
+    _check_alone("--table", others | {"--start": start}, is_given=table)
+    _check_alone("--start", others | {"--random-weights": random_weights}, is_given=start)
     with results_on_stdout() as stdout:
         if start:
-            if random_weights:
-                raise UsageError("--start and --random-weights exclude each other")
             _measure_start(settings, stdout, as_json=as_json)
             return
         if table:
@@ -114,11 +114,11 @@ def _measure_start(settings: ModelSettings, stdout: IO[str], *, as_json: bool) -
     print_table(table, stdout)
 
 
-def _check_table(*, table: bool, others: dict[str, bool]) -> None:
-    """Refuse what a table would not heed; raises UsageError."""
-    for flag, given in others.items():
-        if table and given:
-            raise UsageError(f"--table and {flag} exclude each other")
+def _check_alone(flag: str, others: dict[str, bool], *, is_given: bool) -> None:
+    """Refuse what a table, or the measuring of starts, would not heed; raises UsageError."""
+    for other, is_other_given in others.items():
+        if is_given and is_other_given:
+            raise UsageError(f"{flag} and {other} exclude each other")
 
 
 def _measure_table(settings: ModelSettings, stdout: IO[str], *, random_weights: bool, as_json: bool) -> None:
@@ -135,12 +135,20 @@ def _measure_table(settings: ModelSettings, stdout: IO[str], *, random_weights: 
         summary(" ".join(filter(None, _cells(row))), is_failure=bool(row.failure))
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2), file=stdout)
+        _check_measured(rows)
         return
     headings = ("run by", "dtype", "quantize", "attention", "pages", f"{ANSWERS} answers", "peak GB", "fits", "failed")
     table = Table(*headings, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*_cells(row))
     print_table(table, stdout)
+    _check_measured(rows)
+
+
+def _check_measured(rows: Sequence[TableRow]) -> None:
+    """Raise ModelError where every row has failed."""
+    if all(row.failure for row in rows):
+        raise ModelError("nothing could be measured")
 
 
 def _cells(row: TableRow) -> list[str]:

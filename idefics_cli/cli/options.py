@@ -157,11 +157,25 @@ def _parameter(name: str, hint: Any, option: Option, default: Any) -> tuple[int,
         metavar=option.metavar,
         show_default=option.default or shows_default,
         envvar=option.variable,
-        parser=option.parse,
+        parser=_naming(max(option.names, key=len), option.parse) if option.parse else None,
     )
     annotation: Any = Annotated[str | None, info] if option.parse else Annotated[hint, info]
     kind = inspect.Parameter.KEYWORD_ONLY
     return _PANELS.index(option.panel), inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _naming(flag: str, parse: Callable[[str], object]) -> Callable[[str], object]:
+    """Let what an option's text is refused with begin with the option, where it does not name one itself."""
+
+    @functools.wraps(parse)
+    def parsed(text: str) -> object:
+        try:
+            return parse(text)
+        except UsageError as error:
+            words = str(error)
+            raise UsageError(words if words.startswith("--") else f"{flag}: {words}") from error
+
+    return parsed
 
 
 def with_named_model(endpoint: EndpointSettings, context: typer.Context) -> EndpointSettings:

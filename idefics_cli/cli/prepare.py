@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from idefics_cli.cli.console import set_up_messages
 from idefics_cli.cli.options import from_settings
+from idefics_cli.cli.progress import progress_line
 from idefics_cli.cli.streams import results_on_stdout
 from idefics_cli.config import MessageSettings, ModelSettings, Option, Panel
 from idefics_cli.errors import UsageError
@@ -40,7 +42,15 @@ def prepare(
         raise UsageError("prepare needs a folder to write to: -o FOLDER")
     from idefics_cli.engine import prepare as engine
 
+    words = "reading the checkpoint"
+
+    def tell(written: int, total: int) -> None:
+        nonlocal words
+        words = f"{written / 1e9:.3g} of {total / 1e9:.3g} GB written"
+
     with results_on_stdout() as stdout:
-        done = engine.prepare(settings, output, overwrite=overwrite)
+        with progress_line(lambda: words, quiet=messages.quiet):
+            done = engine.prepare(settings, output, overwrite=overwrite, progress=tell)
         form = done.dtype if done.quantize == "none" else f"{done.dtype}, linear layers in {done.quantize}"
-        print(f"{output}: {done.weights / 1e9:.3g} GB of weights in {form}; use it with --model {output}", file=stdout)
+        use = f"--model {shlex.quote(str(output))}"
+        print(f"{output}: {done.weights / 1e9:.3g} GB of weights in {form}; use it with {use}", file=stdout)

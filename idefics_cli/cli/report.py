@@ -113,7 +113,8 @@ def _print_figures(result: BatchResult) -> None:
 
 def share_words(share: WorkerShare) -> str:
     """Say what a worker did, how fast, and how much of the time it had nothing to do."""
-    words = [f"{share.rows:,} rows, {share.pages:,} pages"]
+    counts = ((share.rows, "row"), (share.pages, "page"))
+    words = [", ".join(f"{number:,} {thing}{'s' * (number != 1)}" for number, thing in counts)]
     if share.seconds:
         words.append(f"{share.pages / share.seconds:.2f} pages/s since the model was loaded")
         words.append(f"idle {share.idle_s:.1f} s ({share.idle_s / share.seconds:.0%})")

@@ -71,7 +71,7 @@ def status(
         from idefics_cli.results.status import read_status
 
         if not output.is_file():
-            raise InputError(f"{output}: no such file")
+            raise InputError(f"{output}: {'a folder, not an output' if output.is_dir() else 'no such file'}")
         if list_failed:
             if _list_failed(output, stdout, as_json=as_json):
                 raise typer.Exit(ROWS_FAILED)

@@ -26,7 +26,8 @@ def results_on_stdout() -> Iterator[IO[str]]:
     sys.stdout.flush()
     real = os.dup(1)
     os.dup2(2, 1)
-    stream = os.fdopen(real, "w", encoding="utf-8", newline="", closefd=True)
+    # A file's name may be no UTF-8: the surrogates that stand for its bytes are shown by their escapes, as on stderr.
+    stream = os.fdopen(real, "w", encoding="utf-8", errors="backslashreplace", newline="", closefd=True)
     try:
         yield stream
         stream.flush()

@@ -30,6 +30,7 @@ from idefics_cli.engine.device import choose_device
 from idefics_cli.engine.families import native_family_of
 from idefics_cli.engine.native.loading import load_native, random_source
 from idefics_cli.engine.native.memory_plan import weight_bytes
+from idefics_cli.engine.quantization import CompressedFormat
 from idefics_cli.engine.transformers import TransformersEngine, TransformersModel
 from idefics_cli.errors import IdeficsCliError, ModelError, first_line
 from idefics_cli.records import Document, PreparedPage, Request
@@ -96,7 +97,12 @@ def measure_table(settings: ModelSettings, forms: Sequence[Form], *, random_weig
         forms: that are measured.
         random_weights: whether the model has random weights, in the shape of the published checkpoint.
 
+    Raises:
+        ModelError: the checkpoint can't be run in these forms; one form that fails is a row that says so.
+        UsageError: random weights are wanted of a model whose shape is not known.
+
     """
+    _check_checkpoint(settings, random_weights=random_weights)
     is_gpu = choose_device(settings).device == "cuda"
     with tempfile.TemporaryDirectory(prefix="idefics-cli-table-") as folder:
         paths = write_letters(Path(folder), ANSWERS)
@@ -109,6 +115,17 @@ def measure_table(settings: ModelSettings, forms: Sequence[Form], *, random_weig
                 continue
             fits = _smallest_cap(asked, measured.weights_gb) if is_gpu else None
             yield from (dataclasses.replace(row, fits_gb=fits) for row in measured.rows)
+
+
+def _check_checkpoint(settings: ModelSettings, *, random_weights: bool) -> None:
+    """Refuse at once what would fail in each row, or run in another format than the row says."""
+    checkpoint = _checkpoint(settings, random_weights=random_weights)
+    native_family_of(checkpoint, "bench --table")
+    if isinstance(checkpoint.stored, CompressedFormat):
+        raise ModelError(
+            f"{settings.model}: weights prepared in {checkpoint.stored.kind} have no other format to be measured in: "
+            "leave --table out, or name the checkpoint that they were made of"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +195,7 @@ def _measure(asked: _Asked) -> _Measured:
 def _weights_gb(asked: _Asked) -> float:
     """Return what the weights take; of bitsandbytes' formats, which keep more of them, what they take at the least."""
     form = asked.form
-    config = native_family_of(_checkpoint(asked.settings, asked), "bench --table").config
+    config = native_family_of(_checkpoint(asked.settings, random_weights=asked.random_weights), "bench --table").config
     quantize = _OWN_COUNTERPARTS.get(form.quantize, form.quantize)
     return weight_bytes(config, quantize, item=4 if form.dtype is Dtype.FLOAT32 else 2) / 1e9
 
@@ -190,15 +207,15 @@ def _try_cap(asked: _Asked) -> None:
     engine.close()
 
 
-def _checkpoint(settings: ModelSettings, asked: _Asked) -> Checkpoint:
-    return full_shape_checkpoint(settings) if asked.random_weights else open_checkpoint(settings)
+def _checkpoint(settings: ModelSettings, *, random_weights: bool) -> Checkpoint:
+    return full_shape_checkpoint(settings) if random_weights else open_checkpoint(settings)
 
 
 def _engine(asked: _Asked) -> Engine:
     form, random_weights = asked.form, asked.random_weights
     settings = dataclasses.replace(asked.settings, ignore_eos=True, gpu_memory=asked.cap_gb)
     settings = dataclasses.replace(settings, dtype=form.dtype, quantize=form.quantize, attention=form.attention)
-    checkpoint = _checkpoint(settings, asked)
+    checkpoint = _checkpoint(settings, random_weights=random_weights)
     family, choice = native_family_of(checkpoint, "bench --table"), choose_device(settings)
     info = engine_info(settings, checkpoint, family, choice)
     if form.is_native:

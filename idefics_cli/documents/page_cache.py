@@ -49,6 +49,8 @@ class _KeptPages:
         if future.cancelled() or future.exception() is not None:
             return
         prepared = future.result()
+        if _bytes_of(prepared) > self._most:  # it would drive out all the others, and go itself
+            return
         is_in_slot = self._memory is not None and self._memory.slot_of(prepared.crops) is not None
         if is_in_slot and len(self._in_slots) < self._most_slots:
             self._in_slots.add(page.page_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 import sys
@@ -32,6 +33,7 @@ _POLL_SECONDS = 0.05
 _SWITCH_SECONDS = 0.0005
 _SECONDS_TO_REFUSE = 2.0  # what was not answered in time
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)  # what another port helps against
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,8 @@ def listening(settings: ServeSettings) -> Iterator[socket.socket]:
             listener.listen(1024)
         except OSError as error:
             flags = f"--host {settings.host} --port {settings.port}"
-            raise UsageError(f"{flags}: {error.strerror or error}; --port 0 takes a free port") from error
+            way_out = "; --port 0 takes a free port" if error.errno in _PORT_ERRORS else ""
+            raise UsageError(f"{flags}: {error.strerror or error}{way_out}") from error
         listener.setblocking(False)
         yield listener
 

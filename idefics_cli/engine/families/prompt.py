@@ -28,7 +28,8 @@ class Tokenizer:
         from tokenizers import Tokenizer as FastTokenizer
 
         try:
-            self._tokenizer = FastTokenizer.from_file(str(checkpoint.tokenizer_file))
+            # Not by its path, which the library takes in UTF-8 only.
+            self._tokenizer = FastTokenizer.from_buffer(checkpoint.tokenizer_file.read_bytes())
         except Exception as error:  # the library raises Exception itself
             raise ModelError(f"{checkpoint.name}: tokenizer.json can't be read: {error}") from error
         self._adds_special_tokens = adds_special_tokens

@@ -44,13 +44,15 @@ class VisionTower:
         self._config, self._normalization = config, normalization
         patch = weights.tensor(f"{prefix}embeddings.patch_embedding.weight").flatten(1)
         self._patch_embedding = Linear(functional.pad(patch, (0, -patch.shape[1] % _ALIGNMENT)))
-        self._patch_bias = weights.tensor(f"{prefix}embeddings.patch_embedding.bias")
-        self._position_embedding = weights.tensor(f"{prefix}embeddings.position_embedding.weight")
+        patch_bias = weights.tensor(f"{prefix}embeddings.patch_embedding.bias")
+        position_embedding = weights.tensor(f"{prefix}embeddings.position_embedding.weight")
         self._layers = weights.layers(
             lambda index: _TowerLayer(weights, f"{prefix}encoder.layers.{index}.", config), config.num_layers
         )
         self._norm = _layer_norm(weights, f"{prefix}post_layernorm", config.eps)
-        self._offsets = functools.lru_cache(_CACHED_SHAPES)(self._embedding_offsets)
+        # Of the tensors, not of this tower: a cycle would hold the weights until garbage is collected.
+        offsets = functools.partial(_embedding_offsets, position_embedding, patch_bias, config.positions)
+        self._offsets = functools.lru_cache(_CACHED_SHAPES)(offsets)
 
     def __call__(self, crops: Tensor, ops: Ops) -> Tensor:
         """Encode uint8 crops (n, height, width, 3) to normed patches (n * patches, width)."""
@@ -74,11 +76,11 @@ class VisionTower:
         padded[:, : 3 * size * size] = patches.reshape(len(padded), -1)
         return padded
 
-    def _embedding_offsets(self, rows: int, columns: int) -> Tensor:
-        """Return position embeddings and the patch embedding's bias, (rows * columns, width)."""
-        side = self._config.positions
-        index = position_buckets(rows, side)[:, None] * side + position_buckets(columns, side)
-        return self._position_embedding[index.flatten().to(self._position_embedding.device)] + self._patch_bias
+
+def _embedding_offsets(embedding: Tensor, bias: Tensor, side: int, rows: int, columns: int) -> Tensor:
+    """Return position embeddings, of (side * side, width), with a bias (width,) added: (rows * columns, width)."""
+    index = position_buckets(rows, side)[:, None] * side + position_buckets(columns, side)
+    return embedding[index.flatten().to(embedding.device)] + bias
 
 
 class _TowerLayer:
