@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from idefics_cli.config import Dtype, Quantize
 from tools.tiny_idefics2 import labels, lexicon, second_set
 from tools.tiny_idefics2.__main__ import MODEL
+from tools.tiny_idefics2.average import main as average
 from tools.tiny_idefics2.compiled import load_compiled, save_compiled
 from tools.tiny_idefics2.data import SHAPES, Encoder, Level, Pages
 from tools.tiny_idefics2.draw import Scan, characters, draw
@@ -266,3 +270,24 @@ def test_a_process_that_draws_pages_is_replaced_when_it_dies() -> None:
     for _ in range(12):  # more than are drawn ahead
         assert next(batches).images.shape[1:] == first.images.shape[1:]
     del batches  # which ends them
+
+
+def test_an_average_lies_between_two_checkpoints_and_loads_like_one(tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(MODEL, changed)
+    shards = sorted(changed.glob("model*.safetensors"))
+    with safe_open(shards[0], "pt") as opened:
+        metadata = opened.metadata()
+    save_file({name: weight + 1 for name, weight in load_file(shards[0]).items()}, shards[0], metadata=metadata)
+    average(MODEL, changed, 0.25, tmp_path / "between")
+    assert sorted(path.name for path in (tmp_path / "between").iterdir()) == sorted(
+        path.name for path in MODEL.iterdir()
+    )
+    for path in shards:
+        before, after = load_file(MODEL / path.name), load_file(tmp_path / "between" / path.name)
+        step = 0.25 if path == shards[0] else 0.0
+        for name, weight in before.items():
+            assert after[name].dtype == weight.dtype
+            torch.testing.assert_close(after[name].float(), weight.float() + step, rtol=1e-2, atol=1e-2)
+    with pytest.raises(FileExistsError):
+        average(MODEL, changed, 0.25, tmp_path / "between")

@@ -25,6 +25,11 @@ def _parse() -> argparse.Namespace:
     train.add_argument("--watch", type=int, default=0, help="pages of each set that checkpoints are asked about")
     train.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
     train.add_argument("--no-compile", dest="compile", action="store_false")
+    average = commands.add_parser("average", help="a checkpoint between two others, tensor by tensor")
+    average.add_argument("first", type=Path)
+    average.add_argument("second", type=Path)
+    average.add_argument("--share", type=float, default=0.2, help="of the way to the second")
+    average.add_argument("--out", type=Path, required=True, help="a new folder")
     evaluate = commands.add_parser("evaluate", help="own held-out pages, the second set, and the samples")
     evaluate.add_argument("--model", type=Path, default=MODEL)
     evaluate.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
@@ -77,6 +82,10 @@ def main() -> None:
             from tools.tiny_idefics2.train import main
 
             main(Plan(**given))
+        case "average":
+            from tools.tiny_idefics2.average import main
+
+            main(**given)
         case "evaluate":
             from tools.tiny_idefics2.evaluate import evaluate
 
