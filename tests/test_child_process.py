@@ -27,7 +27,8 @@ def count(descriptor: int, parent: int, is_of_main_thread: bool) -> None:
 
 def wait(descriptor: int, parent: int, is_of_main_thread: bool) -> None:
     """Read nothing, for ever."""
-    connect_to_parent(descriptor, parent, is_of_main_thread).send("up")
+    connection = connect_to_parent(descriptor, parent, is_of_main_thread)  # as long as it is held, it is open
+    connection.send("up")
     threading.Event().wait()
 
 
