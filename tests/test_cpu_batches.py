@@ -23,47 +23,59 @@ WIDE = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=[1, 2, 3], ids="{0} threads".format)
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+@pytest.fixture(params=[1, 2], ids="{0} threads".format)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield request.param
+    yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSettings, list[Request]]:
-    folder: Path = save_smolvlm1(tmp_path_factory.mktemp("wide"), text=WIDE)
+    folder: Path = save_smolvlm1(tmp_path_factory.mktemp("wide"), text=WIDE, tie_word_embeddings=False)
     tiles = [noise_page(seed, (4, 4)) for seed in range(2)]
     split = PreparedPage((*tiles[0].crops, *tiles[1].crops) * 2 + tiles[0].crops, "pillow", 0.0, 0.0, columns=2)
     pages = {"whole": tiles[0], "other": tiles[1], "split": split}
-    asked = [(question * length, name) for question in ("Who?", "When?") for length in (1, 9, 40) for name in pages]
+    asked = [(question * length, name) for question in ("Who?", "When?") for length in (1, 40) for name in pages]
     return settings_of(folder, max_new_tokens=5), [Request(text, (pages[name],), (name,)) for text, name in asked]
 
 
 @pytest.fixture
 def tiny(tiny_settings: ModelSettings, sample_requests: list[Request]) -> tuple[ModelSettings, list[Request]]:
-    return dataclasses.replace(tiny_settings, max_new_tokens=5), sample_requests[::22]
+    return dataclasses.replace(tiny_settings, max_new_tokens=5), sample_requests[::33]
 
 
-@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16, Dtype.FLOAT16])
-@pytest.mark.parametrize("model", ["smolvlm", "tiny"])
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        ("smolvlm", Dtype.FLOAT32),
+        ("smolvlm", Dtype.BFLOAT16),
+        ("smolvlm", Dtype.FLOAT16),
+        ("tiny", Dtype.FLOAT32),
+        ("tiny", Dtype.BFLOAT16),
+        pytest.param("tiny", Dtype.FLOAT16, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("threads")
 def test_answers_are_the_same_bits_in_batches_of_any_size(
-    model: str, dtype: Dtype, threads: int, request: pytest.FixtureRequest
+    model: str, dtype: Dtype, request: pytest.FixtureRequest
 ) -> None:
     settings, asked = request.getfixturevalue(model)
     settings = dataclasses.replace(settings, dtype=dtype)
     alone = comparable(shuffled(dataclasses.replace(settings, batch_size=1), asked, 0))
-    assert len(set(alone)) > len(alone) // 2
+    assert len(set(alone)) > len(alone) // 2  # they say something
     for batch_size in (2, 7, 8, 32):
         found = shuffled(dataclasses.replace(settings, batch_size=batch_size), asked, batch_size)
         assert max(answer.batch_size for answer in found) > 1
         assert comparable(found) == alone
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_of_a_step_does_not_depend_on_its_place(dtype: torch.dtype, threads: int) -> None:
-    """Products, and activations of the 8B model, which are wide enough for threads to divide them within a row."""
+@pytest.mark.usefixtures("threads")
+def test_a_row_of_a_step_does_not_depend_on_its_place(dtype: torch.dtype) -> None:
+    """Products, and activations of the 8B model, which are wide enough for three threads to divide one within a row."""
     torch.manual_seed(0)
     layers = [Linear(torch.randn(*shape).to(dtype) / 24) for shape in ((960, 576), (576, 1536), (33, 50))]
     for layer, width in zip(layers, (576, 1536, 50), strict=True):

@@ -29,7 +29,9 @@ class Linear:
         """Return rows (tokens, in) times the weight: (tokens, out)."""
         assert isinstance(rows, Tensor)
         if self.weight.is_mkldnn:
-            return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")  # noqa: SLF001
+            onednn = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
+            product: Tensor = onednn(rows, self.weight, self.bias, "none", [], "")
+            return product
         return functional.linear(rows, self.weight, self.bias)
 
     def with_gelu(self, rows: Rows, ops: Ops, out: InputFormat) -> Rows:
@@ -46,15 +48,17 @@ def _packed(weight: Tensor) -> Tensor:
     In float32 torch takes MKL, which needs up to twice as long for the few rows of a decoding step, and on processors
     that are not Intel's a third longer for many. In 16 bits it takes oneDNN by itself.
     """
-    if weight.is_cpu and weight.dtype is torch.float32 and _has_onednn():
-        return torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001
-    return weight
+    if not (weight.is_cpu and weight.dtype is torch.float32 and _has_onednn()):
+        return weight
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001
+    return packed
 
 
 @functools.cache
 def _has_onednn() -> bool:
     """Whether oneDNN has fast products in float32 here; without AVX2 it has not."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    is_fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return is_fast and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call,unused-ignore]
 
 
 class QuantizedLinear(Linear, ABC):

@@ -39,7 +39,7 @@ def silu_and_mul(gate_up: Tensor, out: InputFormat) -> Rows:
     if gate.is_cpu and len(gate) <= _FEW_ROWS:
         # Row by row: threads would divide a wide tensor in the middle of rows, and the ends of their parts are computed
         # by another `exp`, so that a row of a decoding step would depend on its place.
-        active = torch.cat([functional.silu(row) for row in gate.split(1)])
+        active = torch.cat([functional.silu(row) for row in torch.split(gate, 1)])
     else:
         active = functional.silu(gate)
     return _formatted(active * up, out)
