@@ -45,8 +45,8 @@ class Linear:
 def _packed(weight: Tensor) -> Tensor:
     """Return a weight (out, in) as oneDNN lays it out for this processor; as it is where that is not worth it.
 
-    In float32 torch takes MKL, which needs up to twice as long for the few rows of a decoding step, and on processors
-    that are not Intel's a third longer for many. In 16 bits it takes oneDNN by itself.
+    In float32 torch takes MKL, which on an AMD EPYC needs twice as long for the few rows of a decoding step, and half
+    as long again for many. In 16 bits it takes oneDNN by itself.
     """
     if not (weight.is_cpu and weight.dtype is torch.float32 and _has_onednn()):
         return weight
