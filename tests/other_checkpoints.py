@@ -102,9 +102,9 @@ def save_idefics3(folder: Path, *, text: Mapping[str, Any] = {}, vision: Mapping
     return _save_tiled(Idefics3Config, folder, {"rope_parameters": LLAMA3_ROPE, **text}, vision, top)
 
 
-def save_smolvlm1(folder: Path, **top: Any) -> Path:
+def save_smolvlm1(folder: Path, *, text: Mapping[str, Any] = {}, **top: Any) -> Path:
     """A SmolVLM of the first generation, an Idefics3 by its type: three heads for each of keys, head and embedding tied."""
-    text = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
+    text = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, **text}
     return _save_tiled(Idefics3Config, folder, text, {}, {"tie_word_embeddings": True, **top})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm, Mistral
 
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.base import AttentionMetadata, InputFormat, Rows, ScaledRows, has_triton
+from idefics_cli.engine.native.ops.torch_attention import attention_one_by_one, attention_padded
 
 PLAIN, FP8 = InputFormat.PLAIN, InputFormat.FP8
 
@@ -132,6 +133,10 @@ def metadata_of(segments: list[Segment]) -> AttentionMetadata:
     )  # fmt: skip
 
 
+Attention = Callable[[Tensor, Tensor, Tensor, AttentionMetadata, int], Tensor]
+ATTENTION = pytest.mark.parametrize("attention", [attention_one_by_one, attention_padded])
+
+
 @pytest.mark.parametrize("window", [2**30, 7])
 @pytest.mark.parametrize(
     "segments",
@@ -142,11 +147,14 @@ def metadata_of(segments: list[Segment]) -> AttentionMetadata:
     ],
     ids=["prefill", "decode", "long"],
 )
-def test_paged_attention_reads_prefix_and_suffix_and_nothing_else(segments: list[Segment], window: int) -> None:
+@ATTENTION
+def test_paged_attention_reads_prefix_and_suffix_and_nothing_else(
+    attention: Attention, segments: list[Segment], window: int
+) -> None:
     keys, values = torch.randn(700, 2, 16), torch.randn(700, 2, 16)
     counts = [segment[0] for segment in segments]
     queries = torch.randn(sum(counts), 4 * 16)
-    found = torch_ops.paged_attention(queries, keys, values, metadata_of(segments), window)
+    found = attention(queries, keys, values, metadata_of(segments), window)
     for some, part, segment in zip(torch.split(queries, counts), torch.split(found, counts), segments, strict=True):
         assert error(part, naive(some, keys, values, segment, window)) < 1e-5
 
@@ -161,8 +169,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [1, 2, 30])
+@ATTENTION
 def test_a_segments_attention_is_bit_for_bit_the_same_in_any_company_and_with_any_threads(
-    threads: int, dtype: torch.dtype, length: int
+    attention: Attention, threads: int, dtype: torch.dtype, length: int
 ) -> None:
     """Eight segments, in several orders and each by itself."""
     keys, values = (torch.randn(5000, 2, 64, dtype=dtype) for _ in range(2))
@@ -173,7 +182,7 @@ def test_a_segments_attention_is_bit_for_bit_the_same_in_any_company_and_with_an
 
     def attended(order: list[int]) -> Tensor:
         metadata = metadata_of([segments[index] for index in order])
-        found = torch_ops.paged_attention(queries[order].flatten(0, 1), keys, values, metadata, 2**30)
+        found = attention(queries[order].flatten(0, 1), keys, values, metadata, 2**30)
         return found.view(len(order), length, -1)
 
     expected = attended(list(range(8)))
@@ -182,6 +191,14 @@ def test_a_segments_attention_is_bit_for_bit_the_same_in_any_company_and_with_an
         assert torch.equal(attended(order), expected[order])
     for index in range(8):
         assert torch.equal(attended([index])[0], expected[index])
+
+
+def test_on_a_cpu_rows_of_no_sequence_are_not_attended_to() -> None:
+    keys, values, queries = torch.randn(90, 2, 16), torch.randn(90, 2, 16), torch.randn(3, 4 * 16)
+    metadata = metadata_of([(1, 0, 0, 0, 1), (1, 3, 20, 60, 4), (1, 0, 0, 0, 1)])
+    found = torch_ops.paged_attention(queries, keys, values, metadata, 2**30)
+    assert error(found[1:2], naive(queries[1:2], keys, values, (1, 3, 20, 60, 4), 2**30)) < 1e-5
+    assert found[[0, 2]].abs().sum() == 0
 
 
 def test_sdpa() -> None:

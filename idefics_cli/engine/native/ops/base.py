@@ -44,6 +44,11 @@ class AttentionMetadata:
     """Positions behind the prefix; the queries are the last of them."""
     max_query_length: int
 
+    def on_host(self) -> list[list[int]]:
+        """Return the fields of each segment, in their order; waits for the device."""
+        fields = (self.query_start, self.query_length, self.prefix_start, self.prefix_length)
+        return torch.stack([*fields, self.suffix_start, self.suffix_length], 1).tolist()
+
 
 @dataclass(frozen=True, slots=True)
 class ScaledRows:

@@ -9,9 +9,10 @@ from torch.nn import functional
 from idefics_cli.engine.native.ops.base import AttentionMetadata, InputFormat, Rows, ScaledRows
 from idefics_cli.engine.native.ops.groupwise import GroupedWeight
 from idefics_cli.engine.native.ops.groupwise import dequantize as dequantize
+from idefics_cli.engine.native.ops.torch_attention import attention_one_by_one, attention_padded
 
 FLOAT8_MAX = 448.0  # of float8_e4m3fn
-_CONTEXT_BLOCK = 512  # keys that torch's attention on the CPU takes at once
+_FEW_ROWS = 64
 
 
 def fused_add_layer_norm(
@@ -35,7 +36,13 @@ def fused_add_rms_norm(
 def silu_and_mul(gate_up: Tensor, out: InputFormat) -> Rows:
     """See `Ops`."""
     gate, up = gate_up.chunk(2, -1)
-    return _formatted(functional.silu(gate) * up, out)
+    if gate.is_cpu and len(gate) <= _FEW_ROWS:
+        # Row by row: threads would divide a wide tensor in the middle of rows, and the ends of their parts are computed
+        # by another `exp`, so that a row of a decoding step would depend on its place.
+        active = torch.cat([functional.silu(row) for row in torch.split(gate, 1)])
+    else:
+        active = functional.silu(gate)
+    return _formatted(active * up, out)
 
 
 def gelu(rows: Tensor, out: InputFormat) -> Rows:
@@ -71,39 +78,9 @@ def rope_and_cache(
 
 
 def paged_attention(queries: Tensor, keys: Tensor, values: Tensor, metadata: AttentionMetadata, window: int) -> Tensor:
-    """See `Ops`; segments are padded to the longest query, and to whole blocks of the longest context.
-
-    A context that ends within a block is summed up in another order by some of torch's kernels.
-    """
-    dim = keys.shape[2]
-    device = queries.device
-    prefix, suffix = metadata.prefix_length[:, None].long(), metadata.suffix_length[:, None].long()
-    # 1. slots of the context: (segments, longest context)
-    blocks = -(-int((prefix + suffix).max()) // _CONTEXT_BLOCK)
-    index = torch.arange(blocks * _CONTEXT_BLOCK, device=device)[None]
-    slot = torch.where(
-        index < prefix, metadata.prefix_start[:, None] + index, metadata.suffix_start[:, None] + index - prefix
-    )
-    slot = torch.where(index < prefix + suffix, slot, metadata.suffix_start[:, None])
-    # 2. packed index and position of the queries: (segments, longest query); two at least, since torch splits the
-    # context of a single query among the threads of a CPU, by the segment's place in the batch
-    step = torch.arange(max(2, metadata.max_query_length), device=device)[None]
-    is_query = step < metadata.query_length[:, None]
-    packed = metadata.query_start[:, None] + torch.where(is_query, step, 0)
-    position = prefix + suffix - metadata.query_length[:, None] + step
-    # 3. attention: (segments, heads, longest query, longest context)
-    mask = (index[:, None] <= position[..., None]) & (index[:, None] > position[..., None] - window)
-    rows = queries[packed].view(*packed.shape, -1, dim).transpose(1, 2)
-    attended = functional.scaled_dot_product_attention(
-        rows, keys[slot].transpose(1, 2), values[slot].transpose(1, 2), attn_mask=mask[:, None], enable_gqa=True
-    )
-    attended = attended.transpose(1, 2).reshape(*packed.shape, -1)
-    # 4. packed again: (tokens, heads * head dim)
-    if metadata.max_query_length == 1:
-        return attended[:, 0]
-    result = torch.zeros_like(queries)
-    result[packed[is_query]] = attended[is_query]
-    return result
+    """See `Ops`."""
+    attention = attention_one_by_one if queries.is_cpu else attention_padded
+    return attention(queries, keys, values, metadata, window)
 
 
 def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
