@@ -12,7 +12,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from multiprocessing.connection import Connection, Pipe
+from typing import Any
 
 from idefics_cli.interpreter import start_interpreter
 
@@ -29,7 +31,7 @@ class ChildProcess:
         """Start it.
 
         Args:
-            main: a function of a module that takes three numbers for `connect_to_parent`.
+            main: a function of a module that takes two numbers for `connect_to_parent`.
             environment: set before anything is imported there.
             descriptors: stay open there, under their numbers, beside the connection's.
 
@@ -38,12 +40,27 @@ class ChildProcess:
 
         """
         self.connection, there = Pipe()
-        is_main = threading.current_thread() is threading.main_thread()
+        self._started: Future[subprocess.Popen[bytes]] = Future()
         with there:
-            arguments = (there.fileno(), os.getpid(), is_main)
-            self._process = start_interpreter(main, arguments, [there.fileno(), *descriptors], environment)
+            arguments = (main, (there.fileno(), os.getpid()), [there.fileno(), *descriptors], environment)
+            if threading.current_thread() is threading.main_thread():
+                self._start(*arguments)
+            else:  # the system takes the thread that starts a process for its parent: it is to live as long
+                threading.Thread(target=self._start_and_stay, args=arguments, name="parent of", daemon=True).start()
+            self._process = self._started.result()
         self.pid = self._process.pid
         self._closing = threading.Lock()  # no other file has the descriptor's number while it is used
+
+    def _start(self, *arguments: Any) -> None:
+        try:
+            self._started.set_result(start_interpreter(*arguments))
+        except BaseException as error:
+            self._started.set_exception(error)
+
+    def _start_and_stay(self, *arguments: Any) -> None:
+        self._start(*arguments)
+        if self._started.exception() is None:
+            self._started.result().wait()
 
     def finish(self) -> None:
         """Send nothing any more: who reads there finds the end. Never blocks, and ends a `send` that does."""
@@ -76,10 +93,10 @@ class ChildProcess:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def connect_to_parent(descriptor: int, parent: int, is_of_main_thread: bool) -> Connection:
+def connect_to_parent(descriptor: int, parent: int) -> Connection:
     """Return the connection to the parent, in the child; from now on the child ends when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux" and is_of_main_thread:  # the system takes the thread for the parent
+    if sys.platform == "linux":  # also where this process is stopped
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from idefics_cli.child_process import ChildProcess, connect_to_parent
 
 
-def count(descriptor: int, parent: int, is_of_main_thread: bool) -> None:
+def count(descriptor: int, parent: int) -> None:
     """Say what the environment says, then how many messages came until there were no more."""
-    connection = connect_to_parent(descriptor, parent, is_of_main_thread)
+    connection = connect_to_parent(descriptor, parent)
     connection.send(os.environ.get("COUNTED"))
     messages = 0
     with contextlib.suppress(EOFError):
@@ -25,9 +29,9 @@ def count(descriptor: int, parent: int, is_of_main_thread: bool) -> None:
     os._exit(3)
 
 
-def wait(descriptor: int, parent: int, is_of_main_thread: bool) -> None:
+def wait(descriptor: int, parent: int) -> None:
     """Read nothing, for ever."""
-    connection = connect_to_parent(descriptor, parent, is_of_main_thread)  # as long as it is held, it is open
+    connection = connect_to_parent(descriptor, parent)  # as long as it is held, it is open
     connection.send("up")
     threading.Event().wait()
 
@@ -63,3 +67,29 @@ def test_sending_to_one_that_reads_nothing_ends_with_finish() -> None:
     began = time.monotonic()
     assert child.end(0.2) == "killed by SIGKILL"
     assert time.monotonic() - began < 5
+
+
+KILLED_PARENT = """
+import os, signal, threading
+from tests.test_child_process import ChildProcess, wait
+
+children = []
+starting = threading.Thread(target=lambda: children.append(ChildProcess(wait, {})))
+starting.start()
+starting.join()  # the thread that asked for the child is gone, and the child is not
+assert children[0].connection.recv() == "up"
+os.kill(children[0].pid, signal.SIGSTOP)
+print(children[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends a stopped process on Linux alone")
+def test_a_child_that_is_stopped_ends_with_its_parent_too() -> None:
+    found = subprocess.run([sys.executable, "-c", KILLED_PARENT], stdout=subprocess.PIPE, check=False)
+    assert found.returncode == -signal.SIGKILL
+    child = Path(f"/proc/{int(found.stdout)}")
+    deadline = time.monotonic() + 20
+    while child.exists() and "State:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -352,3 +352,15 @@ def test_it_ends_with_a_parent_that_is_killed() -> None:
     parent.communicate()
     _, alive = psutil.wait_procs(found, timeout=5)
     assert alive == []
+
+
+def test_memory_that_cannot_be_mapped_there_is_said(started: Callable[..., DeferredEngine]) -> None:
+    memory = SharedMemory()
+    reader, writer = os.pipe()
+    memory.descriptor = reader  # which no process can map
+    try:
+        with pytest.raises(ModelError, match=r"can't map the .* GB of addresses"):
+            started(memory=memory).load()
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from idefics_cli.child_process import connect_to_parent
-from idefics_cli.documents.shared_memory import map_memory, read_crops, slot_buffer
+from idefics_cli.documents.shared_memory import SLOT_BYTES, SLOTS, map_memory, read_crops, slot_buffer
 from idefics_cli.engine import DeferredEngine
 from idefics_cli.engine.base import EngineStats
 from idefics_cli.engine_process.messages import (
@@ -48,9 +48,9 @@ _GATHER_SECONDS = 0.0005  # from the first token of a step to the last
 _LOOK_SECONDS = 0.1  # between looks at an engine that does something and tells nothing
 
 
-def main(descriptor: int, parent: int, is_of_main_thread: bool) -> None:
+def main(descriptor: int, parent: int) -> None:
     """Be the engine of the parent until it sends no more, or has gone."""
-    connection = connect_to_parent(descriptor, parent, is_of_main_thread)
+    connection = connect_to_parent(descriptor, parent)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all of a service, whose server answers what was asked
     # Threads that read requests and send answers are not to keep the engine's from its next step for long.
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -66,6 +66,7 @@ def serve(spec: EngineSpec, connection: Connection) -> None:
     log.handlers[:], log.propagate = [_LogHandler(reporter.put)], False
     log.setLevel(spec.log_level)
     try:
+        memory = _mapped(spec.memory)
         engine = spec.open_engine(spec.settings)
         engine.load()
     except IdeficsCliError as error:
@@ -76,7 +77,7 @@ def serve(spec: EngineSpec, connection: Connection) -> None:
         reporter.put(NotLoaded(traceback.format_exc()))
         reporter.close()
         return
-    requests = Requests(engine, map_memory(spec.memory) if spec.memory is not None else None, reporter.put)
+    requests = Requests(engine, memory, reporter.put)
     reporter.watch(engine, requests)
     reporter.put(Loaded(dict(engine.info.settings)))
     try:
@@ -85,6 +86,17 @@ def serve(spec: EngineSpec, connection: Connection) -> None:
                 requests.take(message)
     finally:
         engine.close()
+
+
+def _mapped(descriptor: int | None) -> mmap.mmap | None:
+    """Map the memory that pages come in; raises ModelError where that can't be."""
+    if descriptor is None:
+        return None
+    try:
+        return map_memory(descriptor)
+    except OSError as error:
+        words = f"its process can't map the {SLOTS * SLOT_BYTES / 1e9:.1f} GB of addresses that pages lie in"
+        raise ModelError(f"{words}: {error.strerror or error}; is there a limit (ulimit -v)?") from error
 
 
 class _Watcher:

@@ -83,9 +83,9 @@ class ChildPool:
         self._children.clear()
 
 
-def main(descriptor: int, parent: int, is_of_main_thread: bool) -> None:
+def main(descriptor: int, parent: int) -> None:
     """Be a worker until the parent says so or has gone."""
-    connection = connect_to_parent(descriptor, parent, is_of_main_thread)
+    connection = connect_to_parent(descriptor, parent)
     spec = connection.recv()
     from idefics_cli.workers.worker import serve
 
