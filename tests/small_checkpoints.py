@@ -18,6 +18,7 @@ from idefics_cli.engine.device import DeviceChoice
 from idefics_cli.engine.families import native_family_of
 from idefics_cli.engine.families.base import NativeFamily
 from idefics_cli.engine.native.model_runner import ModelRunner
+from idefics_cli.engine.native.models.decoder import PackedSegments, Segment, pack
 from idefics_cli.engine.native.weights import CheckpointSource, Weights
 from idefics_cli.engine.transformers import TransformersModel
 from idefics_cli.records import PreparedPage, Request
@@ -122,6 +123,14 @@ def weights_of(settings: ModelSettings) -> tuple[Weights, NativeFamily]:
 def reference(settings: ModelSettings) -> TransformersModel:
     checkpoint, family, choice = opened(settings)
     return TransformersModel(checkpoint, family, settings, choice)
+
+
+def packed_segments(segments: Sequence[Segment], *, padded_to: int = 0) -> PackedSegments:
+    """Lay segments out on the CPU, filled up to so many tokens."""
+    lengths = [segment.length for segment in segments]
+    tokens = max(padded_to, sum(lengths))
+    packed = torch.from_numpy(pack(segments, tokens, len(segments)))
+    return PackedSegments(packed, tokens, max_query_length=max(lengths))
 
 
 def small_runner(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from idefics_cli.records import Document, Job, Question
 from idefics_cli.workers.children import ChildPool
 from idefics_cli.workers.messages import Assign, Event, Joined, Lost, Report, RowDone, Stop, Work, WorkerSpec
+from tests.killed_parents import left_by_killed
 from tests.test_gpus import workers_of
 from tests.worker_engines import open_fake, settings
 
@@ -108,14 +107,8 @@ def test_they_end_with_a_parent_that_is_killed() -> None:
         "print('up', flush=True)\n"
         "sys.stdin.read()\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    assert parent.stdout.readline() == b"up\n"
-    children = psutil.Process(parent.pid).children(recursive=True)
-    assert children
-    parent.kill()
-    parent.communicate()
-    _, alive = psutil.wait_procs(children, timeout=10)
+    started, alive = left_by_killed(script, seconds=10)
+    assert started
     assert alive == []
 
 

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.native.choices import step_decoder
 from idefics_cli.engine.native.decode import Start
-from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, Segment
+from idefics_cli.engine.native.models.decoder import Decoder, KVCache, Segment
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.sequence import Output
 from idefics_cli.engine.native.token_decoder import TokenDecoder
-from tests.small_checkpoints import CPU, save_checkpoint, settings_of, weights_of
+from tests.small_checkpoints import CPU, packed_segments, save_checkpoint, settings_of, weights_of
 
 ROOM = 60  # slots of a sequence
 
@@ -56,7 +56,7 @@ def decode(
             if waiting:
                 number = running[index] = waiting.pop(0)
                 segment = Segment(len(prompts[number]), suffix_start=1 + index * ROOM)
-                packed = PackedSegments.of([segment], CPU)
+                packed = packed_segments([segment])
                 hidden = prompts[number].clone()
                 states = model.forward(hidden, packed.positions, packed.slots, packed.metadata, cache, torch_ops)
                 decoder.start([Start(index, segment, ())], states[packed.last])

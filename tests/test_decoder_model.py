@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from idefics_cli.config import Quantize
-from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, Segment
+from idefics_cli.engine.native.models.decoder import Decoder, KVCache, Segment
 from idefics_cli.engine.native.ops import torch_ops
-from tests.small_checkpoints import CPU, save_checkpoint, settings_of, weights_of
+from tests.small_checkpoints import CPU, packed_segments, save_checkpoint, settings_of, weights_of
 
 
 @pytest.fixture(scope="module", params=[None, 12], ids=["all", "window"])
@@ -42,7 +42,7 @@ def reference(model: Any, embeds: Tensor) -> Tensor:
 def last_states(
     made: Decoder, cache: KVCache, parts: list[Tensor], segments: list[Segment], padded_to: int = 0
 ) -> Tensor:
-    packed = PackedSegments.of(segments, CPU, padded_to=padded_to)
+    packed = packed_segments(segments, padded_to=padded_to)
     hidden = torch.cat([*parts, torch.zeros(max(0, padded_to - sum(map(len, parts))), parts[0].shape[1])])
     states = made.forward(hidden, packed.positions, packed.slots, packed.metadata, cache, torch_ops)
     return states[packed.last]

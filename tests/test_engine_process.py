@@ -7,8 +7,6 @@ import gc
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +26,7 @@ from idefics_cli.openai_api.response import TextStream
 from idefics_cli.records import Answer, GeneratedTokens, PreparedPage, Request
 from tests import process_engines
 from tests.fakes import FakeEngine
+from tests.killed_parents import left_by_killed
 from tests.process_engines import engines_of, letters, open_telling
 from tests.servers import until
 
@@ -343,14 +342,8 @@ def test_it_ends_with_a_parent_that_is_killed() -> None:
         "print('up', flush=True)\n"
         "sys.stdin.read()\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    assert parent.stdout.readline() == b"up\n"
-    found = psutil.Process(parent.pid).children(recursive=True)
-    assert len(found) == 1
-    parent.kill()
-    parent.communicate()
-    _, alive = psutil.wait_procs(found, timeout=5)
+    started, alive = left_by_killed(script, seconds=5)
+    assert len(started) == 1
     assert alive == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -135,18 +135,12 @@ def _measure_table(settings: ModelSettings, stdout: IO[str], *, random_weights: 
         summary(" ".join(filter(None, _cells(row))), is_failure=bool(row.failure))
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2), file=stdout)
-        _check_measured(rows)
-        return
-    headings = ("run by", "dtype", "quantize", "attention", "pages", f"{ANSWERS} answers", "peak GB", "fits", "failed")
-    table = Table(*headings, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*_cells(row))
-    print_table(table, stdout)
-    _check_measured(rows)
-
-
-def _check_measured(rows: Sequence[TableRow]) -> None:
-    """Raise ModelError where every row has failed."""
+    else:
+        headings = ("run by", "dtype", "quantize", "attention", "pages")
+        table = Table(*headings, f"{ANSWERS} answers", "peak GB", "fits", "failed", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*_cells(row))
+        print_table(table, stdout)
     if all(row.failure for row in rows):
         raise ModelError("nothing could be measured")
 

@@ -1,6 +1,6 @@
 """Lends the pixels of requests to the engine's process: 11 MB of a split page do not pass through a pipe.
 
-Pages come in slots of the memory that page processes write into, or lie elsewhere, such as those that a server keeps.
+Pages come in slots of the memory that page processes write into, or lie elsewhere, where more are kept than have slots.
 These are copied into a free slot, once for all requests about the page that are on their way; where there is none, they
 do with the pipe.
 """

@@ -146,14 +146,6 @@ class PackedSegments:
             max_query_length=max(2, max_query_length),
         )
 
-    @classmethod
-    def of(cls, segments: Sequence[Segment], device: torch.device, *, padded_to: int = 0) -> PackedSegments:
-        """Lay segments out one after another, and bring them to the device in one copy; see `pack`."""
-        tokens = max(padded_to, sum(segment.length for segment in segments))
-        longest = max(segment.length for segment in segments)
-        packed = torch.from_numpy(pack(segments, tokens, len(segments)))
-        return cls(to_device(packed, device), tokens, max_query_length=longest)
-
 
 _OF_A_SEGMENT = 7  # index tensors
 

@@ -12,7 +12,7 @@ from idefics_cli.engine.native.ops.groupwise import dequantize as dequantize
 from idefics_cli.engine.native.ops.torch_attention import attention_one_by_one, attention_padded
 
 FLOAT8_MAX = 448.0  # of float8_e4m3fn
-_FEW_ROWS = 64
+_FEW_ROWS = 64  # of a decoding step or a question
 
 
 def fused_add_layer_norm(
