@@ -69,6 +69,22 @@ def test_the_batch_is_filled_before_it_is_prefilled(waiting: int, count: int, ru
     assert scheduler.next_action() is action
 
 
+def test_sequences_that_come_one_by_one_are_prefilled_every_few_steps() -> None:
+    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, steps_between_prefills=2)
+    for _ in range(4):
+        ready(scheduler, 1)
+        assert scheduler.next_action() is Action.PREFILL  # the few that are running lose little by it
+        scheduler.admit(cache)
+    ready(scheduler, 1)
+    for _ in range(2):
+        assert scheduler.next_action() is Action.DECODE
+        scheduler.decoded()
+    assert scheduler.next_action() is Action.PREFILL
+    scheduler.admit(cache)
+    ready(scheduler, 2)
+    assert scheduler.next_action() is Action.PREFILL  # a quarter of the batch does not wait
+
+
 def test_sequences_are_admitted_in_order_while_there_are_room_and_slots() -> None:
     cache, scheduler = KVCacheManager(0, 6 + 2 * 8), Scheduler(3, 4)  # a prefix of 6, two suffixes of 4 + 4
     first, second, third = ready(scheduler, 3)

@@ -18,10 +18,7 @@ import pytest
 from idefics_cli.config import Duration, ModelSettings, ServeSettings
 from idefics_cli.engine import DeferredEngine
 from idefics_cli.errors import ModelError, UsageError
-from idefics_cli.openai_api.errors import ApiError
 from idefics_cli.records import Request
-from idefics_cli.server.admission import Admission
-from idefics_cli.server.exchange import read_body
 from idefics_cli.server.serving import Server
 from tests.servers import ServedEngine, ServerProcess, asking, events, image, running, serving_fake, until
 
@@ -234,17 +231,6 @@ def test_requests_that_fail_leave_no_garbage_that_holds_their_bodies(served: Ser
         gc.enable()
     assert set(codes) == {400}
     assert unreachable < 40 * len(codes)  # an error with its frames, and what they hold, is a hundred
-
-
-async def slowly() -> dict[str, object]:
-    await asyncio.sleep(3600)
-    return {}
-
-
-def test_a_body_that_does_not_come_is_not_waited_for_for_ever() -> None:
-    with Admission(1, 100).request() as room, pytest.raises(ApiError) as caught:
-        asyncio.run(read_body({"headers": []}, slowly, room, seconds=0.05))
-    assert caught.value.status == 408
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -22,7 +22,7 @@ from idefics_cli.openai_api.response import Completion, TextStream, TokenStream,
 from idefics_cli.records import Answer, Request
 from idefics_cli.server.admission import Admission, BodyRoom
 from idefics_cli.server.chat import ChatPreparer
-from idefics_cli.server.exchange import ClientLeftError, Reply, client_left, read_body, refuse, send_json
+from idefics_cli.server.exchange import BodyReader, ClientLeftError, Reply, client_left, refuse, send_json
 from idefics_cli.server.metrics import Metrics
 from idefics_cli.server.news import News, NewsDesk
 
@@ -41,7 +41,7 @@ class ChatCompletions:
         """Take what answers, and within which limits."""
         self._engine, self._preparer, self._admission = engine, preparer, admission
         self._metrics, self._model_name = metrics, model_name
-        self._stopped, self._desk = asyncio.Event(), NewsDesk()
+        self._stopped, self._desk, self._bodies = asyncio.Event(), NewsDesk(), BodyReader()
         self._preparing = asyncio.Semaphore(_PREPARED_AHEAD)
         self._engine_room = asyncio.Semaphore(engine.info.capacity)
         self._threads = ThreadPoolExecutor(2 * _PREPARED_AHEAD, "request")
@@ -83,7 +83,7 @@ class ChatCompletions:
     async def _answered(
         self, scope: Scope, receive: Receive, send: Send, reply: Reply, room: BodyRoom, started: float
     ) -> None:
-        body = await read_body(scope, receive, room)
+        body = await self._bodies.read(scope, receive, room)
         reply.is_body_read = True
         answering = asyncio.ensure_future(self._answer(body, send, room, started))
         del body

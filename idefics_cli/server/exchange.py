@@ -14,6 +14,9 @@ from idefics_cli.openai_api.errors import ApiError
 from idefics_cli.server.admission import BodyRoom
 
 _BODY_SECONDS = 30.0  # without a byte of the body
+_LARGE = 1 << 16  # bytes of a body that takes a turn
+_TURNS = 2  # bodies that are read at once
+_TURN_SECONDS = 0.02  # without a byte of the body: the turn goes to another
 _DRAIN_SECONDS = 10.0  # a client reads a refusal only once it has sent what it wanted to
 
 
@@ -30,25 +33,63 @@ class Reply:
     is_body_read: bool = False
 
 
-async def read_body(scope: Scope, receive: Receive, room: BodyRoom, *, seconds: float = _BODY_SECONDS) -> bytearray:
-    """Read a body; one that is too large is refused by its length before it is read, else as it grows."""
-    headers = dict(scope["headers"])
-    length = headers.get(b"content-length", b"")
-    if length.isdigit():
-        room.grow(int(length))
-    body = bytearray()  # returned as it is: a copy of a page takes as long as to read it
-    while True:
+class BodyReader:
+    """Reads bodies, large ones in turn.
+
+    Clients often send at the same time: those that wait for answers of one batch. Read side by side their bodies would
+    all be there only when the last one is, and the engine have nothing to do until then.
+    """
+
+    def __init__(self, *, seconds: float = _BODY_SECONDS) -> None:
+        """Take how long a client may send nothing."""
+        self._seconds, self._turns = seconds, asyncio.Semaphore(_TURNS)
+
+    async def read(self, scope: Scope, receive: Receive, room: BodyRoom) -> bytearray:
+        """Read a body; one that is too large is refused by its length before it is read, else as it grows.
+
+        Raises:
+            ApiError: it is too large (413), or nothing of it came for too long (408).
+            ClientLeftError: the client has gone.
+
+        """
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if length.isdigit():
+            room.grow(int(length))
+        body = bytearray()  # returned as it is: a copy of a page takes as long as to read it
+        takes_turns = not length.isdigit() or int(length) > _LARGE
+        more = True
+        while more:
+            more = not takes_turns or await self._read_in_turn(body, receive, room)
+            if more:
+                more = await self._read_slowly(body, receive, room)
+        return body
+
+    async def _read_in_turn(self, body: bytearray, receive: Receive, room: BodyRoom) -> bool:
+        """Read what comes without a pause; says whether more will come: who sends slowly waits without a turn."""
+        async with self._turns:
+            with contextlib.suppress(TimeoutError):
+                while await _read_more(body, receive, room, _TURN_SECONDS):
+                    pass
+                return False
+        return True
+
+    async def _read_slowly(self, body: bytearray, receive: Receive, room: BodyRoom) -> bool:
         try:
-            async with asyncio.timeout(seconds):
-                message = await receive()
+            return await _read_more(body, receive, room, self._seconds)
         except TimeoutError as error:
-            raise ApiError(408, f"nothing of the body came for {seconds:g} seconds", code="body_too_slow") from error
-        if message["type"] == "http.disconnect":
-            raise ClientLeftError
-        body += message.get("body", b"")
-        room.grow(len(body))
-        if not message.get("more_body", False):
-            return body
+            words = f"nothing of the body came for {self._seconds:g} seconds"
+            raise ApiError(408, words, code="body_too_slow") from error
+
+
+async def _read_more(body: bytearray, receive: Receive, room: BodyRoom, seconds: float) -> bool:
+    """Add to a body what comes next; says whether more will come. Raises TimeoutError when nothing does in time."""
+    async with asyncio.timeout(seconds):
+        message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientLeftError
+    body += message.get("body", b"")
+    room.grow(len(body))
+    return bool(message.get("more_body", False))
 
 
 async def client_left(receive: Receive) -> None:

@@ -26,6 +26,7 @@ from idefics_cli.errors import Failure, FailureKind, ModelError
 from idefics_cli.records import PreparedPage
 
 _LEAST_BATCHED_TOKENS = 64
+_STEPS_BETWEEN_PREFILLS = 4  # of padded batches: a prefill of one question takes as long as a few steps
 _LAUNCHED_AHEAD = 2  # encodings: the device has work, and the host is never far from hearing a signal
 
 
@@ -50,7 +51,11 @@ class EngineCore:
             plan = dataclasses.replace(plan, max_num_seqs=plan.max_num_seqs // 2, slots=plan.slots // 2 + 1)
             self._is_reduced = True
         self.plan = plan
-        self._scheduler = Scheduler(plan.max_num_seqs, runner.rules.max_new_tokens)
+        self._scheduler = Scheduler(
+            plan.max_num_seqs,
+            runner.rules.max_new_tokens,
+            steps_between_prefills=_STEPS_BETWEEN_PREFILLS if plan.max_num_batched_tokens is not None else 0,
+        )
         runner.record_graph()
 
     @property
@@ -184,6 +189,7 @@ class EngineCore:
         """Add a token to every running sequence."""
         try:
             self._runner.decode(self._scheduler.running)
+            self._scheduler.decoded()
             return
         except torch.OutOfMemoryError:
             pass  # its traceback holds tensors: recover outside of the handler

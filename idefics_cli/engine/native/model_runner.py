@@ -24,12 +24,14 @@ from idefics_cli.engine.native.models.decoder import Decoder, KVCache
 from idefics_cli.engine.native.models.vision import vision_encoder
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.base import Ops, has_triton
+from idefics_cli.engine.native.ops.row_counts import equal_row_counts
 from idefics_cli.engine.native.prefill import batches_of, payers_of, pieces_of
 from idefics_cli.engine.native.prefill_forward import PrefillForward
 from idefics_cli.engine.native.sequence import CostShare, Output, Sequence
 from idefics_cli.engine.native.timer import Timer
 from idefics_cli.engine.native.weights import Weights
 
+_SIZES = (2, 3, 4, 6, 8)  # eighths of a prefill batch; multiples of 128 rows are what kernels are made for
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +53,7 @@ class ModelRunner:
         """How answers are generated."""
         self.most_new_tokens = max(longest, min(settings.most_new_tokens, family.config.text.max_positions))
         """Of any request."""
+        self._equal_sizes: dict[int, tuple[int, ...]] = {}
 
     def allocate(self, plan: MemoryPlan, slots: int) -> None:
         """Allocate a KV cache of so many slots, slot 0 for tokens of no sequence, and the state of decoding."""
@@ -69,7 +72,7 @@ class ModelRunner:
             self.cache,
             self.ops,
             self._family.config.image_token_id,
-            recorded_tokens=plan.max_num_batched_tokens or 0,
+            sizes=self._prefill_sizes(plan.max_num_batched_tokens),
             rows=plan.max_num_seqs,
         )
         self._encoder = ImageEncoder(
@@ -79,6 +82,15 @@ class ModelRunner:
             max_projected_patches=plan.max_projected_patches,
             lanes=plan.max_encoded_pages,
         )
+
+    def _prefill_sizes(self, limit: int | None) -> tuple[int, ...]:
+        """Return the numbers of tokens that batches of a prefill are filled up to; none where they are not."""
+        if limit is None:
+            return ()
+        if limit not in self._equal_sizes:
+            counts = [limit * eighths // 8 for eighths in _SIZES]
+            self._equal_sizes[limit] = equal_row_counts(self.decoder.products, counts, self.ops)
+        return self._equal_sizes[limit]
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -133,7 +145,7 @@ class ModelRunner:
         image, limit = self._family.config.image_token_id, self.plan.max_num_batched_tokens
         for pieces in batches_of(pieces_of(admitted, self.features, image), limit, image):
             timer = Timer(self.device)
-            hidden = self._prefilling.run(pieces, padded_to=limit or 0)
+            hidden = self._prefilling.run(pieces, limit)
             timer.stop()
             total = sum(len(piece.tokens) for piece in pieces)
             for piece, last in zip(pieces, hidden, strict=True):

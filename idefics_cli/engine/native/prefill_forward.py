@@ -1,9 +1,10 @@
-"""Runs batches of pieces of prompts through the decoder; on a GPU those of questions alone by a CUDA graph."""
+"""Runs batches of pieces of prompts through the decoder; on a GPU those of questions alone by CUDA graphs."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ class PrefillForward:
     """From pieces of prompts to their last hidden states; their keys and values go to the cache."""
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, ops: Ops, image_token_id: int, *, recorded_tokens: int, rows: int
+        self, decoder: Decoder, cache: KVCache, ops: Ops, image_token_id: int, *, sizes: Sequence[int], rows: int
     ) -> None:
         """Take the model.
 
@@ -34,31 +35,40 @@ class PrefillForward:
             cache: read and written.
             ops: torch or Triton.
             image_token_id: of the tokens that image features take the place of.
-            recorded_tokens: of a batch that is worth a graph where kernels run.
-            rows: pieces of such a batch, at most.
+            sizes: numbers of tokens that a batch may be filled up to, ascending; an answer is the same at each.
+            rows: pieces of a batch that is worth a graph where kernels run, at most.
 
         """
         self._decoder, self._cache, self._ops = decoder, cache, ops
         self._image_token_id = image_token_id
-        self._tokens, self._rows = recorded_tokens, rows
+        self._sizes, self._rows = sizes, rows
         self._is_recording = False
-        self._runs = 0
-        self._graph: _Graph | None = None
+        self._runs: Counter[int] = Counter()
+        self._graphs: dict[int, _Graph] = {}
 
     def record_when_used(self) -> None:
-        """Let the graph be recorded once some batches have come that it fits; for kernels only."""
+        """Let graphs be recorded once some batches have come that they fit; for kernels only."""
         self._is_recording = self._ops is not torch_ops
 
     def release_memory(self) -> None:
-        """Drop the graph, after memory ran out; from now on kernels are launched one by one."""
-        self._graph, self._is_recording = None, False
+        """Drop the graphs, after memory ran out; from now on kernels are launched one by one."""
+        self._is_recording = False
+        self._graphs.clear()
 
-    def run(self, pieces: Sequence[Piece], *, padded_to: int) -> Tensor:
-        """Compute pieces, filled up to so many tokens; returns the last hidden state of each, (pieces, width)."""
-        if padded_to == self._tokens and self._takes_graph(pieces) and (graph := self._recorded()) is not None:
-            return graph.replay(_packed(pieces, padded_to, self._rows))[: len(pieces)]
-        host = _packed(pieces, padded_to, len(pieces))
-        tokens = max(padded_to, sum(len(piece.tokens) for piece in pieces))
+    def run(self, pieces: Sequence[Piece], limit: int | None) -> Tensor:
+        """Compute pieces; returns the last hidden state of each, (pieces, width).
+
+        Args:
+            pieces: a batch.
+            limit: tokens that it is filled up to unless one of the sizes suffices; None computes what there is.
+
+        """
+        tokens = sum(len(piece.tokens) for piece in pieces)
+        if limit is not None:
+            tokens = next((size for size in self._sizes if tokens <= size < limit), limit)
+        if tokens in self._sizes and self._takes_graph(pieces) and (graph := self._recorded(tokens)) is not None:
+            return graph.replay(_packed(pieces, tokens, self._rows))[: len(pieces)]
+        host = _packed(pieces, tokens, len(pieces))
         features = [piece.features for piece in pieces if piece.features is not None]
         images = (host[:tokens] == self._image_token_id).nonzero()[:, 0] if features else None
         packed = to_device(host, self._decoder.device)
@@ -74,24 +84,23 @@ class PrefillForward:
             for piece in pieces
         )
 
-    def _recorded(self) -> _Graph | None:
-        """Return the graph, recorded once it pays and where memory suffices."""
-        if self._graph is None and self._is_recording:
-            self._runs += 1
-            if self._runs > _RUNS_BEFORE_RECORDING:
+    def _recorded(self, tokens: int) -> _Graph | None:
+        """Return the graph of so many tokens, recorded once it pays and where memory suffices."""
+        if tokens not in self._graphs and self._is_recording:
+            self._runs[tokens] += 1
+            if self._runs[tokens] > _RUNS_BEFORE_RECORDING:
                 with contextlib.suppress(torch.OutOfMemoryError):
-                    size = self._tokens + rows_packed(self._tokens, self._rows)
-                    self._graph = _Graph(self._embedded, size, self._decoder.device)
-                    return self._graph
+                    graph = _Graph(self._embedded, tokens, self._rows, self._decoder.device, [*self._graphs.values()])
+                    self._graphs[tokens] = graph
+                    return graph
                 self.release_memory()
                 torch.cuda.empty_cache()
                 _log.warning("no memory for a CUDA graph of questions: they are launched kernel by kernel")
-        return self._graph
+        return self._graphs.get(tokens)
 
-    def _embedded(self, packed: Tensor) -> Tensor:
-        """Return the last states of what `_packed` made for the graph."""
-        hidden = self._decoder.embed(packed[: self._tokens])
-        return self._last_states(hidden, packed[self._tokens :], _LONGEST_RECORDED)
+    def _embedded(self, packed: Tensor, tokens: int) -> Tensor:
+        """Return the last states of what `_packed` made for a graph."""
+        return self._last_states(self._decoder.embed(packed[:tokens]), packed[tokens:], _LONGEST_RECORDED)
 
     def _last_states(self, hidden: Tensor, indices: Tensor, longest: int) -> Tensor:
         packed = PackedSegments(indices, len(hidden), max_query_length=longest)
@@ -110,12 +119,26 @@ def _packed(pieces: Sequence[Piece], padded_to: int, rows: int) -> Tensor:
 class _Graph:
     """A batch, recorded once and replayed without the host's launching each kernel."""
 
-    def __init__(self, run: Callable[[Tensor], Tensor], size: int, device: torch.device) -> None:
-        self._packed = torch.zeros(size, dtype=torch.int32, device=device)  # segments of no tokens, all to slot 0
-        run(self._packed)  # what is set up at first use is not recorded
+    def __init__(
+        self,
+        run: Callable[[Tensor, int], Tensor],
+        tokens: int,
+        rows: int,
+        device: torch.device,
+        others: Sequence[_Graph],
+    ) -> None:
+        """Record `run` of so many tokens, in the memory of others: one is replayed at a time."""
+        # Segments of no tokens, all to slot 0.
+        self._packed = torch.zeros(tokens + rows_packed(tokens, rows), dtype=torch.int32, device=device)
+        run(self._packed, tokens)  # what is set up at first use is not recorded
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._last = run(self._packed)
+        with torch.cuda.graph(self._graph, pool=others[0].pool if others else None):
+            self._last = run(self._packed, tokens)
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """The memory that it computes in."""
+        return self._graph.pool()
 
     def replay(self, packed: Tensor) -> Tensor:
         """Run a batch; the result is the caller's, the next replay leaves it as it is."""

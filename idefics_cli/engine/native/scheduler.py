@@ -23,8 +23,19 @@ class Action(Enum):
 class Scheduler:
     """Sequences that wait for their pages, that are ready for prefill, and that are running."""
 
-    def __init__(self, max_num_seqs: int, max_new_tokens: int) -> None:
+    def __init__(self, max_num_seqs: int, max_new_tokens: int, *, steps_between_prefills: int = 0) -> None:
+        """Begin with nothing to do.
+
+        Args:
+            max_num_seqs: sequences decoded together, at most.
+            max_new_tokens: of an answer.
+            steps_between_prefills: of decoding, while half of the batch is running and less than a quarter ready: for
+                where a prefill of few sequences takes as long as one of many.
+
+        """
         self.max_num_seqs = max_num_seqs
+        self._steps_between_prefills = steps_between_prefills
+        self._steps = 0  # of decoding, since the last prefill
         self.running: dict[int, Sequence] = {}
         """By their index in the state of decoding."""
         self.ready: deque[Sequence] = deque()
@@ -57,13 +68,22 @@ class Scheduler:
 
         A prefill of few tokens reads all the weights, as does a decoding step of few sequences. Once a quarter of the
         batch is free, pages are encoded until the ready sequences fill what is free, or none is left to encode; then
-        they are prefilled together.
+        they are prefilled together. Where sequences come one by one, those of some steps are.
         """
         pending = len(self.ready) + len(self._waiting)
         wanted = min(self.max_num_seqs - len(self.running), pending)
-        if wanted > 0 and (not self.running or wanted >= min(pending, max(1, self.max_num_seqs // 4))):
-            return Action.PREFILL if len(self.ready) >= wanted else Action.ENCODE
+        quarter = max(1, self.max_num_seqs // 4)
+        if wanted > 0 and (not self.running or wanted >= min(pending, quarter)):
+            if len(self.ready) < wanted:
+                return Action.ENCODE
+            is_half_empty = len(self.running) < self.max_num_seqs // 2
+            if is_half_empty or wanted >= quarter or self._steps >= self._steps_between_prefills:
+                return Action.PREFILL
         return Action.DECODE if self.running else Action.NOTHING
+
+    def decoded(self) -> None:
+        """Note a step of decoding."""
+        self._steps += 1
 
     # --- pages ---
 
@@ -123,6 +143,7 @@ class Scheduler:
             index = next(free)
             self.running[index] = self.ready.popleft()
             admitted.append(index)
+            self._steps = 0
         return admitted
 
     def free(self, index: int, cache: KVCacheManager) -> Sequence:

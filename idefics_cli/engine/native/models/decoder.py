@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,12 @@ class Decoder:
     def logits_width(self) -> int:
         """Columns of `logits`."""
         return self.config.vocab_size + -self.config.vocab_size % _ALIGNMENT
+
+    @property
+    def products(self) -> Iterator[Linear]:
+        """The layers' matrix products; the head's is not among them."""
+        for layer in self._layers:
+            yield from (layer.qkv, layer.out, layer.gate_up, layer.down)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings of tokens (n,): (n, width)."""

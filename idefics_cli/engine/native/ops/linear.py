@@ -25,6 +25,21 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = _packed(weight), bias
 
+    @property
+    def inputs(self) -> int:
+        """Columns of the rows that it takes."""
+        return self.weight.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Columns of what it returns."""
+        return self.weight.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what it returns."""
+        return self.weight.dtype
+
     def __call__(self, rows: Rows, ops: Ops) -> Tensor:  # noqa: ARG002 - other formats need the operations
         """Return rows (tokens, in) times the weight: (tokens, out)."""
         assert isinstance(rows, Tensor)
@@ -63,6 +78,13 @@ def _has_onednn() -> bool:
 
 class QuantizedLinear(Linear, ABC):
     """A weight in fewer bits than the dtype of the model."""
+
+    _dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `Linear`."""
+        return self._dtype
 
     @classmethod
     @abstractmethod
@@ -141,6 +163,16 @@ class GroupedLinear(QuantizedLinear):
     def _take(self, grouped: GroupedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(grouped.words, bias)
         self._grouped, self._dtype = grouped, dtype
+
+    @property
+    def inputs(self) -> int:
+        """See `Linear`."""
+        return self._grouped.width
+
+    @property
+    def outputs(self) -> int:
+        """See `Linear`."""
+        return self._grouped.outputs
 
     def __call__(self, rows: Rows, ops: Ops) -> Tensor:
         """Return rows (tokens, in) times the weight: (tokens, out).
