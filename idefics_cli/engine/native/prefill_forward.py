@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +137,7 @@ class _Graph:
             self._last = run(self._packed, tokens)
 
     @property
-    def pool(self) -> tuple[int, int]:
+    def pool(self) -> Any:
         """The memory that it computes in."""
         return self._graph.pool()
 
