@@ -89,8 +89,9 @@ def test_tokens_are_told_as_they_come_and_answers_do_not_change(folder: Path) ->
         dataclasses.replace(request, on_tokens=told.setdefault(number, []).append) if number % 2 else request
         for number, request in enumerate(requests)
     ]
-    found = answers(settings_of(folder), watched)
-    assert comparable(found) == comparable(answers(settings_of(folder), requests))
+    settings = settings_of(folder, max_new_tokens=90, ignore_eos=True)
+    found = answers(settings, watched)
+    assert comparable(found) == comparable(answers(settings, requests))
     for number, news in told.items():
         whole = found[number].tokens
         assert whole is not None
@@ -99,8 +100,8 @@ def test_tokens_are_told_as_they_come_and_answers_do_not_change(folder: Path) ->
             assert whole.logprobs[: len(tokens.ids)] == tokens.logprobs
         lengths = [len(tokens.ids) for tokens in news]
         assert lengths == sorted(set(lengths))
-        assert set(range(1, len(whole.ids))) <= {*lengths, len(whole.ids)}
-    assert sum(map(len, told.values())) > len(told)
+        assert lengths[0] == 1  # the first at once, the others from time to time
+        assert len(lengths) > 1
 
 
 def test_log_probabilities_of_tokens_add_up_to_the_answers(folder: Path) -> None:

@@ -95,11 +95,10 @@ class PacedRunner:
             if self._lengths[index] == _TOKENS
         }
 
-    def watched(self, running: Mapping[int, Asked]) -> dict[Asked, tuple[tuple[int, ...], tuple[float, ...]]]:
+    def tokens_so_far(self, running: Mapping[int, Asked]) -> dict[Asked, tuple[tuple[int, ...], tuple[float, ...]]]:
         return {
             sequence: ((7,) * self._lengths[index], (-0.1,) * self._lengths[index])
             for index, sequence in running.items()
-            if sequence.is_watched
         }
 
 

@@ -139,7 +139,7 @@ class Idefics2PromptBuilder(ImagePromptBuilder):
 
     def _page(self, crops: int, columns: int) -> str:  # noqa: ARG002 - prompts do not say where a quarter stands
         """Return what stands for a page: each image is a fake token, its image tokens, a fake token."""
-        return (FAKE + IMAGE * self._image_seq_len + FAKE) * crops
+        return (FAKE + IMAGE + FAKE) * crops
 
     def _expanded(self, words: str, crops: Sequence[int], columns: Sequence[int]) -> str:
         """Expand each image to its tokens, by the rules of transformers' processor but page by page.

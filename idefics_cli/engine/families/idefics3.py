@@ -143,15 +143,14 @@ class Idefics3PromptBuilder(ImagePromptBuilder):
         A tile is a fake token, the mark of its row and column, its image tokens; a row ends in a new line. The whole
         page follows behind another new line, between fake tokens.
         """
-        tokens = IMAGE * self._image_seq_len
-        whole = f"{FAKE}{_WHOLE}{tokens}{FAKE}"
+        whole = f"{FAKE}{_WHOLE}{IMAGE}{FAKE}"
         if crops == 1:
             return whole
         rows, rest = divmod(crops - 1, max(1, columns))
         if not columns or rest:
             raise ModelError(f"{self._name}: {crops - 1} tiles do not stand in {columns} columns")
         marks = (
-            "".join(f"{FAKE}<row_{row}_col_{column}>{tokens}" for column in range(1, columns + 1))
+            "".join(f"{FAKE}<row_{row}_col_{column}>{IMAGE}" for column in range(1, columns + 1))
             for row in range(1, rows + 1)
         )
         return "".join(f"{row}\n" for row in marks) + f"\n{whole}"

@@ -31,7 +31,7 @@ class ImagePromptBuilder(AnswerText):
 
         """
         super().__init__(tokenizer)
-        self._name, self._image_seq_len = checkpoint.name, config.image_seq_len
+        self._name = checkpoint.name
         self._special_tokens = self._tokenizer.special_tokens | {IMAGE, FAKE}
         self._form = PromptForm(chat_template_of(checkpoint), template, IMAGE)
         self._shared_tokens = functools.lru_cache(1)(self._tokens_of_shared)
@@ -42,6 +42,7 @@ class ImagePromptBuilder(AnswerText):
                 f"{checkpoint.name}: {IMAGE} is token {self._image_id} of the tokenizer and "
                 f"{config.image_token_id} of the model"
             )
+        self._image_tokens = [self._image_id] * config.image_seq_len
 
     def build(
         self, turns: Sequence[Turn], crops: Sequence[int], shared_turns: int = 0, columns: Sequence[int] = ()
@@ -49,10 +50,10 @@ class ImagePromptBuilder(AnswerText):
         """See `PromptBuilder`."""
         check_turns(turns, self._special_tokens)
         columns = tuple(columns) or (0,) * len(crops)
-        tokens = self._tokenizer.encode(self._expanded(self._form.words(turns), crops, columns))
-        last = max((index for index, token in enumerate(tokens) if token == self._image_id), default=-1)
+        tokens = self._encoded(self._form.words(turns), crops, columns)
+        behind = next((count for count, token in enumerate(reversed(tokens)) if token == self._image_id), len(tokens))
         # The closing fake token belongs to the prefix; at least one token is left behind it.
-        prefix_length = min(last + 2, len(tokens) - 1)
+        prefix_length = min(len(tokens) - behind + 1, len(tokens) - 1)
         if not shared_turns:
             return Prompt(tuple(tokens), prefix_length)
         pages = sum(isinstance(part, PagePart) for turn in turns[:shared_turns] for part in turn.content)
@@ -71,11 +72,18 @@ class ImagePromptBuilder(AnswerText):
 
     @abstractmethod
     def _page(self, crops: int, columns: int) -> str:
-        """Return what stands for a page of so many images in a prompt."""
+        """Return what stands for a page of so many images in a prompt, one image token for all those of an image."""
 
     def _tokens_of_shared(self, turns: tuple[Turn, ...], crops: tuple[int, ...], columns: tuple[int, ...]) -> list[int]:
         """Return the tokens of turns at the start of a prompt; the last few may be others where it goes on."""
-        return self._tokenizer.encode(self._expanded(self._form.words(turns, is_open=False), crops, columns))
+        return self._encoded(self._form.words(turns, is_open=False), crops, columns)
+
+    def _encoded(self, words: str, crops: Sequence[int], columns: Sequence[int]) -> list[int]:
+        """Return the tokens of a text in which pages stand. An image is tokenized as one of its equal tokens."""
+        tokens: list[int] = []
+        for token in self._tokenizer.encode(self._expanded(words, crops, columns)):
+            tokens += self._image_tokens if token == self._image_id else (token,)
+        return tokens
 
     def _expanded(self, words: str, crops: Sequence[int], columns: Sequence[int]) -> str:
         """Expand each page of a text to what stands for it."""

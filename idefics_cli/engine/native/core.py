@@ -88,9 +88,20 @@ class EngineCore:
         scheduler, slots = self._scheduler, self._manager.free_slots
         return EngineStats(len(scheduler.running), scheduler.waiting, self._pages_encoded, self._pages_reused, slots)
 
-    def watched(self) -> dict[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]:
-        """Return the tokens so far, and their log-probabilities, of running sequences that are watched."""
-        return self._runner.watched(self._scheduler.running)
+    def watched(self, *, first_only: bool) -> dict[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]:
+        """Return the tokens so far, and their log-probabilities, of running sequences that are watched.
+
+        Args:
+            first_only: of those that it has not returned any of yet.
+
+        """
+        running = self._scheduler.running
+        told = self._runner.tokens_so_far(
+            {index: one for index, one in running.items() if one.is_watched and not (first_only and one.is_told)}
+        )
+        for sequence in told:
+            sequence.is_told = True
+        return told
 
     def step(self) -> Iterator[Sequence]:
         """Do what is next; yields the sequences that are finished or have failed."""

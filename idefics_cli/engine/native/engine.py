@@ -6,6 +6,7 @@ import dataclasses
 import math
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from idefics_cli.engine.native.sequence import Sequence
 from idefics_cli.engine.native.torch_device import use_device
 from idefics_cli.errors import Failure, FailureKind, ModelError, RowFailedError, first_line
 from idefics_cli.records import Answer, GeneratedTokens, Request
+
+_SECONDS_BETWEEN_TELLING = 0.025  # 40 times a second looks like a flow
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class NativeEngine:
         self._submitted: queue.SimpleQueue[_Submission | _Cancelled | None] = queue.SimpleQueue()
         self._submissions: dict[Sequence, _Submission] = {}
         self._error: ModelError | None = None
+        self._told_at = 0.0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -123,10 +127,7 @@ class NativeEngine:
                     if future.set_running_or_notify_cancel():
                         future.set_result(self._answer(sequence))
                 self.steps += 1
-                for sequence, (ids, logprobs) in self._core.watched().items():
-                    if (told := self._submissions[sequence].on_tokens) is not None:
-                        rules = sequence.rules or self._rules
-                        told(GeneratedTokens(ids, logprobs, self._prompts.decode, rules.stop))
+                self._tell()
         except torch.AcceleratorError as cause:
             error = ModelError(f"the GPU failed and can't go on: {first_line(cause)}")
         except ModelError as cause:
@@ -135,6 +136,17 @@ class NativeEngine:
             error = ModelError(f"the engine failed: {cause!r}")
             error.__cause__ = cause
         self._fail(error)
+
+    def _tell(self) -> None:
+        """Tell of tokens so far: of a first one at once, of others from time to time, since the device waits for it."""
+        now = time.monotonic()
+        is_due = now - self._told_at >= _SECONDS_BETWEEN_TELLING
+        for sequence, (ids, logprobs) in self._core.watched(first_only=not is_due).items():
+            if (told := self._submissions[sequence].on_tokens) is not None:
+                rules = sequence.rules or self._rules
+                told(GeneratedTokens(ids, logprobs, self._prompts.decode, rules.stop))
+        if is_due:
+            self._told_at = now
 
     def _take(self) -> bool:
         """Take submissions, waiting for one if there is nothing to do; says whether the engine goes on."""

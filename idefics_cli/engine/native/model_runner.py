@@ -179,11 +179,12 @@ class ModelRunner:
         """Return the outputs of sequences that are done; waits for the device."""
         return self.decoding.finished(list(running)) if running else {}
 
-    def watched(self, running: Mapping[int, Sequence]) -> dict[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]:
-        """Return the tokens so far, and their log-probabilities, of sequences that are watched."""
-        watched = {index: sequence for index, sequence in running.items() if sequence.is_watched}
-        tokens = self.decoding.tokens_so_far(list(watched)) if watched else {}
-        return {sequence: tokens[index] for index, sequence in watched.items()}
+    def tokens_so_far(
+        self, running: Mapping[int, Sequence]
+    ) -> dict[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]:
+        """Return the tokens so far of running sequences, and their log-probabilities; waits for the device."""
+        tokens = self.decoding.tokens_so_far(list(running)) if running else {}
+        return {sequence: tokens[index] for index, sequence in running.items()}
 
 
 def choose_ops(kernels: Kernels, device: torch.device, head_dim: int) -> Ops:

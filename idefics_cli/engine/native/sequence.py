@@ -56,7 +56,9 @@ class Sequence:
     rules: GenerationRules | None = None
     """How its answer is generated; None is as the engine's are."""
     is_watched: bool = False
-    """Whether its tokens are asked for after each step."""
+    """Whether its tokens are told while they come."""
+    is_told: bool = False
+    """Whether any of them has been."""
     prefix: Prefix | None = None
     """Its part of the KV cache, while it is running."""
     suffix_start: int = 0
