@@ -171,7 +171,7 @@ def test_models_health_and_metrics(client: httpx2.Client) -> None:
     assert client.get("/health").json() == {"status": "ok", "model": "tiny", "loaded": True}
     text = client.get("/metrics").text
     for name in ("requests_total", "sequences", "requests_queued", "pages_encoded_total", "stage_seconds_total"):
-        assert f"\nidefics_cli_{name}" in text
+        assert f"# HELP idefics_cli_{name} " in text
     assert client.get("/nowhere").status_code == 404
     wrong = client.get(PATH)
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "invalid_request_error")

@@ -44,7 +44,7 @@ class BodyReader:
         """Take how long a client may send nothing."""
         self._seconds, self._turns = seconds, asyncio.Semaphore(_TURNS)
 
-    async def read(self, scope: Scope, receive: Receive, room: BodyRoom) -> bytearray:
+    async def read(self, scope: Scope, receive: Receive, room: BodyRoom) -> bytes:
         """Read a body; one that is too large is refused by its length before it is read, else as it grows.
 
         Raises:
@@ -55,41 +55,59 @@ class BodyReader:
         length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit():
             room.grow(int(length))
-        body = bytearray()  # returned as it is: a copy of a page takes as long as to read it
+        body = _Body(receive, room)
         takes_turns = not length.isdigit() or int(length) > _LARGE
         more = True
         while more:
-            more = not takes_turns or await self._read_in_turn(body, receive, room)
+            more = not takes_turns or await self._read_in_turn(body)
             if more:
-                more = await self._read_slowly(body, receive, room)
-        return body
+                more = await self._read_slowly(body)
+        return body.whole()
 
-    async def _read_in_turn(self, body: bytearray, receive: Receive, room: BodyRoom) -> bool:
+    async def _read_in_turn(self, body: _Body) -> bool:
         """Read what comes without a pause; says whether more will come: who sends slowly waits without a turn."""
+        now = asyncio.get_running_loop().time
         async with self._turns:
             with contextlib.suppress(TimeoutError):
-                while await _read_more(body, receive, room, _TURN_SECONDS):
-                    pass
+                async with asyncio.timeout(_TURN_SECONDS) as pause:
+                    while await body.read_more():
+                        pause.reschedule(now() + _TURN_SECONDS)
                 return False
         return True
 
-    async def _read_slowly(self, body: bytearray, receive: Receive, room: BodyRoom) -> bool:
+    async def _read_slowly(self, body: _Body) -> bool:
         try:
-            return await _read_more(body, receive, room, self._seconds)
+            async with asyncio.timeout(self._seconds):
+                return await body.read_more()
         except TimeoutError as error:
             words = f"nothing of the body came for {self._seconds:g} seconds"
             raise ApiError(408, words, code="body_too_slow") from error
 
 
-async def _read_more(body: bytearray, receive: Receive, room: BodyRoom, seconds: float) -> bool:
-    """Add to a body what comes next; says whether more will come. Raises TimeoutError when nothing does in time."""
-    async with asyncio.timeout(seconds):
-        message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientLeftError
-    body += message.get("body", b"")
-    room.grow(len(body))
-    return bool(message.get("more_body", False))
+class _Body:
+    """A body on its way, in the parts that came: one that grew would be copied several times."""
+
+    def __init__(self, receive: Receive, room: BodyRoom) -> None:
+        self._receive, self._room = receive, room
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    async def read_more(self) -> bool:
+        """Read what comes next; says whether more will come."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
+        part = message.get("body", b"")
+        self._parts.append(part)
+        self._size += len(part)
+        self._room.grow(self._size)
+        return bool(message.get("more_body", False))
+
+    def whole(self) -> bytes:
+        """Return it; its parts are let go."""
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        return whole
 
 
 async def client_left(receive: Receive) -> None:
