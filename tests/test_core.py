@@ -90,7 +90,8 @@ def drive(core: EngineCore, asked: Sequence[Asked]) -> Found:
     for step in range(MOST_STEPS):
         if later and step >= 3:
             core.add(later.pop(0))
-        for sequence in core.step():
+        meanwhile: list[int] = []
+        for sequence in core.step(lambda: meanwhile.append(1)):  # noqa: B023
             assert number[sequence] not in found
             if sequence.failure is not None:
                 assert sequence.failure.kind is FailureKind.OUT_OF_MEMORY
@@ -98,6 +99,7 @@ def drive(core: EngineCore, asked: Sequence[Asked]) -> Found:
             else:
                 assert sequence.output is not None
                 found[number[sequence]] = (sequence.output.tokens, sequence.output.logprob)
+        assert len(meanwhile) == 1
         if not core.has_work and not later:
             return found
     raise AssertionError(f"not done after {MOST_STEPS} steps: {found}")

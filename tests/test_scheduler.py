@@ -71,7 +71,7 @@ def test_the_batch_is_filled_before_it_is_prefilled(waiting: int, count: int, ru
 
 def test_sequences_that_come_one_by_one_are_prefilled_every_few_steps() -> None:
     cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, steps_between_prefills=2)
-    for _ in range(4):
+    for _ in range(2):
         ready(scheduler, 1)
         assert scheduler.next_action() is Action.PREFILL  # the few that are running lose little by it
         scheduler.admit(cache)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import heapq
+import math
 import mmap
 import os
 import threading
@@ -112,7 +113,7 @@ def read_crops(buffer: Buffer, shapes: Sequence[tuple[int, ...]]) -> tuple[Crop,
     """Return the crops of a slot without copying them; they keep it taken."""
     crops, start = [], 0
     for shape in shapes:
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         crops.append(np.frombuffer(memoryview(buffer), np.uint8, size, start).reshape(shape))
         start += size
     return tuple(crops)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 
 import torch
@@ -103,16 +103,24 @@ class EngineCore:
             sequence.is_told = True
         return told
 
-    def step(self) -> Iterator[Sequence]:
-        """Do what is next; yields the sequences that are finished or have failed."""
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Sequence]:
+        """Do what is next; yields the sequences that are finished or have failed.
+
+        Args:
+            meanwhile: called once while the device computes, before it is waited for.
+
+        """
         action = self._scheduler.next_action()
         if action is Action.ENCODE:
+            meanwhile()  # pages are encoded ahead of what is waited for
             yield from self._encode()
         elif action is Action.PREFILL:
             yield from self._prefill()
+            meanwhile()
             yield from self._finished()
         elif action is Action.DECODE:
             yield from self._decode()
+            meanwhile()
             yield from self._finished()
 
     # --- pages ---

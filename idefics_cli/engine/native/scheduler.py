@@ -29,8 +29,8 @@ class Scheduler:
         Args:
             max_num_seqs: sequences decoded together, at most.
             max_new_tokens: of an answer.
-            steps_between_prefills: of decoding, while half of the batch is running and less than a quarter ready: for
-                where a prefill of few sequences takes as long as one of many.
+            steps_between_prefills: of decoding, while a quarter of the batch is running and less than a quarter ready:
+                for where a prefill of few sequences takes as long as one of many.
 
         """
         self.max_num_seqs = max_num_seqs
@@ -76,8 +76,7 @@ class Scheduler:
         if wanted > 0 and (not self.running or wanted >= min(pending, quarter)):
             if len(self.ready) < wanted:
                 return Action.ENCODE
-            is_half_empty = len(self.running) < self.max_num_seqs // 2
-            if is_half_empty or wanted >= quarter or self._steps >= self._steps_between_prefills:
+            if len(self.running) < quarter or wanted >= quarter or self._steps >= self._steps_between_prefills:
                 return Action.PREFILL
         return Action.DECODE if self.running else Action.NOTHING
 
