@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from starlette.types import Receive, Scope, Send
 
 from idefics_cli.openai_api.errors import ApiError
-from idefics_cli.server.admission import BodyRoom
+from idefics_cli.server.admission import STOPPING, BodyRoom
 
 _BODY_SECONDS = 30.0  # without a byte of the body
 _TURNS = 2  # bodies that are read at once
@@ -22,6 +23,9 @@ _DRAIN_SECONDS = 10.0  # a client reads a refusal only once it has sent what it 
 
 class ClientLeftError(Exception):
     """The client has closed its connection."""
+
+
+_LAST_DRAIN_SECONDS = 0.5  # of a server that stops
 
 
 @dataclass(slots=True)
@@ -123,10 +127,10 @@ async def client_left(receive: Receive) -> None:
         pass
 
 
-async def _drained(receive: Receive) -> None:
+async def _drained(receive: Receive, seconds: float) -> None:
     """Read and drop what a refused client still sends, for a while."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DRAIN_SECONDS):
+        async with asyncio.timeout(seconds):
             while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
                 pass
 
@@ -140,7 +144,9 @@ async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send, re
         return
     headers = [(b"retry-after", str(error.retry_after).encode())] if error.retry_after is not None else []
     is_waiting = reply.is_body_read or b"expect" in dict(scope["headers"])
-    await send_json(send, error.status, error.body, headers, None if is_waiting else lambda: _drained(receive))
+    seconds = _LAST_DRAIN_SECONDS if error.code == STOPPING else _DRAIN_SECONDS
+    drain = None if is_waiting else functools.partial(_drained, receive, seconds)
+    await send_json(send, error.status, error.body, headers, drain)
 
 
 async def send_json(
