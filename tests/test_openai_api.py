@@ -164,7 +164,8 @@ def test_characters_are_sent_whole_and_shrinking_answers_add_nothing() -> None:
 
 
 def test_tokens_with_their_log_probabilities_add_up_to_the_answer() -> None:
-    whole = logprobs_of(so_far(len(PIECES), "End"))
+    tokens = so_far(len(PIECES), "End")
+    whole = logprobs_of(Answer("Hello world.", tokens=tokens))
     assert whole is not None
     entries: Any = whole["content"]
     assert "".join(entry["token"] for entry in entries) == "Hello world."
@@ -173,8 +174,16 @@ def test_tokens_with_their_log_probabilities_add_up_to_the_answer() -> None:
     stream = TokenStream()
     assert [entry for count in range(1, len(PIECES) + 1) for entry in stream.added(so_far(count, "End"))] == entries
     held = so_far(6, "End")  # ends with what a stop string begins with
-    assert "".join(str(entry["token"]) for entry in TokenStream().added(held, is_whole=True)) == "Hello world. E"
-    assert logprobs_of(None) is None
+    assert (
+        "".join(str(entry["token"]) for entry in TokenStream().added(held, whole="Hello world. E")) == "Hello world. E"
+    )
+    assert logprobs_of(Answer("x")) is None
+
+
+def test_the_tokens_of_a_stop_string_that_ends_in_a_space_are_none_of_the_answer() -> None:
+    texts = ["1", "10", "10"]  # of a decoder that strips: the last token is the space of "0 "
+    tokens = GeneratedTokens((0, 1, 2), (0.0,) * 3, lambda ids: texts[len(ids) - 1], ("0 ",))
+    assert [entry["token"] for entry in TokenStream().added(tokens, whole="1")] == ["1"]
 
 
 def test_chunks_have_the_form_of_the_api() -> None:

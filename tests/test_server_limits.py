@@ -158,6 +158,19 @@ def test_a_server_that_stops_does_not_wait_for_ever() -> None:
         until(lambda: engine.withdrawn == 1)
 
 
+@pytest.mark.parametrize("sent", [100, 200_000])
+def test_a_body_on_its_way_is_refused_when_the_server_stops(sent: int) -> None:
+    with serving_fake(ServeSettings(port=0, stop_timeout=0.2)) as (server, client, _):
+        url = client.base_url
+        with socket.create_connection((url.host, url.port or 0), 20) as slow:
+            slow.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n".encode() + b" " * sent)
+            until(lambda: server.admission.held == 1)
+            server.stop()
+            answer = b"".join(iter(lambda: slow.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"stopping"' in answer
+
+
 def test_failures_have_the_codes_that_clients_go_by(served: Served) -> None:
     _, client, _ = served
     reply = client.post(PATH, json=asking("fail", image("notice.bmp")))

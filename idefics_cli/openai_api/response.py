@@ -29,7 +29,7 @@ class Completion:
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": logprobs_of(answer.tokens) if logprobs else None,
+            "logprobs": logprobs_of(answer) if logprobs else None,
             "finish_reason": _finish_reason(answer),
         }
         own = {
@@ -98,9 +98,11 @@ def usage_of(answer: Answer) -> dict[str, int]:
     return {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.new_tokens, "total_tokens": total}
 
 
-def logprobs_of(tokens: GeneratedTokens | None) -> dict[str, object] | None:
+def logprobs_of(answer: Answer) -> dict[str, object] | None:
     """Return the tokens of an answer with their log-probabilities; None where the engine does not say."""
-    return None if tokens is None else {"content": TokenStream().added(tokens, is_whole=True), "refusal": None}
+    if answer.tokens is None:
+        return None
+    return {"content": TokenStream().added(answer.tokens, whole=answer.text), "refusal": None}
 
 
 class TokenStream:
@@ -112,11 +114,12 @@ class TokenStream:
     def __init__(self) -> None:
         self._count, self._text = 0, ""
 
-    def added(self, tokens: GeneratedTokens, *, is_whole: bool = False) -> list[dict[str, object]]:
-        """Return the tokens since the last call; `is_whole` says that the answer has no others."""
+    def added(self, tokens: GeneratedTokens, *, whole: str | None = None) -> list[dict[str, object]]:
+        """Return the tokens since the last call; `whole` is the text of an answer that has no others."""
         found: list[dict[str, object]] = []
         for count in range(self._count + 1, len(tokens.ids) + 1):
-            text = _safe_text(tokens, count, is_whole=is_whole and count == len(tokens.ids))
+            is_last = count == len(tokens.ids)
+            text = whole if is_last and whole is not None else _safe_text(tokens, count)
             if text.startswith(self._text) and len(text) > len(self._text):
                 new, self._text = text[len(self._text) :], text
                 logprob = tokens.logprobs[count - 1]
@@ -146,13 +149,12 @@ class TextStream:
         return added
 
 
-def _safe_text(tokens: GeneratedTokens, count: int, *, is_whole: bool = False) -> str:
+def _safe_text(tokens: GeneratedTokens, count: int) -> str:
     """Return the text of so many tokens of an answer, without what those that follow may take back."""
     text, stop = tokens.decode(tokens.ids[:count]), tokens.stop
     text = text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
-    if not is_whole:
-        text = text.rstrip(_HELD_BACK)
-        text = text[: len(text) - max((_overlap(text, one) for one in stop), default=0)]
+    text = text.rstrip(_HELD_BACK)
+    text = text[: len(text) - max((_overlap(text, one) for one in stop), default=0)]
     return text.rstrip()  # no answer ends with spaces
 
 

@@ -11,6 +11,9 @@ from idefics_cli.openai_api.errors import ApiError
 _RETRY_AFTER = 2  # seconds
 _BODIES = 8  # of the largest size
 
+STOPPING = "stopping"
+"""The code of a refusal by a server that stops."""
+
 
 class Admission:
     """Lets requests in while there is room. Used from the event loop alone."""
@@ -34,7 +37,7 @@ class Admission:
 
         """
         if self.is_stopping:
-            raise ApiError(503, "the server is stopping", code="stopping", retry_after=_RETRY_AFTER)
+            raise ApiError(503, "the server is stopping", code=STOPPING, retry_after=_RETRY_AFTER)
         if self.held >= self._max_requests:
             raise _full(f"{self.held} requests are held already (--max-queue)")
         self.held += 1

@@ -20,7 +20,7 @@ from idefics_cli.openai_api.errors import ApiError, error_of
 from idefics_cli.openai_api.request import ChatRequest
 from idefics_cli.openai_api.response import Completion, TextStream, TokenStream, event
 from idefics_cli.records import Answer, Request
-from idefics_cli.server.admission import Admission, BodyRoom
+from idefics_cli.server.admission import STOPPING, Admission, BodyRoom
 from idefics_cli.server.chat import ChatPreparer
 from idefics_cli.server.exchange import BodyReader, ClientLeftError, Reply, client_left, refuse, send_json
 from idefics_cli.server.metrics import Metrics
@@ -83,7 +83,7 @@ class ChatCompletions:
     async def _answered(
         self, scope: Scope, receive: Receive, send: Send, reply: Reply, room: BodyRoom, started: float
     ) -> None:
-        body = await self._bodies.read(scope, receive, room)
+        body = await self._body(scope, receive, room)
         reply.is_body_read = True
         answering = asyncio.ensure_future(self._answer(body, send, room, started))
         del body
@@ -94,7 +94,7 @@ class ChatCompletions:
             if not answering.done() and leaving.done():
                 raise ClientLeftError
             if not answering.done():
-                raise ApiError(503, "the server has stopped before the answer was there", code="stopping")
+                raise _stopped("the answer was there")
             await answering
         finally:
             for task in (answering, leaving, stopping):
@@ -102,6 +102,21 @@ class ChatCompletions:
             await asyncio.gather(answering, leaving, stopping, return_exceptions=True)
             # An error's frames would hold the task that holds the error, and so the body until garbage is collected.
             del answering, leaving, stopping, task
+
+    async def _body(self, scope: Scope, receive: Receive, room: BodyRoom) -> bytes:
+        """Read a body, unless the server stops first."""
+        reading = asyncio.ensure_future(self._bodies.read(scope, receive, room))
+        stopping = asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise _stopped("the question was there")
+            return await reading
+        finally:
+            for task in (reading, stopping):
+                task.cancel()
+            await asyncio.gather(reading, stopping, return_exceptions=True)
+            del reading, stopping, task  # as below
 
     async def _answer(self, body: bytes, send: Send, room: BodyRoom, started: float) -> None:
         with self._metrics.queued.track_inprogress():
@@ -161,7 +176,7 @@ class ChatCompletions:
             await news.wait()
         whole = self._checked(answer.result())
         rest = text.rest(whole)
-        entries = tokens.added(whole.tokens, is_whole=True) if chat.logprobs and whole.tokens is not None else None
+        entries = tokens.added(whole.tokens, whole=whole.text) if chat.logprobs and whole.tokens is not None else None
         if rest or entries:
             unsent += chunks.text(rest, entries)
         return unsent + chunks.end(whole, include_usage=chat.include_usage)
@@ -191,6 +206,10 @@ class ChatCompletions:
 
 
 _EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+def _stopped(event: str) -> ApiError:
+    return ApiError(503, f"the server has stopped before {event}", code=STOPPING)
 
 
 def _withdraw(submitting: Future[Future[Answer]]) -> None:

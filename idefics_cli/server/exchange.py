@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -11,17 +12,20 @@ from dataclasses import dataclass
 from starlette.types import Receive, Scope, Send
 
 from idefics_cli.openai_api.errors import ApiError
-from idefics_cli.server.admission import BodyRoom
+from idefics_cli.server.admission import STOPPING, BodyRoom
 
 _BODY_SECONDS = 30.0  # without a byte of the body
-_LARGE = 1 << 16  # bytes of a body that takes a turn
 _TURNS = 2  # bodies that are read at once
-_TURN_SECONDS = 0.02  # without a byte of the body: the turn goes to another
+_PIECE = 1 << 16  # bytes that earn a body a turn
+_PIECE_SECONDS = 0.02  # without as many more: the turn goes to another
 _DRAIN_SECONDS = 10.0  # a client reads a refusal only once it has sent what it wanted to
 
 
 class ClientLeftError(Exception):
     """The client has closed its connection."""
+
+
+_LAST_DRAIN_SECONDS = 0.5  # of a server that stops
 
 
 @dataclass(slots=True)
@@ -37,7 +41,8 @@ class BodyReader:
     """Reads bodies, large ones in turn.
 
     Clients often send at the same time: those that wait for answers of one batch. Read side by side their bodies would
-    all be there only when the last one is, and the engine have nothing to do until then.
+    all be there only when the last one is, and the engine have nothing to do until then. Who sends slowly has no turn:
+    a body has one once a piece of it came, and until the next piece is late.
     """
 
     def __init__(self, *, seconds: float = _BODY_SECONDS) -> None:
@@ -56,32 +61,37 @@ class BodyReader:
         if length.isdigit():
             room.grow(int(length))
         body = _Body(receive, room)
-        takes_turns = not length.isdigit() or int(length) > _LARGE
         more = True
         while more:
-            more = not takes_turns or await self._read_in_turn(body)
-            if more:
-                more = await self._read_slowly(body)
+            more = await self._read_slowly(body) and await self._read_in_turn(body)
         return body.whole()
 
-    async def _read_in_turn(self, body: _Body) -> bool:
-        """Read what comes without a pause; says whether more will come: who sends slowly waits without a turn."""
-        now = asyncio.get_running_loop().time
-        async with self._turns:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TURN_SECONDS) as pause:
-                    while await body.read_more():
-                        pause.reschedule(now() + _TURN_SECONDS)
-                return False
+    async def _read_slowly(self, body: _Body) -> bool:
+        """Read a piece however slowly it comes; says whether more will come."""
+        enough = body.size + _PIECE
+        while body.size < enough:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    if not await body.read_more():
+                        return False
+            except TimeoutError as error:
+                words = f"nothing of the body came for {self._seconds:g} seconds"
+                raise ApiError(408, words, code="body_too_slow") from error
         return True
 
-    async def _read_slowly(self, body: _Body) -> bool:
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await body.read_more()
-        except TimeoutError as error:
-            words = f"nothing of the body came for {self._seconds:g} seconds"
-            raise ApiError(408, words, code="body_too_slow") from error
+    async def _read_in_turn(self, body: _Body) -> bool:
+        """Read pieces that come fast; says whether more will come."""
+        now = asyncio.get_running_loop().time
+        async with self._turns:
+            enough = body.size + _PIECE
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PIECE_SECONDS) as limit:
+                    while await body.read_more():
+                        if body.size >= enough:  # a byte now and then keeps no turn
+                            enough = body.size + _PIECE
+                            limit.reschedule(now() + _PIECE_SECONDS)
+                return False
+        return True
 
 
 class _Body:
@@ -90,7 +100,8 @@ class _Body:
     def __init__(self, receive: Receive, room: BodyRoom) -> None:
         self._receive, self._room = receive, room
         self._parts: list[bytes] = []
-        self._size = 0
+        self.size = 0
+        """Bytes that came."""
 
     async def read_more(self) -> bool:
         """Read what comes next; says whether more will come."""
@@ -99,8 +110,8 @@ class _Body:
             raise ClientLeftError
         part = message.get("body", b"")
         self._parts.append(part)
-        self._size += len(part)
-        self._room.grow(self._size)
+        self.size += len(part)
+        self._room.grow(self.size)
         return bool(message.get("more_body", False))
 
     def whole(self) -> bytes:
@@ -116,10 +127,10 @@ async def client_left(receive: Receive) -> None:
         pass
 
 
-async def _drained(receive: Receive) -> None:
+async def _drained(receive: Receive, seconds: float) -> None:
     """Read and drop what a refused client still sends, for a while."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DRAIN_SECONDS):
+        async with asyncio.timeout(seconds):
             while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
                 pass
 
@@ -133,7 +144,9 @@ async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send, re
         return
     headers = [(b"retry-after", str(error.retry_after).encode())] if error.retry_after is not None else []
     is_waiting = reply.is_body_read or b"expect" in dict(scope["headers"])
-    await send_json(send, error.status, error.body, headers, None if is_waiting else lambda: _drained(receive))
+    seconds = _LAST_DRAIN_SECONDS if error.code == STOPPING else _DRAIN_SECONDS
+    drain = None if is_waiting else functools.partial(_drained, receive, seconds)
+    await send_json(send, error.status, error.body, headers, drain)
 
 
 async def send_json(
