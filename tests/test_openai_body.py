@@ -29,8 +29,9 @@ def put_back(value: object, uris: dict[str, str]) -> object:
 def test_a_body_is_what_json_makes_of_it(value: object, indent: int | None) -> None:
     for escaped in (True, False):
         written = json.dumps(value, indent=indent, ensure_ascii=escaped).encode()
-        parsed, uris = parse_body(written)
-        assert put_back(parsed, {name: str(uri, "utf-8") for name, uri in uris.items()}) == value
+        for body in (written, bytearray(written)):
+            parsed, uris = parse_body(body)
+            assert put_back(parsed, {name: str(uri, "utf-8") for name, uri in uris.items()}) == value
     assert json.loads(json.dumps(value).encode("utf-16")) == parse_body(json.dumps(value).encode("utf-16"))[0]
 
 

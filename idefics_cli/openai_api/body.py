@@ -13,7 +13,7 @@ _KEY = re.compile(rb'"(?:url|image_url|file_data)"[ \t\r\n]*:[ \t\r\n]*\Z')  # o
 _KEY_LENGTH = 40
 
 
-def parse_body(body: bytes) -> tuple[object, Mapping[str, memoryview]]:
+def parse_body(body: bytes | bytearray) -> tuple[object, Mapping[str, memoryview]]:
     """Return the object that a body holds, with a short name in the place of each data URI, and these by their names.
 
     `json.loads` would go through a page's 900,000 characters one by one and copy them, while no other thread runs. A

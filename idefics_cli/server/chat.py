@@ -71,7 +71,7 @@ class ChatPreparer:
         """Delete what is kept in files."""
         self._documents.close()
 
-    def prepare(self, body: bytes) -> PreparedChat:
+    def prepare(self, body: bytes | bytearray) -> PreparedChat:
         """Read a body and prepare its pages; waits for the page processes.
 
         Raises:

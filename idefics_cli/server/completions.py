@@ -103,7 +103,7 @@ class ChatCompletions:
             # An error's frames would hold the task that holds the error, and so the body until garbage is collected.
             del answering, leaving, stopping, task
 
-    async def _body(self, scope: Scope, receive: Receive, room: BodyRoom) -> bytes:
+    async def _body(self, scope: Scope, receive: Receive, room: BodyRoom) -> bytearray:
         """Read a body, unless the server stops first."""
         reading = asyncio.ensure_future(self._bodies.read(scope, receive, room))
         stopping = asyncio.ensure_future(self._stopped.wait())
@@ -118,7 +118,7 @@ class ChatCompletions:
             await asyncio.gather(reading, stopping, return_exceptions=True)
             del reading, stopping, task  # as below
 
-    async def _answer(self, body: bytes, send: Send, room: BodyRoom, started: float) -> None:
+    async def _answer(self, body: bytearray, send: Send, room: BodyRoom, started: float) -> None:
         with self._metrics.queued.track_inprogress():
             async with self._preparing:
                 prepared = await self._in_thread(self._preparer.prepare, body)
@@ -197,7 +197,7 @@ class ChatCompletions:
             submitting.add_done_callback(_withdraw)
             raise
 
-    async def _in_thread(self, call: Callable[[bytes], _Result], body: bytes) -> _Result:
+    async def _in_thread(self, call: Callable[[bytearray], _Result], body: bytearray) -> _Result:
         running = asyncio.get_running_loop().run_in_executor(self._threads, call, body)
         try:
             return await running

@@ -49,7 +49,7 @@ class BodyReader:
         """Take how long a client may send nothing."""
         self._seconds, self._turns = seconds, asyncio.Semaphore(_TURNS)
 
-    async def read(self, scope: Scope, receive: Receive, room: BodyRoom) -> bytes:
+    async def read(self, scope: Scope, receive: Receive, room: BodyRoom) -> bytearray:
         """Read a body; one that is too large is refused by its length before it is read, else as it grows.
 
         Raises:
@@ -64,7 +64,7 @@ class BodyReader:
         more = True
         while more:
             more = await self._read_slowly(body) and await self._read_in_turn(body)
-        return body.whole()
+        return body.whole
 
     async def _read_slowly(self, body: _Body) -> bool:
         """Read a piece however slowly it comes; says whether more will come."""
@@ -95,30 +95,25 @@ class BodyReader:
 
 
 class _Body:
-    """A body on its way, in the parts that came: one that grew would be copied several times."""
+    """A body on its way."""
 
     def __init__(self, receive: Receive, room: BodyRoom) -> None:
         self._receive, self._room = receive, room
-        self._parts: list[bytes] = []
-        self.size = 0
+        self.whole = bytearray()  # used as it is: a copy of a page takes as long as to read it
+
+    @property
+    def size(self) -> int:
         """Bytes that came."""
+        return len(self.whole)
 
     async def read_more(self) -> bool:
         """Read what comes next; says whether more will come."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientLeftError
-        part = message.get("body", b"")
-        self._parts.append(part)
-        self.size += len(part)
+        self.whole += message.get("body", b"")
         self._room.grow(self.size)
         return bool(message.get("more_body", False))
-
-    def whole(self) -> bytes:
-        """Return it; its parts are let go."""
-        whole = b"".join(self._parts)
-        self._parts.clear()
-        return whole
 
 
 async def client_left(receive: Receive) -> None:
