@@ -19,13 +19,11 @@ _TURNS = 2  # bodies that are read at once
 _PIECE = 1 << 16  # bytes that earn a body a turn
 _PIECE_SECONDS = 0.02  # without as many more: the turn goes to another
 _DRAIN_SECONDS = 10.0  # a client reads a refusal only once it has sent what it wanted to
+_LAST_DRAIN_SECONDS = 0.5  # of a server that stops
 
 
 class ClientLeftError(Exception):
     """The client has closed its connection."""
-
-
-_LAST_DRAIN_SECONDS = 0.5  # of a server that stops
 
 
 @dataclass(slots=True)

@@ -123,8 +123,7 @@ class Server:
             self.engine.load()
             place = f"http://{_shown_host(serve.host)}:{sockets[0].getsockname()[1]}/v1 and " if sockets else ""
             self._on_ready(f"{place}{jobs.path}")
-            with asyncio.Runner(loop_factory=_new_event_loop()) as runner:
-                is_all_answered = runner.run(self._serve(pool, sockets, jobs))
+            is_all_answered = asyncio.run(self._serve(pool, sockets, jobs))
         if self.failure is not None:
             raise self.failure
         return is_all_answered
@@ -216,15 +215,6 @@ def listening(settings: ServeSettings) -> Iterator[socket.socket]:
             raise UsageError(f"{flags}: {error.strerror or error}{way_out}") from error
         listener.setblocking(False)
         yield listener
-
-
-def _new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes an event loop: uvloop, which reads a page's body in half the time, where it runs."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _shown_host(host: str) -> str:
