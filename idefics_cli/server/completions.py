@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -41,14 +41,16 @@ class ChatCompletions:
         """Take what answers, and within which limits."""
         self._engine, self._preparer, self._admission = engine, preparer, admission
         self._metrics, self._model_name = metrics, model_name
-        self._stopped, self._desk, self._bodies = asyncio.Event(), NewsDesk(), BodyReader()
+        self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._desk, self._bodies = NewsDesk(), BodyReader()
         self._preparing = asyncio.Semaphore(_PREPARED_AHEAD)
         self._engine_room = asyncio.Semaphore(engine.info.capacity)
         self._threads = ThreadPoolExecutor(2 * _PREPARED_AHEAD, "request")
 
     async def stop(self) -> None:
         """Refuse what is not answered."""
-        self._stopped.set()
+        if not self._stopped.done():
+            self._stopped.set_result(None)
         while self._admission.held:
             await asyncio.sleep(0.01)
 
@@ -88,35 +90,33 @@ class ChatCompletions:
         answering = asyncio.ensure_future(self._answer(body, send, room, started))
         del body
         leaving = asyncio.ensure_future(client_left(receive))
-        stopping = asyncio.ensure_future(self._stopped.wait())
         try:
-            await asyncio.wait([answering, leaving, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([answering, leaving, self._stopped], return_when=asyncio.FIRST_COMPLETED)
             if not answering.done() and leaving.done():
                 raise ClientLeftError
             if not answering.done():
                 raise _stopped("the answer was there")
             await answering
         finally:
-            for task in (answering, leaving, stopping):
+            for task in (answering, leaving):
                 task.cancel()
-            await asyncio.gather(answering, leaving, stopping, return_exceptions=True)
+            await asyncio.gather(answering, leaving, return_exceptions=True)
             # An error's frames would hold the task that holds the error, and so the body until garbage is collected.
-            del answering, leaving, stopping, task
+            del answering, leaving, task
 
     async def _body(self, scope: Scope, receive: Receive, room: BodyRoom) -> bytearray:
         """Read a body, unless the server stops first."""
-        reading = asyncio.ensure_future(self._bodies.read(scope, receive, room))
-        stopping = asyncio.ensure_future(self._stopped.wait())
+        reading: asyncio.Future[bytearray] = asyncio.ensure_future(self._bodies.read(scope, receive, room))
+        awaited: list[asyncio.Future[Any]] = [reading, self._stopped]
         try:
-            await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
                 raise _stopped("the question was there")
             return await reading
         finally:
-            for task in (reading, stopping):
-                task.cancel()
-            await asyncio.gather(reading, stopping, return_exceptions=True)
-            del reading, stopping, task  # as below
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            del reading, awaited  # as above
 
     async def _answer(self, body: bytearray, send: Send, room: BodyRoom, started: float) -> None:
         with self._metrics.queued.track_inprogress():
