@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,7 +282,7 @@ def test_a_run_whose_server_is_killed_says_so_and_goes_on_with_resume(tmp_path: 
         process.end(signal.SIGKILL)
         _, said = run.communicate(timeout=120)
     assert run.returncode == 4
-    assert "is lost" in said
+    assert "has gone, or is stopping" in said
     assert "--resume" in said
     done = command(*asked, "--resume", runtime=folder)
     assert done.returncode == 0, done.stderr
@@ -344,6 +345,41 @@ def test_servers_of_another_version_and_ones_that_say_nothing_are_left_alone(
     assert answer == "Erik Kansfield\n"
     assert "another version" in said
     path.unlink(missing_ok=True)
+
+
+GREETING = """
+import sys
+from multiprocessing.connection import Client, Listener
+from idefics_cli.local_socket.handshake import greet
+
+_, end, address = sys.argv
+connection = Client(address) if end == "client" else Listener(address).accept()
+sys.exit(not greet(connection))
+"""
+
+
+def test_servers_of_another_installation_or_of_files_that_changed_are_left_alone(tmp_path: Path) -> None:
+    here, there = SAMPLES.parent.parent, tmp_path / "other"
+    copied = shutil.copytree(here / "idefics_cli", there / "idefics_cli")
+    address = tmp_path / "socket"
+
+    def end(name: str, installed: Path) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        return subprocess.Popen([sys.executable, "-P", "-c", GREETING, name, address], env=environment)
+
+    def are_the_same(first: Path, second: Path, *, is_changed: bool = False) -> bool:
+        server = end("server", first)
+        until(address.exists)
+        if is_changed:
+            os.utime(copied / "pipeline.py")
+        codes = {end("client", second).wait(60), server.wait(60)}
+        address.unlink(missing_ok=True)
+        assert len(codes) == 1
+        return codes == {0}
+
+    assert are_the_same(there, there)
+    assert not are_the_same(here, there)
+    assert not are_the_same(there, there, is_changed=True)
 
 
 def test_only_sockets_that_are_private_are_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

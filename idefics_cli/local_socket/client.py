@@ -169,7 +169,7 @@ def _opened(path: Path, settings: RunSettings) -> tuple[Connection, Accepted] | 
     with contextlib.ExitStack() as stack:
         stack.callback(connection.close)
         if not greet(connection):
-            return "it is another version of idefics-cli"
+            return "it is another version of idefics-cli, or another installation, or its files have changed"
         connection.send(Hello(travelling(settings), Source.of(settings.model)))
         answer = received(connection)
         if isinstance(answer, Refused):

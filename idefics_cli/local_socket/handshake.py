@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from idefics_cli import __version__
 from idefics_cli.config import ModelSettings, PageSettings, RunSettings
 
 _PROTOCOL = 1
-_GREETING = json.dumps({"idefics-cli": __version__, "protocol": _PROTOCOL}).encode()
 _MOST_BYTES = 1024  # of a greeting: it is read before anything is trusted
 SECONDS = 10.0
 """That either waits for the other's part."""
@@ -89,7 +89,7 @@ class Refused:
 
 
 def greet(connection: Connection) -> bool:
-    """Tell the other end which version this is; says whether it is the same there.
+    """Tell the other end which version and installation this is; says whether it is the same there.
 
     Raises:
         EOFError: it has gone, or says nothing.
@@ -100,6 +100,17 @@ def greet(connection: Connection) -> bool:
     if not connection.poll(SECONDS):
         raise EOFError
     return connection.recv_bytes(_MOST_BYTES) == _GREETING
+
+
+def _installation() -> str:
+    """Return what another installation of this version, or this one after a change, has another of."""
+    package = Path(__file__).resolve().parents[1]
+    newest = max((file.stat().st_mtime_ns for file in package.rglob("*.py")), default=0)
+    return hashlib.sha256(f"{package}\0{newest}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+_GREETING = json.dumps({"idefics-cli": __version__, "protocol": _PROTOCOL, "installation": _installation()}).encode()
+"""As the files were when this process began."""
 
 
 def travelling(settings: RunSettings) -> RunSettings:

@@ -33,7 +33,8 @@ class ServerPool:
         """
         if not self._is_first:
             raise ModelError(
-                f"the server at {self.path} is lost: go on with --resume, and without a server with --no-server"
+                f"the server at {self.path} has gone, or is stopping; what is answered is kept: run it again with "
+                "--resume, and with --no-server to use no server"
             )
         self._is_first = False
         return True

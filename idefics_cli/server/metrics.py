@@ -31,7 +31,7 @@ class Metrics:
         self._page_hits = self._counter("pages_prepared_hits", "Pages of requests that were prepared already.")
         seconds = self._counter("stage_seconds", "Seconds spent, by stage.", "stage")
         self._seconds = {stage: seconds.labels(stage) for stage in _STAGES}
-        tokens = self._counter("tokens", "Tokens read (prompt) and written (answer).", "kind")
+        tokens = self._counter("tokens", "Tokens read (prompt) and written (answer), over HTTP.", "kind")
         self._prompt_tokens, self._answer_tokens = tokens.labels("prompt"), tokens.labels("answer")
         self.latency = self._histogram("request_seconds", "From a request's first byte to its last.")
         self.first_token = self._histogram("first_token_seconds", "To the first token of streams.")

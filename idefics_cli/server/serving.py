@@ -151,6 +151,8 @@ class Server:
             while not self._stop.is_set() and not (serving and serving.done()):
                 await asyncio.sleep(_POLL_SECONDS)
             self.admission.is_stopping = True
+            if held := self.admission.held + jobs.active:
+                self._on_note(f"stopping: {held:,} clients wait for answers; told to stop again it ends at once")
             is_all_answered = await self._drain(jobs)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(completions.stop(), _SECONDS_TO_REFUSE)

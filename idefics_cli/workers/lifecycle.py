@@ -100,10 +100,11 @@ class Lifecycle:
             error = ModelError(f"{words}no worker is left: none could {failed}")
             self._give_up(index, f"{words}given up: it could not {failed}", error)
             return
-        self._on_note(f"{words}started again, and its {len(worker.held):,} unanswered questions go first")
+        held = len(worker.held)
         self._silence.forget(index)
         self._supervisor.lose(index, is_blameless=is_blameless)
         self.start(index)
+        self._on_note(f"{words}started again, and its {held:,} unanswered questions go first")
 
     def _replace(self, index: int, why: str) -> None:
         self._pool.end(index)
