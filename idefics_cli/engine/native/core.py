@@ -111,14 +111,16 @@ class EngineCore:
 
         """
         action = self._scheduler.next_action()
-        if action is Action.ENCODE:
+        if action is Action.NOTHING:
+            meanwhile()
+        elif action is Action.ENCODE:
             meanwhile()  # pages are encoded ahead of what is waited for
             yield from self._encode()
         elif action is Action.PREFILL:
             yield from self._prefill()
             meanwhile()
             yield from self._finished()
-        elif action is Action.DECODE:
+        else:
             yield from self._decode()
             meanwhile()
             yield from self._finished()
