@@ -26,7 +26,7 @@ from idefics_cli.errors import Failure, FailureKind, ModelError
 from idefics_cli.records import PreparedPage
 
 _LEAST_BATCHED_TOKENS = 64
-_STEPS_BETWEEN_PREFILLS = 4  # of padded batches: a prefill of one question takes as long as a few steps
+_STEPS_BETWEEN_PREFILLS = 4  # of padded batches: a prefill of one question takes as long as one of several
 _LAUNCHED_AHEAD = 2  # encodings: the device has work, and the host is never far from hearing a signal
 
 
@@ -111,18 +111,14 @@ class EngineCore:
 
         """
         action = self._scheduler.next_action()
-        if action is Action.NOTHING:
-            meanwhile()
-        elif action is Action.ENCODE:
-            meanwhile()  # pages are encoded ahead of what is waited for
-            yield from self._encode()
-        elif action is Action.PREFILL:
+        if action is Action.PREFILL:
             yield from self._prefill()
-            meanwhile()
-            yield from self._finished()
-        else:
+        elif action is Action.DECODE:
             yield from self._decode()
-            meanwhile()
+        meanwhile()
+        if action is Action.ENCODE:  # ahead of what is waited for
+            yield from self._encode()
+        else:
             yield from self._finished()
 
     # --- pages ---
