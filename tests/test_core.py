@@ -68,6 +68,11 @@ def prepared(settings: ModelSettings) -> tuple[Weights, NativeFamily]:
     return Weights(cached, settings.quantize, weights.dtype, weights.device), family
 
 
+def core_of(runner: ModelRunner, plan: MemoryPlan) -> EngineCore:
+    """Return a core that launches steps ahead, as on a GPU; not with the first plan, as on a CPU."""
+    return EngineCore(runner, plan, is_ahead=plan is not PLANS["pieces"])
+
+
 def sequences(family: NativeFamily, requests: Sequence[Request]) -> list[Asked]:
     builder = family.prompt_builder("{question}")
     return [
@@ -90,8 +95,7 @@ def drive(core: EngineCore, asked: Sequence[Asked]) -> Found:
     for step in range(MOST_STEPS):
         if later and step >= 3:
             core.add(later.pop(0))
-        meanwhile: list[int] = []
-        for sequence in core.step(lambda: meanwhile.append(1)):  # noqa: B023
+        for sequence in core.step():
             assert number[sequence] not in found
             if sequence.failure is not None:
                 assert sequence.failure.kind is FailureKind.OUT_OF_MEMORY
@@ -99,7 +103,6 @@ def drive(core: EngineCore, asked: Sequence[Asked]) -> Found:
             else:
                 assert sequence.output is not None
                 found[number[sequence]] = (sequence.output.tokens, sequence.output.logprob)
-        assert len(meanwhile) == 1
         if not core.has_work and not later:
             return found
     raise AssertionError(f"not done after {MOST_STEPS} steps: {found}")
@@ -149,7 +152,7 @@ def undisturbed(plan: MemoryPlan, settings: ModelSettings, prepared: tuple[Weigh
     """Answers, and the number of operations."""
     runner, family = small_runner(settings, prepared)
     with Faults() as faults:
-        core = EngineCore(runner, plan)
+        core = core_of(runner, plan)
         asked = sequences(family, small_requests())
         found = drive(core, asked)
     assert None not in found.values()
@@ -168,7 +171,7 @@ def disturbed(
     runner, family = small_runner(settings, prepared)
     with Faults(fails):
         try:
-            core = EngineCore(runner, plan)
+            core = core_of(runner, plan)
             asked = sequences(family, small_requests())
             found = drive(core, asked)
         except ModelError:
@@ -217,7 +220,7 @@ def test_operations_that_fail_one_after_another(
         runner, family = small_runner(settings, prepared)
         with Faults(fails) as faults:
             try:
-                core = EngineCore(runner, plan)
+                core = core_of(runner, plan)
                 asked = sequences(family, small_requests())
                 check(drive(core, asked), expected)
             except ModelError:
@@ -271,7 +274,7 @@ def test_crops_that_do_not_fit_together_go_one_by_one(
 
     plan = PLANS["pieces"]
     runner, family = small_runner(settings, prepared)
-    core = EngineCore(runner, plan)
+    core = core_of(runner, plan)
     expected = drive(core, sequences(family, split))
     assert disturbed_requests(split, fails, plan, settings, prepared) == expected
 
@@ -285,7 +288,7 @@ def disturbed_requests(
 ) -> dict[int, tuple[tuple[int, ...], Any] | None]:
     runner, family = small_runner(settings, prepared)
     with Faults(fails):
-        core = EngineCore(runner, plan)
+        core = core_of(runner, plan)
         found = drive(core, sequences(family, requests))
     return {number: answer and (answer[0], pytest.approx(answer[1], rel=1e-4)) for number, answer in found.items()}
 
@@ -294,13 +297,13 @@ def test_a_sequence_that_was_restarted_says_so(settings: ModelSettings, prepared
     requests = small_requests()[:1] * 4
     runner, family = small_runner(settings, prepared)
     with Faults() as faults:
-        core = EngineCore(runner, PLANS["pieces"])
+        core = core_of(runner, PLANS["pieces"])
         asked = sequences(family, requests)
         drive(core, asked)
     assert not any(sequence.is_preempted for sequence in asked)
     runner, family = small_runner(settings, prepared)
     with Faults(lambda number, result: number == faults.count * 9 // 10):
-        core = EngineCore(runner, PLANS["pieces"])
+        core = core_of(runner, PLANS["pieces"])
         asked = sequences(family, requests)
         drive(core, asked)
     assert any(sequence.is_preempted for sequence in asked)
@@ -316,7 +319,7 @@ def test_a_cache_that_does_not_fit_is_halved_until_it_does(
     plan = dataclasses.replace(PLANS["pieces"], max_num_seqs=64, slots=10_000)
     runner, family = small_runner(settings, prepared)
     with Faults(too_many_slots):
-        core = EngineCore(runner, plan)
+        core = core_of(runner, plan)
         asked = sequences(family, small_requests())
         drive(core, asked)
     assert core.plan.max_num_seqs == 8
@@ -324,14 +327,14 @@ def test_a_cache_that_does_not_fit_is_halved_until_it_does(
     assert 1000 < runner.cache.slots <= 2000
     assert all(sequence.is_preempted for sequence in asked)
     with Faults(lambda number, result: any(one.dim() == 4 for one in results(result))), pytest.raises(ModelError):
-        EngineCore(runner, plan)
+        core_of(runner, plan)
 
 
 def test_a_prompt_longer_than_the_cache_makes_it_grow(
     settings: ModelSettings, prepared: tuple[Weights, NativeFamily]
 ) -> None:
     runner, family = small_runner(settings, prepared)
-    core = EngineCore(runner, dataclasses.replace(PLANS["pieces"], slots=30))
+    core = core_of(runner, dataclasses.replace(PLANS["pieces"], slots=30))
     assert runner.cache is not None
     found = drive(core, sequences(family, small_requests()))
     assert None not in found.values()
@@ -342,7 +345,7 @@ def test_prefixes_are_shared_and_the_cost_of_a_page_is_divided(
     settings: ModelSettings, prepared: tuple[Weights, NativeFamily]
 ) -> None:
     runner, family = small_runner(settings, prepared)
-    core = EngineCore(runner, PLANS["pieces"])
+    core = core_of(runner, PLANS["pieces"])
     asked = sequences(family, small_requests()[1:3])
     for sequence in asked:
         core.add(sequence)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from idefics_cli.engine.families.generation import Choice, GenerationRules
 from idefics_cli.engine.native.choices import step_decoder
-from idefics_cli.engine.native.decode import Start
+from idefics_cli.engine.native.decode import LaunchedStep, Start
 from idefics_cli.engine.native.models.decoder import Decoder, KVCache, Segment
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.sequence import Output
@@ -36,8 +36,11 @@ def decode(
     suppressed: Collection[int] = (),
     count: int = 8,
     watched: Collection[int] = (),
+    ahead: int = 0,
 ) -> list[Output]:
     """Decode six prompts, so many together; the next takes the index of one that has ended.
+
+    So many steps are launched before one is read.
 
     What is told of those that are watched, at most of their steps, must be what their outputs begin with.
     """
@@ -50,6 +53,7 @@ def decode(
     decoder = TokenDecoder(model, cache, torch_ops, max_num_seqs=together, rows=rows, rules=rules)
     waiting, running, done = list(range(6)), dict[int, int](), dict[int, Output]()
     told: list[tuple[int, tuple[int, ...], tuple[float, ...]]] = []
+    launched: list[LaunchedStep] = []
     steps = 0
     while waiting or running:
         for index in [index for index in range(together) if index not in running and waiting]:
@@ -59,16 +63,20 @@ def decode(
                 packed = packed_segments([segment])
                 hidden = prompts[number].clone()
                 states = model.forward(hidden, packed.positions, packed.slots, packed.metadata, cache, torch_ops)
-                decoder.start([Start(index, segment, ())], states[packed.last])
-        for index, output in decoder.finished(list(running)).items():
-            done[running.pop(index)] = output
+                launched.append(decoder.start([Start(index, segment, ())], states[packed.last]))
+        going_on = [index for index in running if decoder.goes_on(index)]
+        if going_on:
+            launched.append(decoder.step(going_on))
+        while len(launched) > (ahead if going_on else 0):
+            for index, output in decoder.read(launched.pop(0)).items():
+                done[running.pop(index)] = output
         steps += 1
-        shown = [index for index, number in running.items() if number in watched and (number + steps) % 3]
-        for index, (tokens, logprobs) in (decoder.tokens_so_far(shown) if shown else {}).items():
-            assert len(tokens) > max((len(before) for number, before, _ in told if number == running[index]), default=0)
+        for index in [index for index, number in running.items() if number in watched and (number + steps) % 3]:
+            tokens, logprobs = decoder.tokens_so_far(index)
+            assert len(tokens) >= max(
+                (len(before) for number, before, _ in told if number == running[index]), default=0
+            )
             told.append((running[index], tokens, logprobs))
-        if running:
-            decoder.step(list(running))
     for number, tokens, logprobs in told:
         assert done[number].tokens[: len(tokens)] == tokens
         assert done[number].logprobs[: len(tokens)] == logprobs
@@ -79,6 +87,16 @@ def decode(
 @pytest.mark.parametrize("together", [2, 3, 6])
 def test_sequences_are_decoded_alike_in_any_company(together: int, folder: Path) -> None:
     assert decode(folder, together=together, rows=4) == decode(folder, together=1, rows=4)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+@pytest.mark.parametrize("together", [1, 2, 6])
+def test_steps_launched_ahead_change_no_answer(ahead: int, together: int, folder: Path) -> None:
+    free = decode(folder, together=together, rows=4)
+    ends = [free[0].tokens[3], free[2].tokens[0]]
+    for some in ([], ends):
+        expected = decode(folder, together=together, rows=4, ends=some)
+        assert decode(folder, together=together, rows=4, ends=some, ahead=ahead, watched=[0, 4]) == expected
 
 
 @pytest.mark.parametrize("watched", [range(6), [0, 3, 4]])

@@ -134,9 +134,10 @@ def test_what_is_withdrawn_gives_its_room_back_and_the_others_their_answers(fold
         engine.close()
 
 
-def test_a_withdrawn_sequence_leaves_no_slot_and_no_page_behind(folder: Path) -> None:
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_a_withdrawn_sequence_leaves_no_slot_and_no_page_behind(is_ahead: bool, folder: Path) -> None:
     runner, family = small_runner(settings_of(folder, max_new_tokens=6))
-    core = EngineCore(runner, MemoryPlan(2, 400, 1 << 14, None))
+    core = EngineCore(runner, MemoryPlan(2, 400, 1 << 14, None), is_ahead=is_ahead)
     start = core.stats.free_slots
     prompts = family.prompt_builder("{question}")
 
@@ -152,6 +153,8 @@ def test_a_withdrawn_sequence_leaves_no_slot_and_no_page_behind(folder: Path) ->
         for one in asked:
             core.cancel(one)
             core.cancel(one)  # a second time changes nothing
+        assert core.has_work in (False, is_ahead), steps
+        assert not list(core.step()), steps  # what was launched before is read by nobody
         assert not core.has_work, steps
         assert len(finished) < len(asked)
         core._manager.evict_unused()

@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from idefics_cli.engine.native.engine import NativeEngine
 from idefics_cli.engine.native.memory_plan import GPU_SEQUENCES, PREFILL_TOKENS, MemoryPlan
 from idefics_cli.engine.native.sequence import Output
 from idefics_cli.engine.native.sequence import Sequence as Asked
+from idefics_cli.engine.native.timer import Timer
 from idefics_cli.engine_process.parent import EngineProcess, engine_in_process
 from idefics_cli.records import Answer, Crop, Request
 from idefics_cli.server.serving import Server, ServerSettings
@@ -48,6 +50,16 @@ _ENCODE, _PREFILL, _DECODE = 0.065, 0.025, 0.0071  # seconds a page, a batch of 
 _PREFIX, _SUFFIX = 336, 32  # tokens of a page and of a question
 _TOKENS = 16
 _PLAN = MemoryPlan(GPU_SEQUENCES, GPU_SEQUENCES * 450, 1, PREFILL_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class PacedStep:
+    """A step, or a prefill, of a device that does one thing after another."""
+
+    sequences: dict[int, Asked]
+    ends: float
+    done: list[int]
+    decoding: Timer | None = None
 
 
 class PacedRunner:
@@ -60,6 +72,7 @@ class PacedRunner:
         self.features, self.rules, self.plan = EncoderCache(), rules, _PLAN
         self.encoder = self
         self._lengths: dict[int, int] = {}
+        self._free_at = 0.0
 
     def allocate(self, plan: MemoryPlan, slots: int) -> None:
         """Nothing is: slots are numbers."""
@@ -71,35 +84,37 @@ class PacedRunner:
         """Nothing is."""
 
     def encode(self, pages: Sequence[Sequence[Crop]]) -> list[Tensor]:
-        time.sleep(_ENCODE * len(pages))
+        self._free_at = max(self._free_at, time.monotonic()) + _ENCODE * len(pages)
+        time.sleep(self._free_at - time.monotonic())
         return [torch.empty(0) for _ in pages]
 
-    def prefill(self, admitted: Mapping[int, Asked], sharing: object) -> None:  # noqa: ARG002
+    def prefill(self, admitted: Mapping[int, Asked], sharing: object) -> PacedStep:  # noqa: ARG002
         tokens = 0
         for index, sequence in admitted.items():
             assert sequence.prefix is not None
             tokens += _SUFFIX if sequence.prefix.is_filled else _PREFIX + _SUFFIX
             sequence.prefix.is_filled = True
             self._lengths[index] = 1
-        time.sleep(-(-tokens // PREFILL_TOKENS) * _PREFILL)
+        return self._launched(-(-tokens // PREFILL_TOKENS) * _PREFILL, dict(admitted))
 
-    def decode(self, running: Mapping[int, Asked]) -> None:
-        time.sleep(_DECODE)
-        for index in running:
+    def decode(self, running: Mapping[int, Asked]) -> PacedStep | None:
+        stepped = {index: sequence for index, sequence in running.items() if self._lengths[index] < _TOKENS}
+        for index in stepped:
             self._lengths[index] += 1
+        return self._launched(_DECODE, stepped) if stepped else None
 
-    def finished(self, running: Mapping[int, Asked]) -> dict[int, Output]:
-        return {
-            index: Output((7,) * _TOKENS, is_complete=True, logprob=-1.0, logprobs=(-0.1,) * _TOKENS)
-            for index in running
-            if self._lengths[index] == _TOKENS
-        }
+    def read(self, launched: PacedStep) -> dict[int, Output]:
+        time.sleep(max(0.0, launched.ends - time.monotonic()))
+        output = Output((7,) * _TOKENS, is_complete=True, logprob=-1.0, logprobs=(-0.1,) * _TOKENS)
+        return dict.fromkeys(launched.done, output)
 
-    def tokens_so_far(self, running: Mapping[int, Asked]) -> dict[Asked, tuple[tuple[int, ...], tuple[float, ...]]]:
-        return {
-            sequence: ((7,) * self._lengths[index], (-0.1,) * self._lengths[index])
-            for index, sequence in running.items()
-        }
+    def tokens_so_far(self, index: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        return (7,) * self._lengths[index], (-0.1,) * self._lengths[index]
+
+    def _launched(self, seconds: float, sequences: dict[int, Asked]) -> PacedStep:
+        self._free_at = max(self._free_at, time.monotonic()) + seconds
+        done = [index for index in sequences if self._lengths[index] == _TOKENS]
+        return PacedStep(sequences, self._free_at, done)
 
 
 class PacedEngine:
@@ -110,7 +125,7 @@ class PacedEngine:
         family = native_family_of(open_checkpoint(settings))
         self.info = info
         rules = family.generation(settings)
-        core = EngineCore(PacedRunner(rules), _PLAN)  # type: ignore[arg-type]
+        core = EngineCore(PacedRunner(rules), _PLAN, is_ahead=True)  # type: ignore[arg-type]
         self._engine = NativeEngine(core, self.info, family.prompt_builder(settings.prompt), rules, 2048)
 
     def start(self) -> None:

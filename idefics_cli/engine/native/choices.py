@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from idefics_cli.engine.families.base import PromptBuilder
 from idefics_cli.engine.families.generation import Choice, GenerationRules
-from idefics_cli.engine.native.decode import Start, StepDecoder
-from idefics_cli.engine.native.models.decoder import Decoder, KVCache, to_device
+from idefics_cli.engine.native.decode import Growing, Start, StepDecoder
+from idefics_cli.engine.native.models.decoder import Decoder, KVCache
 from idefics_cli.engine.native.ops.base import Ops
 from idefics_cli.engine.native.sequence import Output
 from idefics_cli.engine.native.token_decoder import TokenDecoder
+from idefics_cli.engine.native.transfer import to_device
 
 
 @dataclass(slots=True)
@@ -93,16 +95,24 @@ class ChoiceDecoder(StepDecoder):
         self._scores = torch.zeros(self._size, unused + 1, device=device)
         """Log-probability of each node, end tokens included."""
 
-    def finished(self, indices: Sequence[int]) -> dict[int, Output]:
-        """Return the outputs of sequences that have visited every node; waits for the device."""
-        done = [index for index in indices if self._lengths[index] >= self._steps]
-        if not done:
-            return {}
+    def _chosen(self) -> Sequence[Tensor]:
+        """See `StepDecoder`."""
+        return (self._scores,)
+
+    def _outputs(self, rows: Sequence[tuple[int, Growing]], chosen: Sequence[np.ndarray]) -> dict[int, Output]:
+        """See `StepDecoder`: the answers of sequences that have visited every node."""
         outputs = {}
-        for index, scores in zip(done, self._scores[done].tolist(), strict=True):
-            node, at = max(self._answers, key=lambda answer: scores[answer[1]])
-            outputs[index] = Output(node.path, is_complete=True, logprob=scores[at], text=node.text)
+        for index, growing in rows:
+            growing.is_over = growing.read == growing.most_steps
+            if growing.is_over:
+                scores = chosen[0][index].tolist()
+                node, at = max(self._answers, key=lambda answer: scores[answer[1]])
+                outputs[index] = Output(node.path, is_complete=True, logprob=scores[at], text=node.text)
         return outputs
+
+    def _most_steps(self, rules: GenerationRules) -> int:  # noqa: ARG002 - as many as the tree has nodes
+        """See `StepDecoder`."""
+        return self._steps
 
     def _begin(self, index: Tensor, starts: Sequence[Start]) -> None:
         """See `StepDecoder`."""
@@ -131,7 +141,6 @@ def step_decoder(
     *,
     max_num_seqs: int,
     rows: int,
-    most_new_tokens: int = 0,
 ) -> StepDecoder:
     """Return the decoder that the rules of generation ask for.
 
@@ -143,10 +152,9 @@ def step_decoder(
         prompts: knows the text of tokens.
         max_num_seqs: sequences that there may be at once.
         rows: of a step.
-        most_new_tokens: of a request, where that is more than the rules say.
 
     """
     if rules.choices:
         return ChoiceDecoder(model, cache, ops, max_num_seqs=max_num_seqs, rows=rows, rules=rules)
-    sizes = {"max_num_seqs": max_num_seqs, "rows": rows, "most_new_tokens": most_new_tokens}
-    return TokenDecoder(model, cache, ops, rules=rules, has_stop=prompts.has_stop, **sizes)
+    has_stop = prompts.has_stop
+    return TokenDecoder(model, cache, ops, max_num_seqs=max_num_seqs, rows=rows, rules=rules, has_stop=has_stop)

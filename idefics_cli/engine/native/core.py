@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from idefics_cli.engine.base import EngineStats
 from idefics_cli.engine.native.kv_cache import KVCacheManager
 from idefics_cli.engine.native.memory_plan import MemoryPlan
-from idefics_cli.engine.native.model_runner import ModelRunner
+from idefics_cli.engine.native.model_runner import Launched, ModelRunner
 from idefics_cli.engine.native.scheduler import Action, Scheduler
 from idefics_cli.engine.native.sequence import Sequence
 from idefics_cli.engine.native.timer import Timer
@@ -27,21 +27,29 @@ from idefics_cli.records import PreparedPage
 
 _LEAST_BATCHED_TOKENS = 64
 _STEPS_BETWEEN_PREFILLS = 4  # of padded batches: a prefill of one question takes as long as one of several
-_LAUNCHED_AHEAD = 2  # encodings: the device has work, and the host is never far from hearing a signal
+_ENCODINGS_AHEAD = 2  # the device has work, and the host is never far from hearing a signal
 
 
 class EngineCore:
     """Scheduler, model runner and KV cache."""
 
-    def __init__(self, runner: ModelRunner, plan: MemoryPlan) -> None:
+    def __init__(self, runner: ModelRunner, plan: MemoryPlan, *, is_ahead: bool | None = None) -> None:
         """Allocate the KV cache.
+
+        Args:
+            runner: of the models.
+            plan: how much is done at once.
+            is_ahead: whether a step is launched before the last one is read, so that a GPU never waits for the host;
+                None where it is one. On a CPU, where to launch is to compute, it only takes longer.
 
         Raises:
             ModelError: memory does not suffice for a single sequence.
 
         """
         self._runner = runner
-        self._launched: deque[Timer] = deque()
+        self._is_ahead = runner.device.type == "cuda" if is_ahead is None else is_ahead
+        self._launched: deque[Launched] = deque()
+        self._encoding: deque[Timer] = deque()
         self._is_reduced = False
         self._shared_length = 0
         self._pages_encoded = self._pages_reused = 0
@@ -60,8 +68,8 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """Whether any sequence is on its way."""
-        return self._scheduler.has_work
+        """Whether any sequence is on its way, or a step."""
+        return self._scheduler.has_work or bool(self._launched)
 
     @property
     def device(self) -> torch.device:
@@ -95,31 +103,31 @@ class EngineCore:
             first_only: of those that it has not returned any of yet.
 
         """
-        running = self._scheduler.running
-        told = self._runner.tokens_so_far(
-            {index: one for index, one in running.items() if one.is_watched and not (first_only and one.is_told)}
-        )
-        for sequence in told:
-            sequence.is_told = True
+        told = {}
+        for index, sequence in self._scheduler.running.items():
+            if sequence.is_watched and not (first_only and sequence.is_told):
+                told[sequence] = self._runner.tokens_so_far(index)
+                sequence.is_told = bool(told[sequence][0])
         return told
 
-    def step(self, meanwhile: Callable[[], None] = lambda: None) -> Iterator[Sequence]:
+    def step(self) -> Iterator[Sequence]:
         """Do what is next; yields the sequences that are finished or have failed.
 
-        Args:
-            meanwhile: called once while the device computes, before it is waited for.
-
+        The device is handed what is next before the last step is waited for.
         """
+        before = len(self._launched)
         action = self._scheduler.next_action()
-        if action is Action.PREFILL:
+        if action is Action.ENCODE:
+            yield from self._encode()
+        elif action is Action.PREFILL:
             yield from self._prefill()
         elif action is Action.DECODE:
             yield from self._decode()
-        meanwhile()
-        if action is Action.ENCODE:  # ahead of what is waited for
-            yield from self._encode()
-        else:
-            yield from self._finished()
+        unread = 1 if self._is_ahead and len(self._launched) > before else 0
+        while len(self._launched) > unread:
+            yield from self._read(self._launched.popleft())
+        if action is Action.ENCODE and len(self._encoding) > _ENCODINGS_AHEAD:
+            self._encoding.popleft().wait()
 
     # --- pages ---
 
@@ -141,9 +149,7 @@ class EngineCore:
                 self._pages_encoded += 1
                 self._runner.features.put(page, features)
                 self._scheduler.page_encoded(page, users)
-        self._launched.append(timer)
-        if len(self._launched) > _LAUNCHED_AHEAD:
-            self._launched.popleft().wait()
+        self._encoding.append(timer)
 
     def _encoded(self, pages: SequenceOf[PreparedPage]) -> list[Tensor | None]:
         """Encode pages together; where memory does not suffice, each by itself, then crop by crop; None lacks room."""
@@ -187,7 +193,7 @@ class EngineCore:
             if sequence.head is not None:
                 sharing.setdefault(sequence.head[0], []).append(sequence)
         try:
-            self._runner.prefill(sequences, sharing)
+            self._launched.append(self._runner.prefill(sequences, sharing))
             return
         except torch.OutOfMemoryError:
             pass  # its traceback holds tensors: recover outside of the handler
@@ -205,8 +211,10 @@ class EngineCore:
     def _decode(self) -> Iterator[Sequence]:
         """Add a token to every running sequence."""
         try:
-            self._runner.decode(self._scheduler.running)
-            self._scheduler.decoded()
+            launched = self._runner.decode(self._scheduler.running)
+            if launched is not None:
+                self._launched.append(launched)
+                self._scheduler.decoded()
             return
         except torch.OutOfMemoryError:
             pass  # its traceback holds tensors: recover outside of the handler
@@ -218,25 +226,34 @@ class EngineCore:
         A step that failed has changed the state of some of them, which a start from the prompt makes good.
         """
         scheduler = self._scheduler
+        self._forget_launched()
         self._runner.release_memory()
         is_alone = len(scheduler.running) == 1
         scheduler.preempt(list(scheduler.running), self._manager)
         if is_alone:
             yield self._too_large(scheduler.ready.popleft())
 
-    def _finished(self) -> Iterator[Sequence]:
-        outputs = None
-        with contextlib.suppress(torch.OutOfMemoryError):
-            outputs = self._runner.finished(self._scheduler.running)
-        if outputs is None:
-            yield from self._restart()
-            return
-        for index, output in outputs.items():
-            sequence = self._scheduler.free(index, self._manager)
+    def _read(self, launched: Launched) -> Iterator[Sequence]:
+        """Wait for a step; yields the sequences that it finished."""
+        outputs, running = self._runner.read(launched), self._scheduler.running
+        for index, sequence in launched.sequences.items():
+            if running.get(index) is not sequence:  # it ended a step before, or was withdrawn
+                continue
+            if launched.decoding is not None:
+                sequence.decode.append((launched.decoding, 1 / len(launched.sequences)))
+                sequence.batch_size = max(sequence.batch_size, len(launched.sequences))
+            if (output := outputs.get(index)) is None:
+                continue
+            self._scheduler.free(index, self._manager)
             sequence.output, sequence.batch_size = output, max(1, sequence.batch_size)
             sequence.is_preempted |= self._is_reduced
             self._release_pages(sequence)
             yield sequence
+
+    def _forget_launched(self) -> None:
+        """Wait for the steps that are not read, and let go of what they computed."""
+        while self._launched:
+            self._runner.read(self._launched.popleft())
 
     # --- memory ---
 
@@ -262,6 +279,7 @@ class EngineCore:
         return False
 
     def _allocate(self, plan: MemoryPlan, slots: int) -> bool:
+        self._forget_launched()
         try:
             self._runner.allocate(plan, slots)
         except RuntimeError as error:  # the allocator of the host raises no torch.OutOfMemoryError

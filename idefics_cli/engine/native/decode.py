@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from idefics_cli.engine.families.generation import GenerationRules
-from idefics_cli.engine.native.models.decoder import Decoder, KVCache, Segment, to_device
+from idefics_cli.engine.native.models.decoder import Decoder, KVCache, Segment
 from idefics_cli.engine.native.ops.base import AttentionMetadata, Ops
 from idefics_cli.engine.native.sequence import Output
+from idefics_cli.engine.native.transfer import HostCopy, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,40 @@ class Start:
     """How its answer is generated; None is as those of the decoder."""
 
 
+@dataclass(slots=True, eq=False)
+class Growing:
+    """An answer as the host knows it."""
+
+    most_steps: int
+    """That it takes, the choice of its first token included."""
+    stop: tuple[str, ...] = ()
+    """Texts that end it."""
+    launched: int = 0
+    """Steps."""
+    read: int = 0
+    """Steps; less than were launched while the device computes."""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    is_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step that the device has been handed, and what it computes for the host."""
+
+    rows: tuple[tuple[int, Growing], ...]
+    """The sequences in it, by index."""
+    copy: HostCopy
+
+
 class StepDecoder(ABC):
     """The state of the batch. It lies on the device, so that a step asks nothing of the host.
 
     Steps run over a fixed number of rows: what is lacking is filled up with a row of no sequence. The shapes of all
     products are then the same in every step, and an answer does not depend on how many are decoded with it.
+
+    A step may be launched before the last one is read. A sequence that has ended meanwhile takes one in vain: nothing
+    of it is read, and what it writes lies in slots of its own, or in those that the next sequence writes anew.
     """
 
     def __init__(
@@ -56,8 +87,7 @@ class StepDecoder(ABC):
         """What the next step runs through the model."""
         self._budget = torch.full((self._size,), rules.max_new_tokens, dtype=torch.long, device=device)
         """Most tokens of an answer."""
-        self._lengths = [0] * max_num_seqs  # steps, as the host knows them
-        self._budgets = [rules.max_new_tokens] * max_num_seqs  # of `_budget`, likewise
+        self._growing: list[Growing | None] = [None] * max_num_seqs
         self._graph: _Graph | None = None
 
     @torch.inference_mode()
@@ -67,7 +97,7 @@ class StepDecoder(ABC):
         self._graph = _Graph(self._step, [self._filler] * self._rows, self._model.device)
 
     @torch.inference_mode()
-    def start(self, starts: Sequence[Start], hidden: Tensor) -> None:
+    def start(self, starts: Sequence[Start], hidden: Tensor) -> LaunchedStep:
         """Begin sequences: choose their first tokens from the last hidden states of their prompts.
 
         Args:
@@ -82,24 +112,26 @@ class StepDecoder(ABC):
             (segment.prefix_start, segment.prefix_length, segment.suffix_start, length)
             for segment, length in zip(segments, lengths, strict=True)
         ]
-        budgets = [(start.rules or self._rules).max_new_tokens for start in starts]
+        rules = [start.rules or self._rules for start in starts]
+        budgets = [each.max_new_tokens for each in rules]
         limits = [length + budget for length, budget in zip(lengths, budgets, strict=True)]
         packed = to_device(torch.tensor([*zip(*location, strict=True), limits, budgets], dtype=torch.int32), device)
         indices = [start.index for start in starts]
         index = to_device(torch.tensor(indices), device)
         self._location[:, index], self._limit[index], self._budget[index] = packed[:4], packed[4], packed[5].long()
         self._count[index] = 0
+        for sequence, each in zip(indices, rules, strict=True):
+            self._growing[sequence] = Growing(self._most_steps(each), each.stop)
         self._begin(index, starts)
         for first in range(0, len(indices), self._rows):
             some = slice(first, first + self._rows)
             lacking = self._rows - len(indices[some])
             padded = torch.cat([hidden[some], hidden.new_zeros(lacking, hidden.shape[1])])
             self._choose(self._index(indices[some]), self._logits(padded))
-        for sequence, budget in zip(indices, budgets, strict=True):
-            self._lengths[sequence], self._budgets[sequence] = 1, budget
+        return self._launched(indices)
 
     @torch.inference_mode()
-    def step(self, indices: Sequence[int]) -> None:
+    def step(self, indices: Sequence[int]) -> LaunchedStep:
         """Do one step of each of the sequences."""
         for start in range(0, len(indices), self._rows):
             some = indices[start : start + self._rows]
@@ -108,19 +140,49 @@ class StepDecoder(ABC):
                 self._graph.replay(self._padded(some))
             else:
                 self._step(self._index(some))
-        for sequence in indices:
-            self._lengths[sequence] += 1
+        return self._launched(indices)
+
+    def goes_on(self, index: int) -> bool:
+        """Whether another step of a sequence is wanted, as far as it is known without those that are not read."""
+        growing = self._growing[index]
+        return growing is not None and not growing.is_over and growing.launched < growing.most_steps
+
+    def read(self, launched: LaunchedStep) -> dict[int, Output]:
+        """Return the outputs of sequences that ended with a step; waits for the device. To be read in their order."""
+        rows = [(index, growing) for index, growing in launched.rows if not growing.is_over]
+        for _, growing in rows:
+            growing.read += 1
+        outputs = self._outputs(rows, launched.copy.wait())
+        for index, growing in launched.rows:
+            if index in outputs and self._growing[index] is not growing:  # another one has its index
+                del outputs[index]
+        return outputs
+
+    def tokens_so_far(self, index: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Return the tokens of a sequence that were read, and their log-probabilities."""
+        growing = self._growing[index]
+        return ((), ()) if growing is None else (tuple(growing.tokens), tuple(growing.logprobs))
+
+    def _launched(self, indices: Sequence[int]) -> LaunchedStep:
+        rows = []
+        for index in indices:
+            growing = self._growing[index]
+            assert growing is not None
+            growing.launched += 1
+            rows.append((index, growing))
+        return LaunchedStep(tuple(rows), HostCopy(*self._chosen()))
 
     @abstractmethod
-    def finished(self, indices: Sequence[int]) -> dict[int, Output]:
-        """Return the outputs of sequences that are done; waits for the device."""
+    def _chosen(self) -> Sequence[Tensor]:
+        """Return what `_outputs` reads, of all sequences by their index."""
 
-    def tokens_so_far(
-        self,
-        indices: Sequence[int],
-    ) -> Mapping[int, tuple[tuple[int, ...], tuple[float, ...]]]:
-        """Return the tokens of sequences and their log-probabilities; none where they say nothing of the answer."""
-        return dict.fromkeys(indices, ((), ()))
+    @abstractmethod
+    def _outputs(self, rows: Sequence[tuple[int, Growing]], chosen: Sequence[np.ndarray]) -> dict[int, Output]:
+        """Take what a step has chosen for rows, on the host; returns the outputs of those that it ends."""
+
+    def _most_steps(self, rules: GenerationRules) -> int:
+        """Return how many steps an answer takes at most."""
+        return rules.max_new_tokens
 
     def _takes_recorded_step(self, indices: Sequence[int]) -> bool:  # noqa: ARG002 - of those that a decoder tells apart
         """Prepare a step of these sequences, none for one that is to be recorded; says whether they take that one."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -58,9 +56,7 @@ class NativeEngine:
         self._submitted: queue.SimpleQueue[_Submission | _Cancelled | None] = queue.SimpleQueue()
         self._submissions: dict[Sequence, _Submission] = {}
         self._error: ModelError | None = None
-        self._watched_at = 0.0
-        self._grown: deque[tuple[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]] = deque()
-        self._finished: deque[Sequence] = deque()
+        self._told_at = 0.0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -126,10 +122,10 @@ class NativeEngine:
         try:
             use_device(self._core.device)
             while self._take():
-                for sequence in self._core.step(self._deliver):
-                    self._finished.append(sequence)  # delivered with the next step
+                for sequence in self._core.step():
+                    self._finish(sequence)
                 self.steps += 1
-                self._watch()
+                self._tell()
         except torch.AcceleratorError as cause:
             error = ModelError(f"the GPU failed and can't go on: {first_line(cause)}")
         except ModelError as cause:
@@ -137,38 +133,31 @@ class NativeEngine:
         except BaseException as cause:  # nobody may wait for ever
             error = ModelError(f"the engine failed: {cause!r}")
             error.__cause__ = cause
-        with contextlib.suppress(Exception):  # what was computed before
-            self._deliver()
         self._fail(error)
 
-    def _watch(self) -> None:
-        """Ask for tokens so far: for a first one at once, for others from time to time, since the device waits."""
+    def _tell(self) -> None:
+        """Tell tokens so far to who waits for them: a first one at once, others from time to time."""
         now = time.monotonic()
-        is_due = now - self._watched_at >= _SECONDS_BETWEEN_TOKENS
-        self._grown += self._core.watched(first_only=not is_due).items()
-        if is_due:
-            self._watched_at = now
-
-    def _deliver(self) -> None:
-        """Give tokens and answers to who waits for them; the device is not to wait for that."""
-        while self._grown:
-            sequence, (ids, logprobs) = self._grown.popleft()
-            if (submission := self._submissions.get(sequence)) is not None and submission.on_tokens is not None:
+        is_due = now - self._told_at >= _SECONDS_BETWEEN_TOKENS
+        for sequence, (ids, logprobs) in self._core.watched(first_only=not is_due).items():
+            submission = self._submissions.get(sequence)
+            if ids and submission is not None and submission.on_tokens is not None:
                 rules = sequence.rules or self._rules
                 submission.on_tokens(GeneratedTokens(ids, logprobs, self._prompts.decode, rules.stop))
-        while self._finished:
-            sequence = self._finished.popleft()
-            submission = self._submissions.pop(sequence, None)  # None: withdrawn meanwhile
-            if submission is not None and submission.future.set_running_or_notify_cancel():
-                submission.future.set_result(self._answer(sequence))
+        if is_due:
+            self._told_at = now
+
+    def _finish(self, sequence: Sequence) -> None:
+        """Give an answer to who waits for it."""
+        submission = self._submissions.pop(sequence, None)  # None: withdrawn meanwhile
+        if submission is not None and submission.future.set_running_or_notify_cancel():
+            submission.future.set_result(self._answer(sequence))
 
     def _take(self) -> bool:
         """Take submissions, waiting for one if there is nothing to do; says whether the engine goes on."""
         while True:
-            if not (has_work := self._core.has_work):
-                self._deliver()
             try:
-                submission = self._submitted.get(block=not has_work)
+                submission = self._submitted.get(block=not self._core.has_work)
             except queue.Empty:
                 return True
             if submission is None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from idefics_cli.engine.families.generation import GenerationRules
-from idefics_cli.engine.native.models.decoder import Decoder, to_device
+from idefics_cli.engine.native.models.decoder import Decoder
+from idefics_cli.engine.native.transfer import to_device
 
 _NO_TOKEN = -1
 

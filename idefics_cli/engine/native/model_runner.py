@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from idefics_cli.config import Kernels, ModelSettings
 from idefics_cli.engine.families.base import NativeFamily
 from idefics_cli.engine.native.choices import step_decoder
-from idefics_cli.engine.native.decode import Start, StepDecoder
+from idefics_cli.engine.native.decode import LaunchedStep, Start, StepDecoder
 from idefics_cli.engine.native.encoder_cache import EncoderCache
 from idefics_cli.engine.native.image_encoder import ImageEncoder
 from idefics_cli.engine.native.memory_plan import DECODE_SEQUENCES, MemoryPlan
@@ -27,12 +28,23 @@ from idefics_cli.engine.native.ops.base import Ops, has_triton
 from idefics_cli.engine.native.ops.row_counts import equal_row_counts
 from idefics_cli.engine.native.prefill import batches_of, payers_of, pieces_of
 from idefics_cli.engine.native.prefill_forward import PrefillForward
-from idefics_cli.engine.native.sequence import CostShare, Output, Sequence
+from idefics_cli.engine.native.sequence import Output, Sequence
 from idefics_cli.engine.native.timer import Timer
 from idefics_cli.engine.native.weights import Weights
 
 _SIZES = (2, 3, 4, 6, 8)  # eighths of a prefill batch; multiples of 128 rows are what kernels are made for
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step that the device has been handed, or a prefill, whose end is the first step of its sequences."""
+
+    step: LaunchedStep
+    sequences: dict[int, Sequence]
+    """By index."""
+    decoding: Timer | None = None
+    """Of a step of decoding."""
 
 
 class ModelRunner:
@@ -51,8 +63,6 @@ class ModelRunner:
         eos = frozenset() if settings.ignore_eos else rules.eos_token_ids
         self.rules = dataclasses.replace(rules, max_new_tokens=longest, eos_token_ids=eos)
         """How answers are generated."""
-        self.most_new_tokens = max(longest, min(settings.most_new_tokens, family.config.text.max_positions))
-        """Of any request."""
         self._equal_sizes: dict[int, tuple[int, ...]] = {}
 
     def allocate(self, plan: MemoryPlan, slots: int) -> None:
@@ -65,7 +75,7 @@ class ModelRunner:
         self.cache = KVCache(self._family.config.text, slots, self.decoder.dtype, self.device)
         prompts = self._family.prompt_builder(self._settings.prompt)
         rows = DECODE_SEQUENCES[self.device.type]
-        sizes = {"max_num_seqs": plan.max_num_seqs, "rows": rows, "most_new_tokens": self.most_new_tokens}
+        sizes = {"max_num_seqs": plan.max_num_seqs, "rows": rows}
         self._decoding = step_decoder(self.decoder, self.cache, self.ops, self.rules, prompts, **sizes)
         self._prefilling = PrefillForward(
             self.decoder,
@@ -132,8 +142,8 @@ class ModelRunner:
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def prefill(self, admitted: Mapping[int, Sequence], sharing: Mapping[object, SequenceOf[Sequence]]) -> None:
-        """Compute the prompts of sequences, prefixes that are new first, and start to decode them.
+    def prefill(self, admitted: Mapping[int, Sequence], sharing: Mapping[object, SequenceOf[Sequence]]) -> Launched:
+        """Compute the prompts of sequences, prefixes that are new first, and choose their first tokens.
 
         Args:
             admitted: by index.
@@ -160,31 +170,29 @@ class ModelRunner:
                 for sequence, part in payers_of(piece, admitted, sharing):
                     sequence.prefill.append((timer, share * part))
         timer = Timer(self.device)
-        self.decoding.start([start for start, _ in starting], torch.stack([last for _, last in starting]))
+        step = self.decoding.start([start for start, _ in starting], torch.stack([last for _, last in starting]))
         timer.stop()
         for start, _ in starting:
             admitted[start.index].prefill.append((timer, 1 / len(starting)))
+        return Launched(step, dict(admitted))
 
-    def decode(self, running: Mapping[int, Sequence]) -> None:
-        """Add a token to every sequence."""
+    def decode(self, running: Mapping[int, Sequence]) -> Launched | None:
+        """Add a token to every sequence that goes on; None where no one does."""
+        stepped = {index: sequence for index, sequence in running.items() if self.decoding.goes_on(index)}
+        if not stepped:
+            return None
         timer = Timer(self.device)
-        self.decoding.step(list(running))
+        step = self.decoding.step(list(stepped))
         timer.stop()
-        share: CostShare = (timer, 1 / len(running))
-        for sequence in running.values():
-            sequence.decode.append(share)
-            sequence.batch_size = max(sequence.batch_size, len(running))
+        return Launched(step, stepped, timer)
 
-    def finished(self, running: Mapping[int, Sequence]) -> dict[int, Output]:
-        """Return the outputs of sequences that are done; waits for the device."""
-        return self.decoding.finished(list(running)) if running else {}
+    def read(self, launched: Launched) -> dict[int, Output]:
+        """Return the outputs of sequences that ended with a step; waits for the device."""
+        return self.decoding.read(launched.step)
 
-    def tokens_so_far(
-        self, running: Mapping[int, Sequence]
-    ) -> dict[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]:
-        """Return the tokens so far of running sequences, and their log-probabilities; waits for the device."""
-        tokens = self.decoding.tokens_so_far(list(running)) if running else {}
-        return {sequence: tokens[index] for index, sequence in running.items()}
+    def tokens_so_far(self, index: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Return the tokens so far of a running sequence, and their log-probabilities."""
+        return self.decoding.tokens_so_far(index)
 
 
 def choose_ops(kernels: Kernels, device: torch.device, head_dim: int) -> Ops:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, pack, rows_packed, to_device
+from idefics_cli.engine.native.models.decoder import Decoder, KVCache, PackedSegments, pack, rows_packed
 from idefics_cli.engine.native.ops import torch_ops
 from idefics_cli.engine.native.ops.base import Ops
 from idefics_cli.engine.native.prefill import Piece, copy_heads
+from idefics_cli.engine.native.transfer import to_device
 
 _RUNS_BEFORE_RECORDING = 2  # a single question is not worth a graph
 _LONGEST_RECORDED = 64  # tokens of a piece: the graph launches attention for as many queries of each, needed or not

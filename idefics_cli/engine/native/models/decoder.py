@@ -190,11 +190,6 @@ def pack(segments: Sequence[Segment], tokens: int, rows: int) -> np.ndarray:
     return packed
 
 
-def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Copy a host tensor without waiting for the GPU."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
-
-
 def _rotary_tables(config: DecoderConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cosines and sines, float32 (positions, head dim / 2), of rotary embeddings (Su et al., RoFormer, 2021)."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
