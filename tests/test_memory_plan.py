@@ -46,6 +46,20 @@ def test_plans_of_hosts_of_large_cards_and_of_the_users_will() -> None:
     assert plan(10**9, 200).max_num_seqs == 200  # the engine halves it
 
 
+@pytest.mark.parametrize("free", [120, 22, 6, 1.5])
+def test_a_quarter_of_what_is_spare_keeps_pages(free: float) -> None:
+    sizes = {"page_tokens": 5 * 66, "max_new_tokens": 64}
+    none, some, many = (
+        plan_memory(int(free * 1e9), EIGHT_BILLION, batch_size=None, kept_pages=kept, **sizes)
+        for kept in (0, 10, 10**6)
+    )
+    assert none.slots <= some.slots <= many.slots
+    assert some.slots - none.slots == min(10 * 5 * 66, (none.most_slots - none.slots) // 4)
+    assert many.slots - none.slots == (none.most_slots - none.slots) // 4
+    assert none.most_slots == some.most_slots == many.most_slots
+    assert many.bytes(EIGHT_BILLION) <= max(free * 1e9, none.bytes(EIGHT_BILLION))
+
+
 def test_a_batch_on_the_host_is_held_to_half_of_its_free_memory() -> None:
     def on_host(batch_size: int | None) -> MemoryPlan:
         sizes = {"page_tokens": 5 * 66, "max_new_tokens": 64, "free_host": 16 * 10**9}

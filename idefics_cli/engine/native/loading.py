@@ -67,6 +67,7 @@ def load_native(
         page_tokens=config.page_tokens,
         max_new_tokens=runner.rules.max_new_tokens,
         free_host=free_host_memory(),
+        kept_pages=settings.kept_pages,
     )
     with torch.inference_mode():
         core = EngineCore(runner, plan)

@@ -15,6 +15,7 @@ _QUESTION_TOKENS = 64  # a question of about 40 words
 _HEADROOM = 0.9  # of free memory; the rest is the allocator's gaps and the libraries' workspaces
 _CPU_PATCHES = 1 << 14
 _GROUPED = (Quantize.INT8, Quantize.INT4)
+_SPARE_PART = 4
 _FIXED = 1 << 29
 _PRODUCT_BYTES = {
     # of one weight of a product, with its part of scales (float16) and zeros (a byte); fp8's are one for an output
@@ -146,6 +147,7 @@ def plan_memory(
     page_tokens: int,
     max_new_tokens: int,
     free_host: int | None = None,
+    kept_pages: int = 0,
 ) -> MemoryPlan:
     """Choose how much is done at once.
 
@@ -156,6 +158,7 @@ def plan_memory(
         page_tokens: of a page in a prompt, at most.
         max_new_tokens: of an answer.
         free_host: bytes of the host's memory that bound the cache where it lies there; None where they are unknown.
+        kept_pages: pages whose keys and values stay for later questions, in a quarter of the spare memory at most.
 
     """
     sequence = page_tokens + _QUESTION_TOKENS + max_new_tokens
@@ -168,7 +171,8 @@ def plan_memory(
         if batch_size and free_host is not None:  # the system would end the process, not refuse the memory
             batch_size = max(1, min(batch_size, free_host // 2 // (sequence * sizes.slot)))
         chosen = plan(CPU_SEQUENCES, _CPU_PATCHES, None)
-        return replace(chosen, most_slots=(free_host or 0) // 2 // sizes.slot)
+        most = max(chosen.slots, (free_host or 0) // 2 // sizes.slot)
+        return _with_kept(chosen, most, kept_pages * page_tokens)
     candidates = [
         plan(sequences, patches, PREFILL_TOKENS, pages)
         for sequences, patches, pages in (
@@ -183,7 +187,14 @@ def plan_memory(
     ]
     usable = free * _HEADROOM
     chosen = next((one for one in candidates if one.bytes(sizes) <= usable), candidates[-1])
-    return replace(chosen, most_slots=chosen.slots + int((usable - chosen.bytes(sizes)) // sizes.slot))
+    spare = max(0, int((usable - chosen.bytes(sizes)) // sizes.slot))
+    return _with_kept(chosen, chosen.slots + spare, kept_pages * page_tokens)
+
+
+def _with_kept(plan: MemoryPlan, most_slots: int, kept: int) -> MemoryPlan:
+    """Add slots for what is kept, as far as they are spare."""
+    spare = (most_slots - plan.slots) // _SPARE_PART
+    return replace(plan, slots=plan.slots + min(kept, spare), most_slots=most_slots)
 
 
 PREFILL_TOKENS = 1024
