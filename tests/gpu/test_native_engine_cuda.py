@@ -145,6 +145,32 @@ def outputs(settings: ModelSettings, plan: MemoryPlan, requests: Sequence[Reques
     return [sequence.output for sequence in asked]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"repetition_penalty": 1.2, "min_new_tokens": 3},
+        {"choices": ("yes", "no")},
+    ],
+    ids=["plain", "drawn", "processed", "choices"],
+)
+def test_nothing_but_reading_a_step_waits_for_the_device(
+    changes: dict[str, Any], cuda: ModelSettings, sample_requests: list[Request]
+) -> None:
+    engine = open_engine(dataclasses.replace(cuda, **changes))
+    pages = sorted(sample_requests[:40], key=lambda request: request.page_ids)
+    first = [engine.submit(request) for request in pages[:10] * 4]  # graphs are recorded once, which waits
+    try:
+        expected = [future.result().text for future in first]
+        torch.cuda.set_sync_debug_mode("error")
+        assert [future.result().text for future in [engine.submit(one) for one in pages[:10] * 4]] == expected
+        assert all(future.result().text for future in [engine.submit(one) for one in pages[10:]])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        engine.close()
+
+
 PLAN = MemoryPlan(max_num_seqs=16, slots=16 * 500, max_projected_patches=1 << 14, max_num_batched_tokens=1024)
 
 

@@ -118,7 +118,7 @@ class ChoiceDecoder(StepDecoder):
         """See `StepDecoder`."""
         ends = [start.segment.suffix_done + start.segment.length for start in starts]
         self._prompt_end[index] = to_device(torch.tensor(ends, dtype=torch.int32), index.device)
-        self._scores[index] = 0.0
+        self._scores.index_fill_(0, index, 0.0)
 
     def _choose(self, index: Tensor, logits: Tensor) -> None:
         """Score the children of each sequence's node, and go on to the next node."""

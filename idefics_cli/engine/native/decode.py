@@ -119,7 +119,7 @@ class StepDecoder(ABC):
         indices = [start.index for start in starts]
         index = to_device(torch.tensor(indices), device)
         self._location[:, index], self._limit[index], self._budget[index] = packed[:4], packed[4], packed[5].long()
-        self._count[index] = 0
+        self._count.index_fill_(0, index, 0)  # not `[index] = 0`, which waits for the device
         for sequence, each in zip(indices, rules, strict=True):
             self._growing[sequence] = Growing(self._most_steps(each), each.stop)
         self._begin(index, starts)

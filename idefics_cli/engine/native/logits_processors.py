@@ -72,7 +72,7 @@ class NoRepeatNgram(LogitsProcessor):
         """See `LogitsProcessor`."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         padded = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True, padding_value=_NO_TOKEN)
-        self._tokens[index] = _NO_TOKEN
+        self._tokens.index_fill_(0, index, _NO_TOKEN)
         self._tokens[index, : padded.shape[1]] = to_device(padded, index.device)
         self._length[index] = to_device(lengths, index.device)
 
