@@ -69,20 +69,69 @@ def test_the_batch_is_filled_before_it_is_prefilled(waiting: int, count: int, ru
     assert scheduler.next_action() is action
 
 
+def steps_until(scheduler: Scheduler, action: Action) -> int:
+    """Return how many steps of decoding come before something else, which has to be this."""
+    for steps in range(100):
+        if (found := scheduler.next_action()) is not Action.DECODE:
+            assert found is action
+            return steps
+        scheduler.decoded()
+    raise AssertionError(f"no {action}")
+
+
 def test_sequences_that_come_one_by_one_are_prefilled_every_few_steps() -> None:
-    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, steps_between_prefills=2)
+    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, takes_turns=True)
     for _ in range(2):
         ready(scheduler, 1)
-        assert scheduler.next_action() is Action.PREFILL  # the few that are running lose little by it
+        assert steps_until(scheduler, Action.PREFILL) == 0  # the few that are running lose little by it
         scheduler.admit(cache)
     ready(scheduler, 1)
-    for _ in range(2):
-        assert scheduler.next_action() is Action.DECODE
-        scheduler.decoded()
-    assert scheduler.next_action() is Action.PREFILL
+    assert steps_until(scheduler, Action.PREFILL) == 4
     scheduler.admit(cache)
     ready(scheduler, 2)
-    assert scheduler.next_action() is Action.PREFILL  # a quarter of the batch does not wait
+    assert steps_until(scheduler, Action.PREFILL) == 0  # a quarter of the batch does not wait
+
+
+def test_those_that_run_go_on_between_encodings_where_all_have_room() -> None:
+    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, takes_turns=True)
+    ready(scheduler, 4)
+    scheduler.admit(cache)
+    for name in "abcd":
+        scheduler.add(sequence(name), [name])
+    steps = 5
+    for _ in "abcd":
+        steps += steps_until(scheduler, Action.ENCODE)
+        assert steps == 5
+        ((page, users),) = scheduler.next_pages(1)
+        scheduler.page_encoded(page, users)
+        steps = steps_until(scheduler, Action.PREFILL)
+        scheduler.admit(cache)
+
+
+def test_few_that_run_wait_until_a_quarter_of_the_batch_is_encoded() -> None:
+    cache, scheduler = KVCacheManager(1, 1000), Scheduler(16, 4, takes_turns=True)
+    ready(scheduler, 5)
+    scheduler.admit(cache)
+    for name in "abcdefgh":
+        scheduler.add(sequence(name), [name])
+    for _ in range(4):
+        assert scheduler.next_action() is Action.ENCODE
+        ((page, users),) = scheduler.next_pages(1)
+        scheduler.page_encoded(page, users)
+    assert scheduler.next_action() is Action.PREFILL
+
+
+def test_more_than_there_is_room_for_are_encoded_and_prefilled_together() -> None:
+    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, takes_turns=True)
+    ready(scheduler, 6)
+    scheduler.admit(cache)
+    for name in "abcde":
+        scheduler.add(sequence(name), [name])
+    for _ in range(2):
+        assert scheduler.next_action() is Action.ENCODE
+        ((page, users),) = scheduler.next_pages(1)
+        scheduler.page_encoded(page, users)
+    assert scheduler.next_action() is Action.PREFILL
 
 
 def test_sequences_are_admitted_in_order_while_there_are_room_and_slots() -> None:

@@ -26,7 +26,6 @@ from idefics_cli.errors import Failure, FailureKind, ModelError
 from idefics_cli.records import PreparedPage
 
 _LEAST_BATCHED_TOKENS = 64
-_STEPS_BETWEEN_PREFILLS = 4  # of padded batches: a prefill of one question takes as long as one of several
 _ENCODINGS_AHEAD = 2  # the device has work, and the host is never far from hearing a signal
 
 
@@ -62,7 +61,7 @@ class EngineCore:
         self._scheduler = Scheduler(
             plan.max_num_seqs,
             runner.rules.max_new_tokens,
-            steps_between_prefills=_STEPS_BETWEEN_PREFILLS if plan.max_num_batched_tokens is not None else 0,
+            takes_turns=plan.max_num_batched_tokens is not None,
         )
         runner.record_graph()
 

@@ -10,6 +10,9 @@ from enum import Enum
 from idefics_cli.engine.native.kv_cache import KVCacheManager
 from idefics_cli.engine.native.sequence import Sequence
 
+_STEPS_BETWEEN_PREFILLS = 4
+_STEPS_BETWEEN_ENCODINGS = 5  # a third of a short answer: a page's ten questions then come as fast as they are answered
+
 
 class Action(Enum):
     """What the model does next."""
@@ -23,19 +26,19 @@ class Action(Enum):
 class Scheduler:
     """Sequences that wait for their pages, that are ready for prefill, and that are running."""
 
-    def __init__(self, max_num_seqs: int, max_new_tokens: int, *, steps_between_prefills: int = 0) -> None:
+    def __init__(self, max_num_seqs: int, max_new_tokens: int, *, takes_turns: bool = False) -> None:
         """Begin with nothing to do.
 
         Args:
             max_num_seqs: sequences decoded together, at most.
             max_new_tokens: of an answer.
-            steps_between_prefills: of decoding, while a quarter of the batch is running and less than a quarter ready:
-                for where a prefill of few sequences takes as long as one of many.
+            takes_turns: whether steps come between what adds few sequences: for where a prefill takes nearly as long
+                for one as for several, and a step for some as for all.
 
         """
         self.max_num_seqs = max_num_seqs
-        self._steps_between_prefills = steps_between_prefills
-        self._steps = 0  # of decoding, since the last prefill
+        self._takes_turns = takes_turns
+        self._since_prefill, self._since_encoding = 0, _STEPS_BETWEEN_ENCODINGS  # steps of decoding
         self.running: dict[int, Sequence] = {}
         """By their index in the state of decoding."""
         self.ready: deque[Sequence] = deque()
@@ -66,28 +69,39 @@ class Scheduler:
     def next_action(self) -> Action:
         """Choose what throughput gains most from: full batches of decoding, fed by prefills of several sequences.
 
-        A prefill of few tokens reads all the weights, as does a decoding step of few sequences. Once a quarter of the
-        batch is free, pages are encoded until the ready sequences fill what is free, or none is left to encode; then
-        they are prefilled together. Where sequences come one by one, those of some steps are.
+        Where more sequences are there than the batch has room for, a quarter of it is let come free; then pages are
+        encoded until the ready ones fill it, and they are prefilled together.
+
+        Where fewer are there, as where clients ask one question after another, those that are running go on between
+        encodings. They would wait for all pages otherwise, end together, and ask again together, while the device has
+        nothing to do.
         """
-        pending = len(self.ready) + len(self._waiting)
-        wanted = min(self.max_num_seqs - len(self.running), pending)
+        running, ready, waiting = len(self.running), len(self.ready), len(self._waiting)
+        free, pending = self.max_num_seqs - running, len(self.ready) + len(self._waiting)
         quarter = max(1, self.max_num_seqs // 4)
-        if wanted > 0 and (not self.running or wanted >= min(pending, quarter)):
-            if len(self.ready) < wanted:
-                return Action.ENCODE
-            if len(self.running) < quarter or wanted >= quarter or self._steps >= self._steps_between_prefills:
-                return Action.PREFILL
-        return Action.DECODE if self.running else Action.NOTHING
+        is_crowded = pending > free
+        if not free or not pending or (running and is_crowded and free < min(pending, quarter)):
+            return Action.DECODE if running else Action.NOTHING
+        takes_turns = self._takes_turns and not is_crowded
+        few = min(pending, quarter) if takes_turns else min(pending, free)
+        is_behind = running >= self.max_num_seqs // 2 and self._since_encoding < _STEPS_BETWEEN_ENCODINGS
+        if waiting and ready < few and not (takes_turns and is_behind):
+            return Action.ENCODE
+        is_behind = running >= quarter and self._since_prefill < _STEPS_BETWEEN_PREFILLS
+        if ready and not (self._takes_turns and is_behind and ready < min(quarter, free)):
+            return Action.PREFILL
+        return Action.DECODE
 
     def decoded(self) -> None:
         """Note a step of decoding."""
-        self._steps += 1
+        self._since_prefill += 1
+        self._since_encoding += 1
 
     # --- pages ---
 
     def next_pages(self, count: int) -> list[tuple[str, list[Sequence]]]:
         """Return the pages that the first waiting sequences lack, at most so many, and who waits for each."""
+        self._since_encoding = 0
         pages: dict[str, list[Sequence]] = {}
         for sequence, missing in self._waiting.items():
             for page in sequence.page_ids:
@@ -142,7 +156,7 @@ class Scheduler:
             index = next(free)
             self.running[index] = self.ready.popleft()
             admitted.append(index)
-            self._steps = 0
+            self._since_prefill = 0
         return admitted
 
     def free(self, index: int, cache: KVCacheManager) -> Sequence:
