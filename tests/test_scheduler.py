@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from idefics_cli.engine.families.base import Prompt
@@ -132,6 +134,37 @@ def test_more_than_there_is_room_for_are_encoded_and_prefilled_together() -> Non
         ((page, users),) = scheduler.next_pages(1)
         scheduler.page_encoded(page, users)
     assert scheduler.next_action() is Action.PREFILL
+
+
+@pytest.mark.parametrize("takes_turns", [False, True])
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 5, 16])
+def test_all_that_come_are_answered_however_they_come(max_num_seqs: int, takes_turns: bool) -> None:
+    random_ = random.Random(max_num_seqs)
+    cache, scheduler = KVCacheManager(1, 10_000), Scheduler(max_num_seqs, 4, takes_turns=takes_turns)
+    left: dict[Sequence, int] = {}  # steps
+    asked = answered = 0
+    while answered < 200:
+        for _ in range(random_.choice((0, 0, 1, 3, 40)) if asked < 200 else 0):
+            one = sequence(f"page {asked // 3}")
+            left[one] = random_.randint(1, 16)
+            scheduler.add(one, random_.choice(([], [one.page_ids[0]])))
+            asked += 1
+        action = scheduler.next_action()
+        if action is Action.ENCODE:
+            for page, users in scheduler.next_pages(2):
+                scheduler.page_encoded(page, users)
+        elif action is Action.PREFILL:
+            assert scheduler.admit(cache)
+        elif action is Action.DECODE:
+            assert scheduler.running
+            scheduler.decoded()
+            for index, one in list(scheduler.running.items()):
+                left[one] -= 1
+                if not left[one]:
+                    answered += 1
+                    scheduler.free(index, cache)
+        else:
+            assert not scheduler.has_work
 
 
 def test_sequences_are_admitted_in_order_while_there_are_room_and_slots() -> None:

@@ -78,13 +78,13 @@ class Scheduler:
         """
         running, ready, waiting = len(self.running), len(self.ready), len(self._waiting)
         free, pending = self.max_num_seqs - running, len(self.ready) + len(self._waiting)
-        quarter = max(1, self.max_num_seqs // 4)
+        quarter, half = max(1, self.max_num_seqs // 4), max(1, self.max_num_seqs // 2)
         is_crowded = pending > free
         if not free or not pending or (running and is_crowded and free < min(pending, quarter)):
             return Action.DECODE if running else Action.NOTHING
         takes_turns = self._takes_turns and not is_crowded
         few = min(pending, quarter) if takes_turns else min(pending, free)
-        is_behind = running >= self.max_num_seqs // 2 and self._since_encoding < _STEPS_BETWEEN_ENCODINGS
+        is_behind = running >= half and self._since_encoding < _STEPS_BETWEEN_ENCODINGS
         if waiting and ready < few and not (takes_turns and is_behind):
             return Action.ENCODE
         is_behind = running >= quarter and self._since_prefill < _STEPS_BETWEEN_PREFILLS
