@@ -82,7 +82,7 @@ def steps_until(scheduler: Scheduler, action: Action) -> int:
 
 
 def test_sequences_that_come_one_by_one_are_prefilled_every_few_steps() -> None:
-    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, takes_turns=True)
+    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, is_padded=True)
     for _ in range(2):
         ready(scheduler, 1)
         assert steps_until(scheduler, Action.PREFILL) == 0  # the few that are running lose little by it
@@ -95,23 +95,21 @@ def test_sequences_that_come_one_by_one_are_prefilled_every_few_steps() -> None:
 
 
 def test_those_that_run_go_on_between_encodings_where_all_have_room() -> None:
-    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, takes_turns=True)
+    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, is_padded=True, is_shared=True)
     ready(scheduler, 4)
     scheduler.admit(cache)
     for name in "abcd":
         scheduler.add(sequence(name), [name])
-    steps = 5
-    for _ in "abcd":
-        steps += steps_until(scheduler, Action.ENCODE)
-        assert steps == 5
+    for name in "abcd":
+        assert steps_until(scheduler, Action.ENCODE) == (0 if name == "a" else 5)
         ((page, users),) = scheduler.next_pages(1)
         scheduler.page_encoded(page, users)
-        steps = steps_until(scheduler, Action.PREFILL)
+        assert steps_until(scheduler, Action.PREFILL) == 0
         scheduler.admit(cache)
 
 
 def test_few_that_run_wait_until_a_quarter_of_the_batch_is_encoded() -> None:
-    cache, scheduler = KVCacheManager(1, 1000), Scheduler(16, 4, takes_turns=True)
+    cache, scheduler = KVCacheManager(1, 1000), Scheduler(16, 4, is_padded=True, is_shared=True)
     ready(scheduler, 5)
     scheduler.admit(cache)
     for name in "abcdefgh":
@@ -124,7 +122,7 @@ def test_few_that_run_wait_until_a_quarter_of_the_batch_is_encoded() -> None:
 
 
 def test_more_than_there_is_room_for_are_encoded_and_prefilled_together() -> None:
-    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, takes_turns=True)
+    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, is_padded=True, is_shared=True)
     ready(scheduler, 6)
     scheduler.admit(cache)
     for name in "abcde":
@@ -136,11 +134,12 @@ def test_more_than_there_is_room_for_are_encoded_and_prefilled_together() -> Non
     assert scheduler.next_action() is Action.PREFILL
 
 
-@pytest.mark.parametrize("takes_turns", [False, True])
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("is_padded", [False, True])
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 5, 16])
-def test_all_that_come_are_answered_however_they_come(max_num_seqs: int, takes_turns: bool) -> None:
+def test_all_that_come_are_answered_however_they_come(max_num_seqs: int, is_padded: bool, is_shared: bool) -> None:
     random_ = random.Random(max_num_seqs)
-    cache, scheduler = KVCacheManager(1, 10_000), Scheduler(max_num_seqs, 4, takes_turns=takes_turns)
+    cache, scheduler = KVCacheManager(1, 10_000), Scheduler(max_num_seqs, 4, is_padded=is_padded, is_shared=is_shared)
     left: dict[Sequence, int] = {}  # steps
     asked = answered = 0
     while answered < 200:

@@ -125,7 +125,7 @@ class PacedEngine:
         family = native_family_of(open_checkpoint(settings))
         self.info = info
         rules = family.generation(settings)
-        core = EngineCore(PacedRunner(rules), _PLAN, is_ahead=True)  # type: ignore[arg-type]
+        core = EngineCore(PacedRunner(rules), _PLAN, is_shared=True, is_ahead=True)  # type: ignore[arg-type]
         self._engine = NativeEngine(core, self.info, family.prompt_builder(settings.prompt), rules, 2048)
 
     def start(self) -> None:

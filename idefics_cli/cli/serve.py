@@ -13,7 +13,6 @@ from idefics_cli.errors import UsageError
 
 KEY_VARIABLE = "IDEFICS_CLI_API_KEY"
 _EXTRA = ("prometheus_client", "starlette", "uvicorn")
-_KEPT_PAGES = 256  # of some hundred clients with a page each, who ask about it now and then
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _OF_REQUESTS = ("min_new_tokens", "temperature", "top_p", "seed", "repetition_penalty", "num_beams", "stop", "choices")
 _OF_RUNS = ("columns", "examples", "limit", "shard", "root", "allow_empty", "across")
@@ -54,7 +53,7 @@ def serve(
         note(f"{serving.host} is open to other machines, and no key is wanted: set {KEY_VARIABLE}")
     server = Server(
         ServerSettings(
-            dataclasses.replace(model, most_new_tokens=serving.max_answer, kept_pages=_KEPT_PAGES),
+            dataclasses.replace(model, most_new_tokens=serving.max_answer, is_shared=True),
             checked_pages(pages, password_file),
             serving,
             allow_urls=allowed.allow_urls,

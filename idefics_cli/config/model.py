@@ -197,8 +197,8 @@ class ModelSettings(GenerationSettings):
     kernels: Annotated[Kernels, Option("Compiled GPU kernels.", Panel.MODEL)] = Kernels.AUTO
     most_new_tokens: int = 0
     """The longest answer that a request of its own settings may want, where that is more than `max_new_tokens`."""
-    kept_pages: int = 0
-    """Pages whose keys and values stay for questions that come later, where memory is spare: for servers."""
+    is_shared: bool = False
+    """Whether many clients ask at once, who ask again once they are answered: for servers."""
     ignore_eos: bool = False
     """Whether every answer takes `max_new_tokens`, end or not: for measurements."""
 

@@ -32,12 +32,15 @@ _ENCODINGS_AHEAD = 2  # the device has work, and the host is never far from hear
 class EngineCore:
     """Scheduler, model runner and KV cache."""
 
-    def __init__(self, runner: ModelRunner, plan: MemoryPlan, *, is_ahead: bool | None = None) -> None:
+    def __init__(
+        self, runner: ModelRunner, plan: MemoryPlan, *, is_shared: bool = False, is_ahead: bool | None = None
+    ) -> None:
         """Allocate the KV cache.
 
         Args:
             runner: of the models.
             plan: how much is done at once.
+            is_shared: see `Scheduler`.
             is_ahead: whether a step is launched before the last one is read, so that a GPU never waits for the host;
                 None where it is one. On a CPU, where to launch is to compute, it only takes longer.
 
@@ -61,7 +64,8 @@ class EngineCore:
         self._scheduler = Scheduler(
             plan.max_num_seqs,
             runner.rules.max_new_tokens,
-            takes_turns=plan.max_num_batched_tokens is not None,
+            is_padded=plan.max_num_batched_tokens is not None,
+            is_shared=is_shared,
         )
         runner.record_graph()
 

@@ -13,7 +13,7 @@ from idefics_cli.engine.device import DeviceChoice, free_host_memory
 from idefics_cli.engine.families.base import NativeFamily
 from idefics_cli.engine.native.core import EngineCore
 from idefics_cli.engine.native.engine import NativeEngine
-from idefics_cli.engine.native.memory_plan import WorkSizes, layers_at_once, plan_memory, weight_bytes
+from idefics_cli.engine.native.memory_plan import KEPT_PAGES, WorkSizes, layers_at_once, plan_memory, weight_bytes
 from idefics_cli.engine.native.model_runner import ModelRunner
 from idefics_cli.engine.native.torch_device import free_memory, torch_device, wide_dtype
 from idefics_cli.engine.native.weights import CheckpointSource, RandomSource, Source, Weights
@@ -67,10 +67,10 @@ def load_native(
         page_tokens=config.page_tokens,
         max_new_tokens=runner.rules.max_new_tokens,
         free_host=free_host_memory(),
-        kept_pages=settings.kept_pages,
+        kept_pages=KEPT_PAGES if settings.is_shared else 0,
     )
     with torch.inference_mode():
-        core = EngineCore(runner, plan)
+        core = EngineCore(runner, plan, is_shared=settings.is_shared)
     return NativeEngine(core, info, prompts, family.generation(settings), config.text.max_positions)
 
 

@@ -16,6 +16,8 @@ _HEADROOM = 0.9  # of free memory; the rest is the allocator's gaps and the libr
 _CPU_PATCHES = 1 << 14
 _GROUPED = (Quantize.INT8, Quantize.INT4)
 _SPARE_PART = 4
+KEPT_PAGES = 256
+"""Whose keys and values stay where clients share the engine: some hundred of them, with a page each, find theirs."""
 _FIXED = 1 << 29
 _PRODUCT_BYTES = {
     # of one weight of a product, with its part of scales (float16) and zeros (a byte); fp8's are one for an output

@@ -32,7 +32,7 @@ from idefics_cli.engine.native.sequence import Output, Sequence
 from idefics_cli.engine.native.timer import Timer
 from idefics_cli.engine.native.weights import Weights
 
-_SIZES = (2, 3, 4, 6, 8)  # eighths of a prefill batch; multiples of 128 rows are what kernels are made for
+_SIZES = (2, 3, 4, 5, 6, 7, 8)  # eighths of a prefill batch; multiples of 128 rows are what kernels are made for
 _log = logging.getLogger(__name__)
 
 

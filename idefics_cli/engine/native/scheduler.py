@@ -11,7 +11,7 @@ from idefics_cli.engine.native.kv_cache import KVCacheManager
 from idefics_cli.engine.native.sequence import Sequence
 
 _STEPS_BETWEEN_PREFILLS = 4
-_STEPS_BETWEEN_ENCODINGS = 5  # a third of a short answer: a page's ten questions then come as fast as they are answered
+_STEPS_BETWEEN_ENCODINGS = 5
 
 
 class Action(Enum):
@@ -26,18 +26,21 @@ class Action(Enum):
 class Scheduler:
     """Sequences that wait for their pages, that are ready for prefill, and that are running."""
 
-    def __init__(self, max_num_seqs: int, max_new_tokens: int, *, takes_turns: bool = False) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_new_tokens: int, *, is_padded: bool = False, is_shared: bool = False
+    ) -> None:
         """Begin with nothing to do.
 
         Args:
             max_num_seqs: sequences decoded together, at most.
             max_new_tokens: of an answer.
-            takes_turns: whether steps come between what adds few sequences: for where a prefill takes nearly as long
-                for one as for several, and a step for some as for all.
+            is_padded: whether a prefill takes nearly as long for one sequence as for several, and a step for some as
+                for all: prefills of few then wait for some steps.
+            is_shared: whether many clients ask, who ask again once they are answered.
 
         """
         self.max_num_seqs = max_num_seqs
-        self._takes_turns = takes_turns
+        self._is_padded, self._is_shared = is_padded, is_shared
         self._since_prefill, self._since_encoding = 0, _STEPS_BETWEEN_ENCODINGS  # steps of decoding
         self.running: dict[int, Sequence] = {}
         """By their index in the state of decoding."""
@@ -69,28 +72,27 @@ class Scheduler:
     def next_action(self) -> Action:
         """Choose what throughput gains most from: full batches of decoding, fed by prefills of several sequences.
 
-        Where more sequences are there than the batch has room for, a quarter of it is let come free; then pages are
-        encoded until the ready ones fill it, and they are prefilled together.
+        Once a quarter of the batch is free, pages are encoded until the ready sequences fill it, or none is left to
+        encode; then they are prefilled together. Where sequences come one by one, those of some steps are.
 
-        Where fewer are there, as where clients ask one question after another, those that are running go on between
-        encodings. They would wait for all pages otherwise, end together, and ask again together, while the device has
-        nothing to do.
+        Where clients share the engine and all have room in the batch, those that are running go on between encodings.
+        Held up until every page is encoded they would end together and ask again together, while the device has
+        nothing to do, and who comes with a new page would wait for all of them.
         """
         running, ready, waiting = len(self.running), len(self.ready), len(self._waiting)
-        free, pending = self.max_num_seqs - running, len(self.ready) + len(self._waiting)
+        free, pending = self.max_num_seqs - running, ready + waiting
         quarter, half = max(1, self.max_num_seqs // 4), max(1, self.max_num_seqs // 2)
-        is_crowded = pending > free
-        if not free or not pending or (running and is_crowded and free < min(pending, quarter)):
+        if not free or not pending or (running and min(free, pending) < min(quarter, pending)):
             return Action.DECODE if running else Action.NOTHING
-        takes_turns = self._takes_turns and not is_crowded
-        few = min(pending, quarter) if takes_turns else min(pending, free)
-        is_behind = running >= half and self._since_encoding < _STEPS_BETWEEN_ENCODINGS
-        if waiting and ready < few and not (takes_turns and is_behind):
+        takes_turns = self._is_shared and pending <= free
+        wanted = min(quarter if takes_turns else free, pending)
+        goes_on = takes_turns and running >= half and self._since_encoding < _STEPS_BETWEEN_ENCODINGS
+        if ready < wanted and waiting and not goes_on:
             return Action.ENCODE
-        is_behind = running >= quarter and self._since_prefill < _STEPS_BETWEEN_PREFILLS
-        if ready and not (self._takes_turns and is_behind and ready < min(quarter, free)):
+        is_early = self._is_padded and running >= quarter and self._since_prefill < _STEPS_BETWEEN_PREFILLS
+        if ready and not (is_early and ready < min(quarter, free)):
             return Action.PREFILL
-        return Action.DECODE
+        return Action.DECODE if running else Action.NOTHING
 
     def decoded(self) -> None:
         """Note a step of decoding."""
@@ -101,7 +103,7 @@ class Scheduler:
 
     def next_pages(self, count: int) -> list[tuple[str, list[Sequence]]]:
         """Return the pages that the first waiting sequences lack, at most so many, and who waits for each."""
-        self._since_encoding = 0
+        self._since_encoding, self._since_prefill = 0, _STEPS_BETWEEN_PREFILLS  # who is ready then joins at once
         pages: dict[str, list[Sequence]] = {}
         for sequence, missing in self._waiting.items():
             for page in sequence.page_ids:
