@@ -80,7 +80,7 @@ serve() {
     wait_for 127.0.0.1:8017/health
     echo "== serve"
     # The first two warm up: graphs of prefills are recorded once their sizes have come a few times.
-    load http://127.0.0.1:8017 any ${LOAD:-4:8:1 64:64:10 1:5:10 16:64:10 64:256:10 64:192:10:together 256:256:10 1:32:1 16:96:1 64:256:1 256:512:1}
+    load http://127.0.0.1:8017 any ${LOAD:-4:8:1 64:64:10 1:5:10 16:64:10 64:512:10 64:192:10:together 256:256:10 1:32:1 16:96:1 64:256:1 256:512:1}
     echo "== ask through it: new pages, then a page that it knows"
     for number in 3 4 5 6 6 6; do timed $cli ask "$work/asked/letter-000$number.pdf" "What is word $RANDOM?" $fixed; done
     kill "$server" && wait "$server"
