@@ -350,9 +350,10 @@ def test_servers_of_another_version_and_ones_that_say_nothing_are_left_alone(
 GREETING = """
 import sys
 from multiprocessing.connection import Client, Listener
-from idefics_cli.local_socket.handshake import greet
+from idefics_cli.local_socket.handshake import greet, greeting
 
 _, end, address = sys.argv
+greeting()
 connection = Client(address) if end == "client" else Listener(address).accept()
 sys.exit(not greet(connection))
 """

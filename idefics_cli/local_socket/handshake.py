@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -96,21 +97,25 @@ def greet(connection: Connection) -> bool:
         OSError: likewise.
 
     """
-    connection.send_bytes(_GREETING)
+    own = greeting()
+    connection.send_bytes(own)
     if not connection.poll(SECONDS):
         raise EOFError
-    return connection.recv_bytes(_MOST_BYTES) == _GREETING
+    return connection.recv_bytes(_MOST_BYTES) == own
+
+
+@functools.cache
+def greeting() -> bytes:
+    """Return what this end says of itself: the files as they are when it is first asked for, at a server's start."""
+    return json.dumps({"idefics-cli": __version__, "protocol": _PROTOCOL, "installation": _installation()}).encode()
 
 
 def _installation() -> str:
     """Return what another installation of this version, or this one after a change, has another of."""
     package = Path(__file__).resolve().parents[1]
-    newest = max((file.stat().st_mtime_ns for file in package.rglob("*.py")), default=0)
+    files = (os.path.join(folder, name) for folder, _, names in os.walk(package) for name in names)  # noqa: PTH118
+    newest = max((os.stat(file).st_mtime_ns for file in files if file.endswith(".py")), default=0)  # noqa: PTH116
     return hashlib.sha256(f"{package}\0{newest}".encode("utf-8", "surrogateescape")).hexdigest()
-
-
-_GREETING = json.dumps({"idefics-cli": __version__, "protocol": _PROTOCOL, "installation": _installation()}).encode()
-"""As the files were when this process began."""
 
 
 def travelling(settings: RunSettings) -> RunSettings:

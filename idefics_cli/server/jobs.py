@@ -22,7 +22,7 @@ from idefics_cli.engine.base import EngineInfo
 from idefics_cli.engine.device import choose_device
 from idefics_cli.errors import IdeficsCliError, ModelError, RowFailedError
 from idefics_cli.local_socket.folder import connect, connection_of, listen, sockets
-from idefics_cli.local_socket.handshake import Accepted, CountPages, Hello, Refused, Source, greet, received
+from idefics_cli.local_socket.handshake import Accepted, CountPages, Hello, Refused, Source, greet, greeting, received
 from idefics_cli.records import Answer, Document, Generation, Request
 from idefics_cli.server.kept_engine import KeptEngine
 from idefics_cli.workers.feed import jobs_at_once
@@ -43,6 +43,7 @@ class JobServer:
         """Take what answers; `connections` counts those that are open."""
         self._engine, self._pool, self._model, self._connections = engine, pool, model, connections
         self._source = Source.of(model)
+        greeting()  # of the files that this process runs, not of those that may replace them
         self._device = choose_device(model)
         self._listener: socket | None = None
         self._lock = threading.Lock()
