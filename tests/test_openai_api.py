@@ -189,12 +189,14 @@ def test_the_tokens_of_a_stop_string_that_ends_in_a_space_are_none_of_the_answer
 def test_chunks_have_the_form_of_the_api() -> None:
     completion = Completion("m")
     cut = Answer("x", prompt_tokens=3, new_tokens=2, is_complete=False)
-    made = completion.chunks()
-    stream = made.first() + made.text("x") + made.end(cut, include_usage=True)
+    made = completion.chunks(include_usage=True)
+    stream = made.first() + made.text("x") + made.end(cut)
     *events, done, nothing = stream.split(b"\n\n")
     assert (done, nothing) == (b"data: [DONE]", b"")
     chunks = [json.loads(one.removeprefix(b"data: ")) for one in events]
-    assert b"usage" not in made.end(cut, include_usage=False)
+    assert all(chunk["usage"] is None for chunk in chunks[:3])
+    without = completion.chunks(include_usage=False)
+    assert b"usage" not in without.first() + without.text("x") + without.end(cut)
     assert {(chunk["object"], chunk["id"], chunk["model"]) for chunk in chunks} == {
         ("chat.completion.chunk", completion.id, "m")
     }
@@ -214,6 +216,6 @@ def test_a_chunk_of_text_is_that_of_the_whole_body_written_as_json(model: str, t
         ]}  # fmt: skip
         return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
 
-    chunks = completion.chunks()
+    chunks = completion.chunks(include_usage=False)
     assert chunks.text(text) == written(None)
     assert chunks.text(text, [{"token": "x"}]) == written({"content": [{"token": "x"}], "refusal": None})

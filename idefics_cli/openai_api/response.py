@@ -42,9 +42,9 @@ class Completion:
         }
         return self._body("chat.completion", [choice]) | {"usage": usage_of(answer), "idefics_cli": own}
 
-    def chunks(self) -> Chunks:
-        """Return what makes the events of a stream."""
-        return Chunks(self)
+    def chunks(self, *, include_usage: bool) -> Chunks:
+        """Return what makes the events of a stream; with the usage it has one more, and the others say null."""
+        return Chunks(self, include_usage=include_usage)
 
     def chunk_body(self, choices: Sequence[object]) -> dict[str, object]:
         """Return the body of a chunk."""
@@ -57,8 +57,8 @@ class Completion:
 class Chunks:
     """Makes the server-sent events of a stream."""
 
-    def __init__(self, completion: Completion) -> None:
-        self._body = completion.chunk_body
+    def __init__(self, completion: Completion, *, include_usage: bool) -> None:
+        self._body, self._include_usage = completion.chunk_body, include_usage
         # All that is not text is the same in each chunk: it is written once.
         self._before, _, self._behind = self._chunk({"content": ""}, None).rpartition(_NO_TEXT)
 
@@ -72,15 +72,15 @@ class Chunks:
             return b'%b"content": %b%b' % (self._before, _json(text), self._behind)
         return self._chunk({"content": text}, None, {"content": tokens, "refusal": None})
 
-    def end(self, answer: Answer, *, include_usage: bool) -> bytes:
+    def end(self, answer: Answer) -> bytes:
         """Return the events that a stream ends with: why the answer ended, and the usage, whose `choices` are empty."""
         last = self._chunk({}, _finish_reason(answer))
-        usage = event(self._body([]) | {"usage": usage_of(answer)}) if include_usage else b""
+        usage = event(self._body([]) | {"usage": usage_of(answer)}) if self._include_usage else b""
         return last + usage + _DONE
 
     def _chunk(self, delta: object, finish_reason: str | None, logprobs: object = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return event(self._body([choice]))
+        return event(self._body([choice]) | ({"usage": None} if self._include_usage else {}))
 
 
 def event(body: Mapping[str, object]) -> bytes:

@@ -166,7 +166,8 @@ class ChatCompletions:
         self, completion: Completion, chat: ChatRequest, news: News, answer: asyncio.Future[Answer], send: Send
     ) -> bytes:
         """Send the chunks of an answer while it grows; returns those of its end. Each `send` is a system call."""
-        chunks, text, tokens = completion.chunks(), TextStream(), TokenStream()
+        chunks = completion.chunks(include_usage=chat.include_usage)
+        text, tokens = TextStream(), TokenStream()
         unsent = chunks.first()
         while not answer.done():
             if news.latest is not None and (added := text.added(news.latest)):
@@ -179,7 +180,7 @@ class ChatCompletions:
         entries = tokens.added(whole.tokens, whole=whole.text) if chat.logprobs and whole.tokens is not None else None
         if rest or entries:
             unsent += chunks.text(rest, entries)
-        return unsent + chunks.end(whole, include_usage=chat.include_usage)
+        return unsent + chunks.end(whole)
 
     def _checked(self, answer: Answer, *, is_counted: bool = True) -> Answer:
         if answer.failure is not None:
