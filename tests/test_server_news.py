@@ -121,7 +121,7 @@ def test_chunks_of_merged_news_have_every_token_once() -> None:
         reply = client.post("/v1/chat/completions", json=body)
         first, *texts, last, usage = events(reply.text)
     assert reply.text.startswith(f"data: {json.dumps(first)}\n\n")  # fields and spaces as ever
-    assert list(first) == ["id", "object", "created", "model", "choices"]
+    assert list(first) == ["id", "object", "created", "model", "choices", "usage"]
     assert list(first["choices"][0]) == ["index", "delta", "logprobs", "finish_reason"]
     assert "".join(one["choices"][0]["delta"]["content"] for one in texts) == "w" * 12
     told: Sequence[Any] = [token for one in texts for token in one["choices"][0]["logprobs"]["content"]]
