@@ -71,6 +71,21 @@ def test_the_batch_is_filled_before_it_is_prefilled(waiting: int, count: int, ru
     assert scheduler.next_action() is action
 
 
+def shared(max_num_seqs: int, running: int, waiting: str) -> Scheduler:
+    """Return one of many clients, so many of whose sequences run and whose others wait for a page each."""
+    scheduler = Scheduler(max_num_seqs, 4, is_padded=True, is_shared=True)
+    ready(scheduler, running)
+    scheduler.admit(KVCacheManager(1, 1000))
+    for name in waiting:
+        scheduler.add(sequence(name), [name])
+    return scheduler
+
+
+def encode_one(scheduler: Scheduler) -> None:
+    ((page, users),) = scheduler.next_pages(1)
+    scheduler.page_encoded(page, users)
+
+
 def steps_until(scheduler: Scheduler, action: Action) -> int:
     """Return how many steps of decoding come before something else, which has to be this."""
     for steps in range(100):
@@ -95,42 +110,27 @@ def test_sequences_that_come_one_by_one_are_prefilled_every_few_steps() -> None:
 
 
 def test_those_that_run_go_on_between_encodings_where_all_have_room() -> None:
-    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, is_padded=True, is_shared=True)
-    ready(scheduler, 4)
-    scheduler.admit(cache)
-    for name in "abcd":
-        scheduler.add(sequence(name), [name])
+    scheduler, cache = shared(8, 4, "abcd"), KVCacheManager(1000, 2000)
     for name in "abcd":
         assert steps_until(scheduler, Action.ENCODE) == (0 if name == "a" else 5)
-        ((page, users),) = scheduler.next_pages(1)
-        scheduler.page_encoded(page, users)
+        encode_one(scheduler)
         assert steps_until(scheduler, Action.PREFILL) == 0
         scheduler.admit(cache)
 
 
 def test_few_that_run_wait_until_a_quarter_of_the_batch_is_encoded() -> None:
-    cache, scheduler = KVCacheManager(1, 1000), Scheduler(16, 4, is_padded=True, is_shared=True)
-    ready(scheduler, 5)
-    scheduler.admit(cache)
-    for name in "abcdefgh":
-        scheduler.add(sequence(name), [name])
+    scheduler = shared(16, 5, "abcdefgh")
     for _ in range(4):
         assert scheduler.next_action() is Action.ENCODE
-        ((page, users),) = scheduler.next_pages(1)
-        scheduler.page_encoded(page, users)
+        encode_one(scheduler)
     assert scheduler.next_action() is Action.PREFILL
 
 
 def test_more_than_there_is_room_for_are_encoded_and_prefilled_together() -> None:
-    cache, scheduler = KVCacheManager(1, 1000), Scheduler(8, 4, is_padded=True, is_shared=True)
-    ready(scheduler, 6)
-    scheduler.admit(cache)
-    for name in "abcde":
-        scheduler.add(sequence(name), [name])
+    scheduler = shared(8, 6, "abcde")
     for _ in range(2):
         assert scheduler.next_action() is Action.ENCODE
-        ((page, users),) = scheduler.next_pages(1)
-        scheduler.page_encoded(page, users)
+        encode_one(scheduler)
     assert scheduler.next_action() is Action.PREFILL
 
 
