@@ -71,14 +71,14 @@ def test_the_batch_is_filled_before_it_is_prefilled(waiting: int, count: int, ru
     assert scheduler.next_action() is action
 
 
-def shared(max_num_seqs: int, running: int, waiting: str) -> Scheduler:
+def shared(max_num_seqs: int, running: int, waiting: str) -> tuple[Scheduler, KVCacheManager]:
     """Return one of many clients, so many of whose sequences run and whose others wait for a page each."""
-    scheduler = Scheduler(max_num_seqs, 4, is_padded=True, is_shared=True)
+    cache, scheduler = KVCacheManager(1, 1000), Scheduler(max_num_seqs, 4, is_padded=True, is_shared=True)
     ready(scheduler, running)
-    scheduler.admit(KVCacheManager(1, 1000))
+    scheduler.admit(cache)
     for name in waiting:
         scheduler.add(sequence(name), [name])
-    return scheduler
+    return scheduler, cache
 
 
 def encode_one(scheduler: Scheduler) -> None:
@@ -110,7 +110,7 @@ def test_sequences_that_come_one_by_one_are_prefilled_every_few_steps() -> None:
 
 
 def test_those_that_run_go_on_between_encodings_where_all_have_room() -> None:
-    scheduler, cache = shared(8, 4, "abcd"), KVCacheManager(1000, 2000)
+    scheduler, cache = shared(8, 4, "abcd")
     for name in "abcd":
         assert steps_until(scheduler, Action.ENCODE) == (0 if name == "a" else 5)
         encode_one(scheduler)
@@ -119,7 +119,7 @@ def test_those_that_run_go_on_between_encodings_where_all_have_room() -> None:
 
 
 def test_few_that_run_wait_until_a_quarter_of_the_batch_is_encoded() -> None:
-    scheduler = shared(16, 5, "abcdefgh")
+    scheduler, _ = shared(16, 5, "abcdefgh")
     for _ in range(4):
         assert scheduler.next_action() is Action.ENCODE
         encode_one(scheduler)
@@ -127,7 +127,7 @@ def test_few_that_run_wait_until_a_quarter_of_the_batch_is_encoded() -> None:
 
 
 def test_more_than_there_is_room_for_are_encoded_and_prefilled_together() -> None:
-    scheduler = shared(8, 6, "abcde")
+    scheduler, _ = shared(8, 6, "abcde")
     for _ in range(2):
         assert scheduler.next_action() is Action.ENCODE
         encode_one(scheduler)
