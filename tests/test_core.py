@@ -310,6 +310,36 @@ def test_a_sequence_that_was_restarted_says_so(settings: ModelSettings, prepared
     assert all(sequence.failure is None for sequence in asked)
 
 
+def test_an_answer_that_has_ended_is_not_lost_to_a_step_launched_behind_it(
+    settings: ModelSettings, prepared: tuple[Weights, NativeFamily]
+) -> None:
+    """The last step of a sequence is read after another one has been launched, which it takes in vain."""
+
+    def run(fails: Callable[[int, Any], bool] = lambda number, result: False) -> tuple[Asked, range, EngineCore]:
+        runner, family = small_runner(settings, prepared)
+        core = core_of(runner, PLANS["padded"])
+        (asked,) = sequences(family, small_requests()[1:2])
+        core.add(asked)
+        with Faults(fails) as faults:
+            for _ in range(MOST_STEPS):
+                before = faults.count
+                if list(core.step()):
+                    return asked, range(before + 1, faults.count + 1), core
+        raise AssertionError("not done")
+
+    expected, vain, _ = run()
+    assert expected.output is not None
+    assert expected.output.is_complete
+    assert len(vain) > 10
+    for fault in vain[::5]:
+        asked, _, core = run(lambda number, result, fault=fault: number == fault)  # type: ignore[misc]
+        assert asked.failure is None, fault
+        assert asked.output == expected.output
+        assert not asked.is_preempted
+        assert not list(core.step())
+        assert not core.has_work
+
+
 def test_a_cache_that_does_not_fit_is_halved_until_it_does(
     settings: ModelSettings, prepared: tuple[Weights, NativeFamily]
 ) -> None:

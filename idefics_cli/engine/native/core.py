@@ -226,12 +226,16 @@ class EngineCore:
     def _restart(self) -> Iterator[Sequence]:
         """Let all running sequences start anew, half as many together; yields one that is alone already.
 
-        A step that failed has changed the state of some of them, which a start from the prompt makes good.
+        A step that failed has changed the state of some of them, which a start from the prompt makes good. Those that
+        had ended before, with a step that was not read yet, are yielded with their answers.
         """
         scheduler = self._scheduler
-        self._forget_launched()
-        self._runner.release_memory()
         is_alone = len(scheduler.running) == 1
+        while self._launched:
+            yield from self._read(self._launched.popleft())
+        self._runner.release_memory()
+        if not scheduler.running:
+            return
         scheduler.preempt(list(scheduler.running), self._manager)
         if is_alone:
             yield self._too_large(scheduler.ready.popleft())
