@@ -15,6 +15,7 @@ from idefics_cli.engine.families.base import NativeFamily, Prompt
 from idefics_cli.engine.native.core import EngineCore
 from idefics_cli.engine.native.memory_plan import MemoryPlan
 from idefics_cli.engine.native.model_runner import ModelRunner
+from idefics_cli.engine.native.sequence import Elapsed
 from idefics_cli.engine.native.sequence import Sequence as Asked
 from idefics_cli.engine.native.weights import Weights
 from idefics_cli.errors import FailureKind, ModelError
@@ -338,6 +339,25 @@ def test_an_answer_that_has_ended_is_not_lost_to_a_step_launched_behind_it(
         assert not asked.is_preempted
         assert not list(core.step())
         assert not core.has_work
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_steps_are_borne_by_those_who_gained_a_token_of_them(
+    is_ahead: bool, settings: ModelSettings, prepared: tuple[Weights, NativeFamily]
+) -> None:
+    """What a sequence takes in vain, once it has ended, is shared out among the others."""
+    runner, family = small_runner(settings, prepared)
+    core = EngineCore(runner, PLANS["padded"], is_ahead=is_ahead)
+    asked = sequences(family, small_requests())
+    drive(core, asked)
+    parts: dict[Elapsed, float] = {}
+    for sequence in asked:
+        assert sequence.output is not None
+        assert len(sequence.decode) == len(sequence.output.tokens) - 1
+        for timer, part in sequence.decode:
+            parts[timer] = parts.get(timer, 0.0) + part
+    assert len({len(sequence.decode) for sequence in asked}) > 1
+    assert list(parts.values()) == pytest.approx([1.0] * len(parts))
 
 
 def test_a_cache_that_does_not_fit_is_halved_until_it_does(

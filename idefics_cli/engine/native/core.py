@@ -241,14 +241,16 @@ class EngineCore:
             yield self._too_large(scheduler.ready.popleft())
 
     def _read(self, launched: Launched) -> Iterator[Sequence]:
-        """Wait for a step; yields the sequences that it finished."""
+        """Wait for a step; yields the sequences that it finished.
+
+        Those that ended a step before, or were withdrawn, bear nothing of it: the others do.
+        """
         outputs, running = self._runner.read(launched), self._scheduler.running
-        for index, sequence in launched.sequences.items():
-            if running.get(index) is not sequence:  # it ended a step before, or was withdrawn
-                continue
+        going_on = {index: each for index, each in launched.sequences.items() if running.get(index) is each}
+        for index, sequence in going_on.items():
             if launched.decoding is not None:
-                sequence.decode.append((launched.decoding, 1 / len(launched.sequences)))
-                sequence.batch_size = max(sequence.batch_size, len(launched.sequences))
+                sequence.decode.append((launched.decoding, 1 / len(going_on)))
+                sequence.batch_size = max(sequence.batch_size, len(going_on))
             if (output := outputs.get(index)) is None:
                 continue
             self._scheduler.free(index, self._manager)
