@@ -360,6 +360,28 @@ def test_steps_are_borne_by_those_who_gained_a_token_of_them(
     assert list(parts.values()) == pytest.approx([1.0] * len(parts))
 
 
+def test_what_is_watched_is_told_once(settings: ModelSettings, prepared: tuple[Weights, NativeFamily]) -> None:
+    """Also where a step encodes a page or begins others, and who runs gets nothing."""
+    runner, family = small_runner(settings, prepared)
+    core = core_of(runner, PLANS["padded"])
+    asked = sequences(family, small_requests())
+    told: dict[Asked, list[tuple[int, ...]]] = {sequence: [] for sequence in asked}
+    for sequence in asked:
+        sequence.is_watched = True
+    later = list(asked)
+    while later or core.has_work:
+        if later:
+            core.add(later.pop(0))
+        list(core.step())
+        for sequence, (tokens, _) in core.watched(first_only=False).items():
+            told[sequence].append(tokens)
+    for sequence, tokens_so_far in told.items():
+        assert sequence.output is not None
+        lengths = [len(tokens) for tokens in tokens_so_far]
+        assert lengths == sorted({*lengths} - {0})
+        assert all(sequence.output.tokens[: len(tokens)] == tokens for tokens in tokens_so_far)
+
+
 def test_a_cache_that_does_not_fit_is_halved_until_it_does(
     settings: ModelSettings, prepared: tuple[Weights, NativeFamily]
 ) -> None:

@@ -100,7 +100,7 @@ class EngineCore:
         return EngineStats(len(scheduler.running), scheduler.waiting, self._pages_encoded, self._pages_reused, slots)
 
     def watched(self, *, first_only: bool) -> dict[Sequence, tuple[tuple[int, ...], tuple[float, ...]]]:
-        """Return the tokens so far, and their log-probabilities, of running sequences that are watched.
+        """Return the tokens so far, and their log-probabilities, of running sequences that are watched and have more.
 
         Args:
             first_only: of those that it has not returned any of yet.
@@ -108,9 +108,11 @@ class EngineCore:
         """
         told = {}
         for index, sequence in self._scheduler.running.items():
-            if sequence.is_watched and not (first_only and sequence.is_told):
-                told[sequence] = self._runner.tokens_so_far(index)
-                sequence.is_told = bool(told[sequence][0])
+            if sequence.is_watched and not (first_only and sequence.told):
+                tokens, logprobs = self._runner.tokens_so_far(index)
+                if len(tokens) > sequence.told:
+                    told[sequence] = tokens, logprobs
+                    sequence.told = len(tokens)
         return told
 
     def step(self) -> Iterator[Sequence]:

@@ -141,7 +141,7 @@ class NativeEngine:
         is_due = now - self._told_at >= _SECONDS_BETWEEN_TOKENS
         for sequence, (ids, logprobs) in self._core.watched(first_only=not is_due).items():
             submission = self._submissions.get(sequence)
-            if ids and submission is not None and submission.on_tokens is not None:
+            if submission is not None and submission.on_tokens is not None:
                 rules = sequence.rules or self._rules
                 submission.on_tokens(GeneratedTokens(ids, logprobs, self._prompts.decode, rules.stop))
         if is_due:

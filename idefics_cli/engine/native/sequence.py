@@ -57,8 +57,8 @@ class Sequence:
     """How its answer is generated; None is as the engine's are."""
     is_watched: bool = False
     """Whether its tokens are told while they come."""
-    is_told: bool = False
-    """Whether any of them has been."""
+    told: int = 0
+    """How many of them have been."""
     prefix: Prefix | None = None
     """Its part of the KV cache, while it is running."""
     suffix_start: int = 0
