@@ -166,6 +166,33 @@ def test_all_that_come_are_answered_however_they_come(max_num_seqs: int, is_padd
             assert not scheduler.has_work
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_a_new_page_comes_in_turn_among_clients_who_keep_the_batch_full(is_padded: bool, is_shared: bool) -> None:
+    """More than there is room for ask about pages that are encoded, again and again."""
+    cache, scheduler = KVCacheManager(1, 10_000), Scheduler(4, 4, is_padded=is_padded, is_shared=is_shared)
+    ready(scheduler, 12)
+    new = sequence("new")
+    scheduler.add(new, ["new"])
+    left: dict[Sequence, int] = {}
+    for _ in range(100):
+        action = scheduler.next_action()
+        if action is Action.ENCODE:
+            for page, users in scheduler.next_pages(1):
+                scheduler.page_encoded(page, users)
+        elif action is Action.PREFILL:
+            for index in scheduler.admit(cache):
+                left[scheduler.running[index]] = 1 + index
+        else:
+            scheduler.decoded()
+            for index, one in list(scheduler.running.items()):
+                left[one] -= 1
+                if not left[one]:
+                    scheduler.free(index, cache)
+                    ready(scheduler, 1)
+    assert left.get(new) == 0
+
+
 def test_sequences_are_admitted_in_order_while_there_are_room_and_slots() -> None:
     cache, scheduler = KVCacheManager(0, 6 + 2 * 8), Scheduler(3, 4)  # a prefix of 6, two suffixes of 4 + 4
     first, second, third = ready(scheduler, 3)

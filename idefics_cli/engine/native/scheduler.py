@@ -48,6 +48,8 @@ class Scheduler:
         """All their pages are encoded; in the order of arrival."""
         self._waiting: dict[Sequence, set[str]] = {}
         """The pages that each still waits for; in the order of arrival."""
+        self._overtaking = 0
+        """Sequences that were admitted while others wait, since a page was encoded."""
         self._max_new_tokens = max_new_tokens
         self._indices = max_num_seqs
 
@@ -65,6 +67,7 @@ class Scheduler:
         """Take a new sequence, and the pages of it that are not encoded."""
         missing = set(missing_pages)
         if missing:
+            self._overtaking = self._overtaking if self._waiting else 0
             self._waiting[sequence] = missing
         else:
             self.ready.append(sequence)
@@ -78,6 +81,8 @@ class Scheduler:
         Where clients share the engine and all have room in the batch, those that are running go on between encodings.
         Held up until every page is encoded they would end together and ask again together, while the device has
         nothing to do, and who comes with a new page would wait for all of them.
+
+        Who waits for a page is overtaken by a batch of those whose pages are known, at most: these may never end.
         """
         running, ready, waiting = len(self.running), len(self.ready), len(self._waiting)
         free, pending = self.max_num_seqs - running, ready + waiting
@@ -87,7 +92,8 @@ class Scheduler:
         takes_turns = self._is_shared and pending <= free
         wanted = min(quarter if takes_turns else free, pending)
         goes_on = takes_turns and running >= half and self._since_encoding < _STEPS_BETWEEN_ENCODINGS
-        if ready < wanted and waiting and not goes_on:
+        is_due = self._overtaking >= self.max_num_seqs
+        if waiting and (is_due or (ready < wanted and not goes_on)):
             return Action.ENCODE
         is_early = self._is_padded and running >= quarter and self._since_prefill < _STEPS_BETWEEN_PREFILLS
         if ready and not (is_early and ready < min(quarter, free)):
@@ -104,6 +110,7 @@ class Scheduler:
     def next_pages(self, count: int) -> list[tuple[str, list[Sequence]]]:
         """Return the pages that the first waiting sequences lack, at most so many, and who waits for each."""
         self._since_encoding, self._since_prefill = 0, _STEPS_BETWEEN_PREFILLS  # who is ready then joins at once
+        self._overtaking = 0
         pages: dict[str, list[Sequence]] = {}
         for sequence, missing in self._waiting.items():
             for page in sequence.page_ids:
@@ -159,6 +166,7 @@ class Scheduler:
             self.running[index] = self.ready.popleft()
             admitted.append(index)
             self._since_prefill = 0
+            self._overtaking += 1
         return admitted
 
     def free(self, index: int, cache: KVCacheManager) -> Sequence:
