@@ -118,17 +118,18 @@ def test_those_that_run_go_on_between_encodings_where_all_have_room() -> None:
         scheduler.admit(cache)
 
 
-def test_few_that_run_wait_until_a_quarter_of_the_batch_is_encoded() -> None:
-    scheduler, _ = shared(16, 5, "abcdefgh")
-    for _ in range(4):
-        assert scheduler.next_action() is Action.ENCODE
-        encode_one(scheduler)
-    assert scheduler.next_action() is Action.PREFILL
-
-
-def test_more_than_there_is_room_for_are_encoded_and_prefilled_together() -> None:
-    scheduler, _ = shared(8, 6, "abcde")
-    for _ in range(2):
+@pytest.mark.parametrize(
+    ("max_num_seqs", "running", "waiting", "encoded"),
+    [
+        pytest.param(16, 5, "abcdefgh", 4, id="few that run wait for a quarter of the batch"),
+        pytest.param(8, 6, "abcde", 2, id="all that is free where more wait than have room"),
+    ],
+)
+def test_so_many_pages_are_encoded_before_a_prefill(
+    max_num_seqs: int, running: int, waiting: str, encoded: int
+) -> None:
+    scheduler, _ = shared(max_num_seqs, running, waiting)
+    for _ in range(encoded):
         assert scheduler.next_action() is Action.ENCODE
         encode_one(scheduler)
     assert scheduler.next_action() is Action.PREFILL

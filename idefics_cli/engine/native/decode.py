@@ -148,15 +148,14 @@ class StepDecoder(ABC):
         return growing is not None and not growing.is_over and growing.launched < growing.most_steps
 
     def read(self, launched: LaunchedStep) -> dict[int, Output]:
-        """Return the outputs of sequences that ended with a step; waits for the device. To be read in their order."""
+        """Return the outputs of sequences that ended with a step, also of those whose index another one has by now.
+
+        Waits for the device. Steps are to be read in their order.
+        """
         rows = [(index, growing) for index, growing in launched.rows if not growing.is_over]
         for _, growing in rows:
             growing.read += 1
-        outputs = self._outputs(rows, launched.copy.wait())
-        for index, growing in launched.rows:
-            if index in outputs and self._growing[index] is not growing:  # another one has its index
-                del outputs[index]
-        return outputs
+        return self._outputs(rows, launched.copy.wait())
 
     def tokens_so_far(self, index: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Return the tokens of a sequence that were read, and their log-probabilities."""

@@ -187,7 +187,7 @@ class ModelRunner:
         return Launched(step, stepped, timer)
 
     def read(self, launched: Launched) -> dict[int, Output]:
-        """Return the outputs of sequences that ended with a step; waits for the device."""
+        """See `StepDecoder.read`: an output is of the step's own sequence at that index."""
         return self.decoding.read(launched.step)
 
     def tokens_so_far(self, index: int) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -67,7 +67,8 @@ class Scheduler:
         """Take a new sequence, and the pages of it that are not encoded."""
         missing = set(missing_pages)
         if missing:
-            self._overtaking = self._overtaking if self._waiting else 0
+            if not self._waiting:
+                self._overtaking = 0
             self._waiting[sequence] = missing
         else:
             self.ready.append(sequence)
@@ -87,8 +88,8 @@ class Scheduler:
         running, ready, waiting = len(self.running), len(self.ready), len(self._waiting)
         free, pending = self.max_num_seqs - running, ready + waiting
         quarter, half = max(1, self.max_num_seqs // 4), max(1, self.max_num_seqs // 2)
-        if not free or not pending or (running and min(free, pending) < min(quarter, pending)):
-            return Action.DECODE if running else Action.NOTHING
+        if running and free < min(quarter, pending):
+            return Action.DECODE
         takes_turns = self._is_shared and pending <= free
         wanted = min(quarter if takes_turns else free, pending)
         goes_on = takes_turns and running >= half and self._since_encoding < _STEPS_BETWEEN_ENCODINGS

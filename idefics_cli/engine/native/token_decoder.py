@@ -89,14 +89,14 @@ class TokenDecoder(StepDecoder):
 
     def _begin(self, index: Tensor, starts: Sequence[Start]) -> None:
         """See `StepDecoder`."""
-        for start in starts:
-            self._is_drawn[start.index] = bool((start.rules or self._rules).temperature)
+        rules = [start.rules or self._rules for start in starts]
+        for start, each in zip(starts, rules, strict=True):
+            self._is_drawn[start.index] = bool(each.temperature)
         for processor in self._processors:
             processor.start(index, [start.prompt for start in starts])
         self._draws = any(self._is_drawn[start.index] for start in starts)
         self._has_drawn |= self._draws
         if self._has_drawn:  # also of those that do not draw, whose index may be that of one that did
-            rules = [start.rules or self._rules for start in starts]
             numbers = torch.tensor([[each.temperature for each in rules], [1 - each.top_p for each in rules]])
             temperature, removed = to_device(numbers, index.device)
             keys = to_device(torch.tensor([start.random_key for start in starts]), index.device)
